@@ -1,0 +1,39 @@
+"""The training loss: cross-entropy against soft targets, and the L2 term."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy over the images whose mask is 1, float32.
+
+    Args:
+      logits: `[N, classes]` float32.
+      targets: `[N, classes]` float32, each row sums to 1.
+      mask: `[N]` float32, 0 for images that could not be decoded.
+    """
+    losses = optax.losses.softmax_cross_entropy(logits, targets)
+    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def smoothed_one_hot(
+    labels: jax.Array, num_classes: int, smoothing: float
+) -> jax.Array:
+    """Returns `[N, num_classes]` float32 targets with `smoothing` spread evenly."""
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return optax.losses.smooth_labels(one_hot, smoothing)
+
+
+def l2(params: Any) -> jax.Array:
+    """Returns half the sum of squares of all kernels, float32.
+
+    Biases and BatchNorm's scale and offset are left out, as in the released code.
+    """
+    return 0.5 * sum(
+        jnp.sum(jnp.square(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "kernel"
+    )

@@ -1,0 +1,54 @@
+"""Accuracy as sums that can be added up in any order: hits, images, confusion."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_CONFUSION_CLASSES = 1000  # a [classes, classes] table larger than this is not kept
+
+
+def accuracy_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns int32 sums `top1`, `top5` and `count` over the images with mask 1.
+
+    Args:
+      logits: `[N, classes]` float32. A row that is not finite is never a hit.
+      labels: `[N]` int32.
+      mask: `[N]` float32 of 0 and 1.
+
+    Of equal logits the lower class ranks first, so a constant network does not score.
+    """
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    classes = jnp.arange(logits.shape[1], dtype=labels.dtype)[None, :]
+    ahead = (logits > true) | ((logits == true) & (classes < labels[:, None]))
+    rank = jnp.sum(ahead, axis=1)
+    valid = mask > 0
+    finite = valid & jnp.all(jnp.isfinite(logits), axis=1)
+    return {
+        "top1": jnp.sum(finite & (rank < 1), dtype=jnp.int32),
+        "top5": jnp.sum(finite & (rank < 5), dtype=jnp.int32),
+        "count": jnp.sum(valid, dtype=jnp.int32),
+    }
+
+
+def confusion_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Returns `[classes, classes]` int32: images of class row taken for class column."""
+    num_classes = logits.shape[1]
+    predicted = jnp.argmax(logits, axis=1)
+    table = jnp.zeros((num_classes, num_classes), jnp.int32)
+    return table.at[labels, predicted].add((mask > 0).astype(jnp.int32))
+
+
+def fractions(sums: dict[str, Any]) -> dict[str, float | int]:
+    """Returns `top1` and `top5` as fractions of `count`; 0 when nothing was counted."""
+    count = int(np.asarray(sums["count"]))
+    return {
+        "top1": float(sums["top1"]) / max(count, 1),
+        "top5": float(sums["top5"]) / max(count, 1),
+        "count": count,
+    }

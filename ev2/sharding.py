@@ -1,0 +1,57 @@
+"""One mesh axis, "data": the state is replicated, batches are split by image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over all devices of all processes (or those given)."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of the state, the strengths and the metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_by_image(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: the first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows on its devices and returns the global batch."""
+    sharding = split_by_image(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in batch.items()
+    }
+
+
+def abstract_batch(
+    mesh: Mesh, image_size: int, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and sharding of a global batch, for compiling ahead of time."""
+    sharding = split_by_image(mesh)
+    shapes = {
+        "image": ((batch_size, image_size, image_size, 3), np.uint8),
+        "label": ((batch_size,), np.int32),
+        "mask": ((batch_size,), np.float32),
+    }
+    return {
+        key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for key, (shape, dtype) in shapes.items()
+    }
+
+
+def abstract(mesh: Mesh, tree: Any) -> Any:
+    """Shapes and dtypes of a replicated tree."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
