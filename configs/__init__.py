@@ -1,0 +1,1 @@
+"""Recipes: one file is one result; `defaults.py` declares every key."""

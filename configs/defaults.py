@@ -1,0 +1,174 @@
+"""Every key of a run, with its unit and meaning; the values are the paper's S recipe.
+
+A recipe is a file beside this one with `get_config()`, which takes the ConfigDict
+below and assigns to keys that exist; it is locked, so a misspelt key fails. Every
+key can be set on the command line: `--config.optimizer.lr=0.01`,
+`--config.progressive.image_size='(128, 224)'`.
+
+Images are counted over all devices ("global"), image sizes are the side of a
+square in pixels, and a pair is (first stage, last stage). Where the paper is
+silent the value is the released code's; the comments say which.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the locked defaults: EfficientNetV2-S on ImageNet1k, the paper's way."""
+    config = ConfigDict()
+
+    config.seed = 0  # weights, data order, augmentation, random schedule
+    # "paper" | "released": a label for the record. What the two do differently is
+    # set in the values below by the recipe, never decided by this word.
+    config.recipe = "paper"
+
+    # Global images per step. The paper's 4096 fits 32 TPU v3 cores.
+    config.batch_size = 4096
+    # Length of the run: exactly one of the two is above 0. An epoch is
+    # `data.num_train_images` images; a step is `batch_size` images.
+    config.epochs = 350.0
+    config.steps = 0
+
+    config.model = _model()
+    config.data = _data()
+    config.progressive = _progressive()
+    config.loss = _loss()
+    config.optimizer = _optimizer()
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.9999  # per step, of weights and BN statistics; 0 = off
+    # True: step n (from 0) uses min(decay, (1 + n) / (10 + n)), as the released code.
+    config.ema.warmup = True
+
+    config.eval = ConfigDict()
+    config.eval.image_size = 384  # px; larger than the last training size
+    config.eval.batch_size = 1024  # global images; changes the speed, not the result
+    # Epochs between evaluations; 0 = at the end of each stage only.
+    config.eval.every_epochs = 0.0
+
+    config.init = ConfigDict()
+    config.init.checkpoint = ""  # folder to start the weights from; "" = random
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000  # steps between saves; 0 = stage ends only
+    config.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+
+    config.log = ConfigDict()
+    config.log.every_steps = 100  # steps between lines of metrics.jsonl
+
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.name = "efficientnetv2-s"  # one of ev2.list_models()
+    # Compute type "bfloat16" | "float32"; weights, statistics, logits and loss are
+    # float32 either way.
+    model.dtype = "bfloat16"
+    # Share of the running BN statistics kept per step: 0.99 in the paper, 0.9 in
+    # the released code. Epsilon is 1e-3 in both.
+    model.bn_momentum = 0.99
+    # Images over which BN takes its mean and variance; 0 = the whole global batch.
+    # Counted in images, so the result does not depend on the number of devices.
+    model.bn_group_images = 0
+    # Block strings such as "r2_k3_s2_e4_i24_o48_c1" in place of the table's rows;
+    # () = the architecture of `name`.
+    model.blocks = ()
+    return model
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    # "embedded" (the small set inside the package) | "tfds" | "folder" (one folder
+    # per class) | "tfrecord" (ImageNet's layout) | "synthetic".
+    data.source = "tfds"
+    data.name = "imagenet2012"  # TFDS name, with ":version" if wanted
+    data.path = ""  # folder of the data; "" = TFDS's own default
+    data.train_split = "train"  # split to train on, TFDS slicing allowed
+    data.eval_split = "validation"  # split to evaluate on
+    # Counts; 0 = taken from the source. A declared count lets `ev2 plan` work
+    # without the data, and a source that disagrees with it is refused.
+    data.num_train_images = 0
+    data.num_eval_images = 0
+    data.num_classes = 0
+
+    # Per RGB channel, in 0..255: the network sees (pixel - mean) / std.
+    data.mean = (128.0, 128.0, 128.0)
+    data.std = (128.0, 128.0, 128.0)
+    data.interpolation = "bilinear"  # "bilinear" | "bicubic", for every resize
+
+    # Training crop: share of the image's area, then width / height; (low, high).
+    data.crop_area = (0.05, 1.0)
+    data.crop_aspect = (3 / 4, 4 / 3)
+    data.flip = True  # mirror left and right with probability 1/2
+    # "standard": clamped, sizes relative to the image; "released": the released
+    # code's arithmetic, wrap-around included.
+    data.randaugment_variant = "standard"
+    data.randaugment_layers = 2  # operations per image; 0 = no RandAugment
+    # "resize": the whole image to a square, aspect not kept; "center": the central
+    # size / (size + 32) of the short side, then resize.
+    data.eval_crop = "resize"
+
+    data.exif = False  # turn the picture as its EXIF orientation says
+    # Folder without train/ and val/: share of each class held out for evaluation,
+    # chosen by a hash of the file name.
+    data.eval_fraction = 0.1
+    data.workers = 0  # parallel decode calls per process; 0 = number of cores
+    return data
+
+
+def _progressive() -> ConfigDict:
+    """Table 6, column S; mixup and cutmix are alphas of Beta(alpha, alpha), 0 = off."""
+    progressive = ConfigDict()
+    # "progressive" (Algorithm 1) | "random" (a size drawn anew every
+    # `random_epochs`, Table 13) | "fixed" (one stage at the last values).
+    progressive.schedule = "progressive"
+    progressive.stages = 4  # stages of equal length
+    # False: the size moves, the strengths stay at their last value.
+    progressive.adaptive = True
+    progressive.image_size = (128, 300)  # px
+    progressive.dropout = (0.1, 0.3)  # probability, before the classifier
+    progressive.randaugment = (5.0, 15.0)  # magnitude, scale 0..10, extrapolated
+    progressive.mixup = (0.0, 0.0)  # alpha
+    progressive.cutmix = (0.0, 0.0)  # alpha; the paper does not mention cutmix
+    # Probability of dropping the last block, falling linearly to 0 at the first.
+    # The paper's survival probability 0.8.
+    progressive.drop_path = (0.2, 0.2)
+    # Size of stage i of M: "paper" first + (last - first) * i / (M - 1), nearest
+    # pixel, half up; "released" int(first + (last - first) * (i + 1) / M).
+    progressive.size_rule = "paper"
+    # Global batch of each stage in place of `batch_size`, e.g. (8192, 6144, 4096,
+    # 4096); () = the same for all. Each stage then sees the same number of images,
+    # and the learning rate follows the batch.
+    progressive.batch_size = ()
+    progressive.random_epochs = 8.0  # epochs between draws of schedule "random"
+    return progressive
+
+
+def _loss() -> ConfigDict:
+    loss = ConfigDict()
+    # Share of the target spread evenly over all classes. Paper silent; released.
+    loss.label_smoothing = 0.1
+    # Mixup and cutmix partners are taken within consecutive groups of this many
+    # images of the global batch, so the device count changes nothing.
+    loss.mix_group_images = 16
+    return loss
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    optimizer.name = "rmsprop"  # RMSProp as TensorFlow 1 defines it
+    optimizer.lr = 0.016  # peak learning rate per 256 images: 0.256 at 4096
+    # After warm-up: "exponential" (staircase) | "cosine" (to 0 at the end) |
+    # "constant".
+    optimizer.schedule = "exponential"
+    optimizer.warmup_epochs = 5.0  # linear from 0; length not in the paper, released
+    optimizer.decay_rate = 0.97  # exponential: factor per `decay_epochs`,
+    optimizer.decay_epochs = 2.4  # counted from step 0, not from the end of warm-up
+    optimizer.decay = 0.9  # share of the mean square kept per step
+    optimizer.momentum = 0.9
+    optimizer.epsilon = 1e-3  # added inside the root; paper silent, released
+    # L2 in the loss, weight_decay * sum(w^2) / 2 over kernels; no bias, no BN.
+    optimizer.weight_decay = 1e-5
+    optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
+    return optimizer
