@@ -34,10 +34,8 @@ def accuracy_sums(
     }
 
 
-def confusion_sums(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Returns `[classes, classes]` int32: images of class row taken for class column."""
+def confusion_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `[classes, classes]` int32 counts: row true class, column predicted."""
     num_classes = logits.shape[1]
     predicted = jnp.argmax(logits, axis=1)
     table = jnp.zeros((num_classes, num_classes), jnp.int32)

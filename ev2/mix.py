@@ -60,7 +60,8 @@ def mix(
     target_weight = (weight * (1.0 - area))[:, None]
     return (
         pixel_weight * images + (1.0 - pixel_weight) * _partner(images, group_images),
-        target_weight * targets + (1.0 - target_weight) * _partner(targets, group_images),
+        target_weight * targets
+        + (1.0 - target_weight) * _partner(targets, group_images),
     )
 
 

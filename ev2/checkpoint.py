@@ -1,0 +1,199 @@
+"""Orbax checkpoints of a run, and weights of any ev2 checkpoint.
+
+The only file that knows the layout `workdir/checkpoints/STEP/{state,meta}`. Orbax
+writes to a temporary folder and renames it when it is complete, so a killed save
+leaves the checkpoints before it untouched.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from ev2 import errors, models
+from ev2.state import TrainState
+
+_FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest ones and the best by EMA top-1.
+
+    Saving is asynchronous: `save` returns when the state has been copied off the
+    devices. `close` waits for the write in flight.
+    """
+
+    def __init__(self, workdir: str, *, keep: int):
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / _FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(max(keep, 1)),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics["ema_top1"],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                best_fn=lambda metrics: metrics["ema_top1"],
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, abstract_state: TrainState) -> TrainState:
+        """Returns the newest checkpoint, laid out as `abstract_state` says.
+
+        `abstract_state` holds shapes, dtypes and shardings; the number of devices
+        need not be that of the run that saved.
+        """
+        step = self._manager.latest_step()
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
+        )
+        return restored["state"]
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        meta: dict[str, Any],
+        *,
+        ema_top1: float | None = None,
+    ) -> None:
+        """Starts writing `state` under `step`; a step that exists is left alone.
+
+        Args:
+          state: the whole training state.
+          step: `int(state.step)`, known to the caller without asking the device.
+          meta: JSON-able; see `make_meta`.
+          ema_top1: evaluated top-1 of the averaged weights, if this step has one.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+            metrics=None if ema_top1 is None else {"ema_top1": ema_top1},
+        )
+
+    def close(self) -> None:
+        """Waits for the save in flight and releases the manager."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def make_meta(
+    config: ConfigDict, model: models.Model, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns what a reader of the weights must know, as JSON-able values."""
+    return {
+        "model": {
+            "name": model.name,
+            "num_classes": model.num_classes,
+            "blocks": list(config.model.blocks),
+        },
+        "preprocessing": {
+            "mean": list(config.data.mean),
+            "std": list(config.data.std),
+            "interpolation": config.data.interpolation,
+            "eval_crop": config.data.eval_crop,
+            "exif": config.data.exif,
+            "image_size": config.eval.image_size,
+        },
+        "class_names": list(class_names),
+        "config": config.to_dict(),
+    }
+
+
+def load_pretrained(
+    path: str, *, weights: str = "ema"
+) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
+    """Returns `(model, variables, meta)` of an ev2 checkpoint.
+
+    Args:
+      path: a run folder (its latest checkpoint is taken), its `checkpoints` folder,
+        or one checkpoint in it.
+      weights: "ema" for the running averages or "raw".
+
+    Returns:
+      The network (float32), `{"params", "batch_stats"}` as float32 NumPy arrays, and
+      the meta data: model, preprocessing, class names and config.
+
+    Raises:
+      InputError: if there is no complete checkpoint at `path`.
+    """
+    errors.check_choice("weights", weights, ("ema", "raw"))
+    folder = _find(path)
+    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    meta = handler.restore(folder / "meta")
+    model = models.create_model(
+        meta["model"]["name"],
+        num_classes=meta["model"]["num_classes"],
+        blocks=tuple(meta["model"]["blocks"]),
+    )
+    size = meta["preprocessing"]["image_size"]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_size=size))
+    item = {"ema": shapes} if weights == "ema" else dict(shapes)
+    item = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), item)
+    state = ocp.PyTreeCheckpointer().restore(
+        folder / "state",
+        args=ocp.args.PyTreeRestore(
+            item=item,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+            partial_restore=True,
+        ),
+    )
+    return model, state["ema"] if weights == "ema" else state, meta
+
+
+def _find(path: str) -> pathlib.Path:
+    """Returns the folder of one complete checkpoint."""
+    root = pathlib.Path(path).absolute()
+    for folder in (root, root / _FOLDER):
+        if (folder / "meta").is_dir() and (folder / "state").is_dir():
+            return folder
+        steps = [
+            child
+            for child in (folder.iterdir() if folder.is_dir() else ())
+            if child.name.isdigit() and (child / "meta").is_dir()
+        ]
+        if steps:
+            return max(steps, key=lambda child: int(child.name))
+    raise errors.InputError(
+        f"checkpoint: {path!r} holds no complete checkpoint; give a run folder or a "
+        f"folder such as RUN/{_FOLDER}/1000"
+    )
+
+
+def load_weights_for(model: models.Model, path: str) -> dict[str, Any]:
+    """Returns the averaged weights at `path`, which must be of the same network.
+
+    Raises:
+      InputError: no checkpoint there, or one of another model or head.
+    """
+    source, variables, _ = load_pretrained(path)
+    for key in ("name", "num_classes", "arch"):
+        theirs, ours = getattr(source, key), getattr(model, key)
+        if ours != theirs:
+            raise errors.InputError(
+                f"init.checkpoint: {path!r} is of another model, with {key} {theirs!r} "
+                f"where this run has {ours!r}; give a checkpoint of the same model"
+            )
+    logging.info("starting from the averaged weights of %s", path)
+    return variables

@@ -1,0 +1,230 @@
+"""The command line: `ev2 VERB --flag=value ...`. Verbs only; the work is elsewhere.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change).
+"""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from ev2 import errors
+
+_CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
+
+
+class Verb(NamedTuple):
+    """A verb: its line in the help, its flags, and what it does with them."""
+
+    summary: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] not in VERBS:
+        return _refuse(f"verb: {argv[0]!r} is not known; choose one of {_names()}")
+    verb, values = VERBS[argv[0]], flags.FlagValues()
+    verb.define(values)
+    flags.DEFINE_bool("help", False, "Shows the flags.", flag_values=values)
+    if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
+        print(f"ev2 {argv[0]}: {verb.summary}\n\n{values.get_help()}")
+        return 0
+    try:
+        _parse(values, argv)
+        _set_up_process()
+        verb.run(values)
+    except errors.InputError as error:
+        return _refuse(str(error))
+    except FloatingPointError as error:
+        print(f"ev2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Parses flags and config; whatever is wrong in them is bad input."""
+    sys.path.insert(0, os.getcwd())  # recipes import their neighbours
+    try:
+        rest = values([f"ev2 {argv[0]}", *argv[1:]])[1:]
+        if "config" in values:
+            _ = values.config  # loads the file
+    except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise errors.InputError(f"flags: {error}") from error
+    except (OSError, ImportError, SyntaxError) as error:
+        raise errors.InputError(f"config: cannot be loaded: {error}") from error
+    _check_rest(values, rest)
+
+
+def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:
+    if "dataset" in values:
+        if len(rest) != 1:
+            raise errors.InputError("prepare: name one dataset: fashion-mnist")
+        values.dataset = rest[0]
+    elif rest:
+        raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
+
+
+def _set_up_process() -> None:
+    """Logging for people, and the cache of compiled programs."""
+    flags.FLAGS.mark_as_parsed()
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
+
+
+def _refuse(line: str) -> int:
+    print(f"ev2: {' '.join(line.split())}", file=sys.stderr)
+    return 2
+
+
+def _names() -> str:
+    return ", ".join(VERBS)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ev2 VERB --flag=value ...      (ev2 VERB --help lists the flags)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _define_config(values: flags.FlagValues, *, required: bool) -> None:
+    config_flags.DEFINE_config_file("config", None, _CONFIG_HELP, flag_values=values)
+    if required:
+        flags.mark_flag_as_required("config", flag_values=values)
+
+
+def _string(values: flags.FlagValues, name: str, help_text: str, *, required=False):
+    flags.DEFINE_string(name, None, help_text, required=required, flag_values=values)
+
+
+def _define_train(values: flags.FlagValues) -> None:
+    _define_config(values, required=True)
+    _string(values, "workdir", "Folder of the run.", required=True)
+
+
+def _train(values: flags.FlagValues) -> None:
+    from ev2 import report, train
+
+    results = train.train_and_evaluate(values.config, values.workdir)
+    page = report.write_report(values.workdir)
+    for name, label in (("ema", "averaged"), ("raw", "raw")):
+        sums = results[name]
+        print(
+            f"{label} weights: top-1 {sums['top1']:.2%}, top-5 {sums['top5']:.2%}, "
+            f"{sums['count']:,} images, {sums['skipped']:,} skipped"
+        )
+    print(f"report: {page}")
+
+
+def _define_evaluate(values: flags.FlagValues) -> None:
+    _define_config(values, required=False)
+    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    flags.DEFINE_enum(
+        "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "split", "eval", ["eval", "train"], "Split to evaluate.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "batch_size", 0, "Global images; 0 = the config's.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "image_size", 0, "Pixels; 0 = the checkpoint's.", flag_values=values
+    )
+
+
+def _evaluate(values: flags.FlagValues) -> None:
+    from ev2 import evaluate
+
+    results = evaluate.evaluate_checkpoint(
+        values.checkpoint,
+        values.config,
+        weights=values.weights,
+        split=values.split,
+        batch_size=values.batch_size,
+        image_size=values.image_size,
+    )
+    print(json.dumps(results))
+
+
+def _define_plan(values: flags.FlagValues) -> None:
+    _define_config(values, required=True)
+    _string(values, "json", "File to write the plan to.")
+
+
+def _plan(values: flags.FlagValues) -> None:
+    from ev2 import plan
+
+    table = plan.make_plan(values.config)
+    if values.json:
+        _write_json(values.json, table)
+    else:
+        print(plan.format_table(table))
+
+
+def _define_prepare(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("dataset", None, "fashion-mnist.", flag_values=values)
+    _string(values, "source", "Folder with the original files.", required=True)
+    _string(values, "out", "Folder to write the shards to.", required=True)
+    _string(values, "json", "File to write the manifest to.")
+
+
+def _prepare(values: flags.FlagValues) -> None:
+    from ev2.data import prepare
+
+    errors.check_choice("prepare", values.dataset, ("fashion-mnist",))
+    manifest = prepare.prepare_fashion_mnist(values.source, values.out)
+    if values.json:
+        _write_json(values.json, manifest)
+    else:
+        print(json.dumps(manifest, indent=1))
+
+
+def _define_report(values: flags.FlagValues) -> None:
+    _string(values, "workdir", "Folder of the run.", required=True)
+
+
+def _report(values: flags.FlagValues) -> None:
+    from ev2 import report
+
+    print(f"report: {report.write_report(values.workdir)}")
+
+
+def _write_json(path: str, document: object) -> None:
+    try:
+        pathlib.Path(path).write_text(json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise errors.InputError(
+            f"json: {path!r} cannot be written ({error.strerror}); choose another file"
+        ) from error
+
+
+VERBS = {
+    "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
+    "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
+    "plan": Verb("prints the stages of a run", _define_plan, _plan),
+    "prepare": Verb("turns original files into shards", _define_prepare, _prepare),
+    "report": Verb("pictures and one page of a run", _define_report, _report),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The files of a run beside its checkpoints: config, stages, metrics, results.
+
+Only process 0 of a run writes them.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ev2 import errors, files
+
+_VERSIONS_OF = "ev2 jax jaxlib flax optax orbax-checkpoint tensorflow".split()
+# Keys that may change between a run and its continuation: they say what is kept and
+# printed, not what is computed.
+_FREE_KEYS = ("log.", "checkpoint.", "data.workers", "eval.batch_size")
+
+
+class RunFolder:
+    """One run's folder, locked against a second process for as long as it is open.
+
+    Attributes:
+      path: the folder.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict, *, writes: bool = True):
+        """Opens `workdir` for a run of `config`, creating it if need be.
+
+        Args:
+          workdir: the folder.
+          config: the run's config.
+          writes: False on processes that only check, and leave the files alone.
+
+        Raises:
+          InputError: the folder cannot be written, another process is training in
+            it, or it holds a run of another config (the keys are named).
+        """
+        self.path = pathlib.Path(workdir).absolute()
+        self._writes = writes
+        self._started = time.monotonic()
+        saved = self._read_config()
+        if saved is not None:
+            _refuse_other_config(workdir, saved, _plain(config))
+        if not writes:
+            return
+        self._lock = self._take_lock()
+        if saved is None:
+            document = {"config": _plain(config), "versions": versions()}
+            self.write_json("config.json", document)
+        self._seconds_before = max(
+            (line["wall_seconds"] for line in self._metrics()), default=0.0
+        )
+
+    def _read_config(self) -> dict[str, Any] | None:
+        try:
+            return json.loads((self.path / "config.json").read_text())["config"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            raise errors.InputError(
+                f"workdir: {str(self.path)!r} holds a config.json that cannot be read "
+                f"({error}); choose another folder"
+            ) from error
+
+    def _take_lock(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise errors.InputError(
+                f"workdir: {str(self.path)!r} cannot be written ({error.strerror}); "
+                "choose a folder you may write to"
+            ) from error
+        try:
+            # The kernel drops this lock with the process, so it is never stale.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise errors.InputError(
+                f"workdir: another process is training in {str(self.path)!r}; wait "
+                "for it, stop it, or choose another folder"
+            ) from error
+        return lock
+
+    def close(self) -> None:
+        """Gives the folder free for other processes."""
+        if self._writes:
+            self._lock.close()
+
+    def write_json(self, name: str, document: Any) -> None:
+        """Writes `document` as the file `name`, replacing it in one move."""
+        self.write_bytes(name, (json.dumps(document, indent=1) + "\n").encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes `content` as the file `name`, replacing it in one move."""
+        if self._writes:
+            files.write_atomically(self.path / name, content)
+
+    def read_json(self, name: str) -> Any:
+        """Returns the content of `name`, or None if it does not exist."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds this run has been worked on, earlier starts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds one line to metrics.jsonl, with the seconds so far."""
+        if self._writes:
+            line = {**line, "wall_seconds": round(self.wall_seconds, 3)}
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Removes the lines of steps that will be taken again after a restart."""
+        kept = [line for line in self._metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        self.write_bytes("metrics.jsonl", text.encode())
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _refuse_other_config(workdir: str, saved: dict, config: dict) -> None:
+    old, new = _flat(saved), _flat(config)
+    differing = [
+        f"{key}={new.get(key)!r} (there: {old.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)
+    ]
+    if differing:
+        raise errors.InputError(
+            f"workdir: {str(workdir)!r} holds a run of another config; it differs in "
+            f"{', '.join(differing)}; choose another folder or the same config"
+        )
