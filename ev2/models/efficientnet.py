@@ -1,0 +1,98 @@
+"""EfficientNet, V1 and V2: stem, rows of MBConv and Fused-MBConv blocks, head.
+
+The parameter tree; its names are API, for `ev2.models.convert` maps onto them:
+
+    stem/{conv,norm}
+    stage1_block0/...   one per block; what is inside, in `ev2.models.blocks`
+    head/{conv,norm}
+    classifier
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ev2 import arch
+from ev2.models import blocks, layers
+
+# Released code, hparams.py. (Momentum differs from the paper's: a config value.)
+_BN_EPSILON = 1e-3
+
+
+class EfficientNet(nn.Module):
+    """A network of MBConv rows, ending in a dense classifier.
+
+    Attributes:
+        arch: stem, rows and head.
+        num_classes: number of logits; 0 returns the pooled features.
+        dtype: compute dtype. Parameters, statistics and logits are float32.
+        bn_momentum: as `layers.BatchNorm.momentum`.
+        bn_group_images: as `layers.BatchNorm.group_images`.
+    """
+
+    arch: arch.Arch
+    num_classes: int
+    dtype: Any = jnp.float32
+    bn_momentum: float = 0.99
+    bn_group_images: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        dropout: jax.Array | float = 0.0,
+        drop_path: jax.Array | float = 0.0,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns logits `[N, num_classes]` or features `[N, C]`, float32.
+
+        Args:
+            x: `[N, H, W, 3]` float, normalized.
+            train: whether to use, and update, the statistics of the batch.
+            dropout: rate before the classifier, in [0, 1).
+            drop_path: rate of the last block, in [0, 1); see `layers.drop_path_at`.
+            rng: key of both; None drops nothing.
+        """
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        depthwise = functools.partial(layers.DepthwiseConv, dtype=self.dtype)
+        norm = functools.partial(
+            layers.BatchNorm,
+            momentum=self.bn_momentum,
+            epsilon=_BN_EPSILON,
+            group_images=self.bn_group_images,
+            dtype=self.dtype,
+        )
+        conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=nn.silu)
+        make_block = {
+            arch.MBCONV: functools.partial(
+                blocks.MBConv, conv=conv, depthwise=depthwise, norm=norm
+            ),
+            arch.FUSED_MBCONV: functools.partial(
+                blocks.FusedMBConv, conv=conv, norm=norm
+            ),
+        }
+
+        stem = functools.partial(
+            conv, self.arch.stem_channels, 3, self.arch.stem_stride
+        )
+        x = conv_norm(stem, name="stem")(x, train=train)
+        num_blocks = self.arch.num_blocks
+        for index, (name, row) in enumerate(self.arch.named_blocks):
+            drop = layers.drop_path_at(index, num_blocks, rate=drop_path, rng=rng)
+            block = make_block[row.operator](row, name=name)
+            x = block(x, train=train, drop_path=drop)
+        head = functools.partial(conv, self.arch.head_channels)
+        x = conv_norm(head, name="head")(x, train=train)
+
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
+        if not self.num_classes:
+            return x
+        if rng is not None:
+            dropout_rng = jax.random.fold_in(rng, num_blocks)
+            x = layers.drop(x, dropout, dropout_rng, mask_shape=x.shape)
+        return layers.Classifier(self.num_classes, name="classifier")(x)

@@ -1,0 +1,77 @@
+"""ResNet-50, 101 and 152, the "v1.5" of today's benchmarks.
+
+The parameter tree:
+
+    stem/{conv,norm}
+    stage1_block0/{reduce,spatial,expand,shortcut}/{conv,norm}
+    classifier
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ev2 import arch
+from ev2.models import blocks, layers
+
+# What torchvision, timm and Flax's example use (Keras: 1.001e-5).
+_BN_EPSILON = 1e-5
+
+
+class ResNet(nn.Module):
+    """Stem of 7x7 and a max pool, rows of bottlenecks, pool, dense classifier.
+
+    Attributes and arguments are those of `efficientnet.EfficientNet`. Dropout and
+    stochastic depth are no part of the original; at rate 0 they do nothing.
+
+    Source: He et al., CVPR 2016, Table 1. Differs: SAME padding as TensorFlow's, so
+    that weights trained with symmetric padding are off by a pixel at each stride.
+    """
+
+    arch: arch.Arch
+    num_classes: int
+    dtype: Any = jnp.float32
+    bn_momentum: float = 0.99
+    bn_group_images: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        dropout: jax.Array | float = 0.0,
+        drop_path: jax.Array | float = 0.0,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns logits `[N, num_classes]` or features `[N, 2048]`, float32."""
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        norm = functools.partial(
+            layers.BatchNorm,
+            momentum=self.bn_momentum,
+            epsilon=_BN_EPSILON,
+            group_images=self.bn_group_images,
+            dtype=self.dtype,
+        )
+
+        stem = functools.partial(
+            conv, self.arch.stem_channels, 7, self.arch.stem_stride
+        )
+        x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        num_blocks = self.arch.num_blocks
+        for index, (name, row) in enumerate(self.arch.named_blocks):
+            drop = layers.drop_path_at(index, num_blocks, rate=drop_path, rng=rng)
+            block = blocks.Bottleneck(row, conv=conv, norm=norm, name=name)
+            x = block(x, train=train, drop_path=drop)
+
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
+        if not self.num_classes:
+            return x
+        if rng is not None:
+            dropout_rng = jax.random.fold_in(rng, num_blocks)
+            x = layers.drop(x, dropout, dropout_rng, mask_shape=x.shape)
+        return layers.Classifier(self.num_classes, name="classifier")(x)
