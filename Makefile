@@ -17,7 +17,6 @@ DEMO := runs/demo
 # A finished demo is not trained again: the second run finds its checkpoint.
 demo: $(INSTALLED)
 	$(BIN)/ev2 train --config=configs/demo.py --workdir=$(DEMO)
-	@echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -37,6 +37,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=11",
         "tensorboard>=2.20",  # clu's writers import it without asking for it
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

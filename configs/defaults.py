@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
     config.ema = ConfigDict()
     config.ema.decay = 0.9999  # per step, of weights and BN statistics; 0 = off
-    # True: step n (from 0) uses min(decay, (1 + n) / (10 + n)), as the released code.
+    # True: update n uses min(decay, (1 + n) / (10 + n)), as the released code.
     config.ema.warmup = True
 
     config.eval = ConfigDict()
