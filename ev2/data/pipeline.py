@@ -1,0 +1,300 @@
+"""One stage's pictures as batches: order, reading, augmentation, corrupt files.
+
+A batch is a function of (config, step). The step gives the positions of its rows in
+the run, a position gives the picture (a permutation per epoch) and the seed of its
+augmentation, and every picture is read by index. So nothing depends on threads, on
+the number of processes or on where a run was resumed, and no step has to be played
+through to reach the next.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from ev2 import errors
+from ev2.data import image, source
+
+STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
+BATCHES_AHEAD = 2  # finished batches that wait for the training step
+GREY = 128  # fills the row of a corrupt picture and of padding
+PADDING = -1  # index of a row past the end of an evaluation
+
+
+class Batches:
+    """Iterator over a stage's (or evaluation's) batches, dicts of NumPy arrays.
+
+    `image` uint8 `[b, s, s, 3]` RGB, `label` int32 `[b]`, `mask` float32 `[b]`,
+    `index` int64 `[b]`: position in the split. Where the mask is 0 the picture was
+    corrupt, or the row is padding (index -1); the label is then 0, the image grey.
+    `len()` is the number of batches left.
+
+    A corrupt picture is named in one warning when it is first met, and counted in
+    `skipped`; `skipped_paths` names them all.
+    """
+
+    def __init__(self, dataset, opened: source.Source, num_steps: int, failures: list):
+        self._iterator = iter(dataset)
+        self._source = opened
+        self._left = num_steps
+        self._failures = failures
+        self._corrupt: dict[int, str] = {}
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __len__(self) -> int:
+        return self._left
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._left == 0 or self._iterator is None:
+            raise StopIteration
+        try:
+            tensors = next(self._iterator)
+        except (tf.errors.OpError, StopIteration):
+            if self._failures:  # raised by a reading thread, wrapped by TensorFlow
+                raise self._failures[0] from None
+            raise
+        self._left -= 1
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
+        self._note_corrupt(batch["index"][batch["mask"] == 0.0])
+        return batch
+
+    @property
+    def skipped(self) -> int:
+        """Distinct corrupt pictures met so far."""
+        return len(self._corrupt)
+
+    @property
+    def skipped_paths(self) -> tuple[str, ...]:
+        """Where they lie, in the order they were met."""
+        return tuple(self._corrupt.values())
+
+    def close(self) -> None:
+        """Ends the background work; the iterator is then exhausted."""
+        self._iterator = None
+
+    def _note_corrupt(self, indices: np.ndarray) -> None:
+        for index in indices.tolist():
+            if index != PADDING and index not in self._corrupt:
+                self._corrupt[index] = self._source.name(index)
+                logging.warning("Skipped a corrupt picture: %s", self._corrupt[index])
+
+
+def make_train_data(
+    config: Any,
+    stage: Any,
+    *,
+    first_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Returns the batches of steps `first_step` to `stage.last_step` of one process.
+
+    Position p of the run (images consumed before it) holds picture p % n of epoch
+    p // n, in an order drawn from (seed, epoch): every picture once per epoch. Its
+    augmentation is drawn from (seed, p).
+
+    Args:
+        config: keys `seed` and `data.*`.
+        stage: `progressive.Stage`; its image size, batch size and RandAugment
+            magnitude hold for all batches.
+        first_step: global step of the first batch; none costs more than another.
+        process_index: process k of P takes rows [k*B/P, (k+1)*B/P) of each batch.
+        process_count: P.
+
+    Raises:
+        InputError: the source is missing or disagrees with the config.
+    """
+    _check(config, stage.batch_size, process_count)
+    opened = source.open_source(config, "train")
+    size = stage.batch_size // process_count
+    rows = process_index * size + np.arange(size)
+
+    def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = stage.images_seen(int(step)) + rows
+        return positions, train_order(config.seed, positions, len(opened))
+
+    def draw(encoded, orientation, whole, position):
+        # Two streams of the position: one for the crop, one for everything else.
+        crop_seed = tf.stack([tf.constant(2 * config.seed, tf.int64), position])
+        draws = tf.raw_ops.StatelessRandomUniform(
+            shape=[1], seed=tf.stack([2 * config.seed + 1, position])
+        )
+        return image.train_picture(
+            encoded,
+            orientation,
+            whole,
+            crop_seed,
+            (draws[0] < 0.5) & config.data.flip,
+            image_size=stage.image_size,
+            data=config.data,
+        )
+
+    steps = range(first_step, stage.last_step)
+    return _batches(config, opened, steps, choose, draw, size, stage.image_size)
+
+
+def make_eval_data(
+    config: Any,
+    *,
+    image_size: int,
+    batch_size: int,
+    split: str = "eval",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Returns every picture of a split once, in order, without augmentation.
+
+    Args:
+        config: keys `data.*`.
+        image_size: side of the pictures, px.
+        batch_size: global images; the last batch is padded with masked rows.
+        split: "eval", or "train" for the training pictures.
+        process_index, process_count: as `make_train_data`.
+
+    Raises:
+        InputError: the source is missing or disagrees with the config.
+    """
+    _check(config, batch_size, process_count)
+    errors.check_choice("split", split, ("eval", "train"))
+    opened = source.open_source(config, split)
+    size = batch_size // process_count
+    rows = process_index * size + np.arange(size)
+
+    def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = int(step) * batch_size + rows
+        return positions, np.where(positions < len(opened), positions, PADDING)
+
+    def draw(encoded, orientation, whole, position):
+        del position
+        return image.eval_picture(
+            encoded, orientation, whole, image_size=image_size, data=config.data
+        )
+
+    steps = range(-(-len(opened) // batch_size))
+    return _batches(config, opened, steps, choose, draw, size, image_size)
+
+
+def _check(config: Any, batch_size: int, process_count: int) -> None:
+    image.check(config)
+    if batch_size < 1 or batch_size % process_count:
+        raise errors.InputError(
+            f"batch_size: {batch_size} is not divisible among {process_count} processes"
+        )
+    if config.data.workers < 0:
+        raise errors.InputError(
+            f"data.workers: {config.data.workers}; allowed is 0 (all cores) or more"
+        )
+
+
+def train_order(seed: int, positions: np.ndarray, num_images: int) -> np.ndarray:
+    """Dataset indices of positions of the run: `[N] int64`.
+
+    The order of an epoch is `RandomState([seed, epoch]).permutation`, a stream that
+    NumPy keeps as it is for all versions.
+    """
+    epochs, places = np.divmod(positions, num_images)
+    indices = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs).tolist():
+        of_epoch = epochs == epoch
+        indices[of_epoch] = _permutation(seed, epoch, num_images)[places[of_epoch]]
+    return indices
+
+
+@functools.lru_cache(maxsize=3)
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    order = np.random.RandomState([seed, epoch]).permutation(num_images)
+    return order.astype(np.int32)
+
+
+def _batches(
+    config: Any,
+    opened: source.Source,
+    steps: range,
+    choose: Callable,
+    draw: Callable,
+    size: int,
+    image_size: int,
+) -> Batches:
+    """Assembles the graph: steps, one read per step, pictures in parallel, batches."""
+    workers = config.data.workers or os.cpu_count() or 1
+    failures: list[Exception] = []
+    read = functools.partial(_read_step, opened, choose, config.data.exif, failures)
+    no_row = (np.int64(size), np.full((image_size, image_size, 3), GREY, np.uint8))
+
+    @tf.autograph.experimental.do_not_convert  # plain tensor code, quicker to trace
+    def load_step(step: tf.Tensor) -> tf.data.Dataset:
+        labels, indices, *columns = tf.numpy_function(read, [step], READ_TYPES)
+        rows = tf.data.Dataset.from_tensor_slices(tuple(columns)).map(
+            lambda row, *picture: (row, draw(*picture)),
+            num_parallel_calls=workers,
+            deterministic=True,
+        )
+        # A picture that cannot be decoded is an error of its row alone. The extra
+        # row makes a batch even of a step that lost them all.
+        rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(no_row))
+        return rows.batch(size + 1).map(
+            lambda row, images: _fill(row[:-1], images[:-1], labels, indices, size)
+        )
+
+    dataset = tf.data.Dataset.range(steps.start, steps.stop).interleave(
+        load_step,
+        cycle_length=STEPS_IN_FLIGHT,
+        num_parallel_calls=STEPS_IN_FLIGHT,
+        deterministic=True,
+    )
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    dataset = dataset.prefetch(BATCHES_AHEAD).with_options(options)
+    return Batches(dataset, opened, len(steps), failures)
+
+
+# labels [b], indices [b]; then of the rows to decode: row, bytes, orientation, whole,
+# position
+READ_TYPES = (tf.int32, tf.int64, tf.int64, tf.string, tf.int32, tf.bool, tf.int64)
+
+
+def _read_step(opened, choose, exif: bool, failures: list, step):
+    """Reads the pictures of one step; runs in TensorFlow's threads."""
+    try:
+        positions, indices = choose(step)
+        rows = np.flatnonzero(indices != PADDING)
+        encoded, row_labels = opened.read(indices[rows])
+    except Exception as error:
+        failures.append(error)
+        raise
+    labels = np.zeros(len(indices), np.int32)
+    labels[rows] = row_labels
+    orientation = np.ones(len(rows), np.int32)
+    if exif:
+        orientation[:] = [image.exif_orientation(e) for e in encoded]
+    whole = np.array([not image.can_decode_part(e) for e in encoded], bool)
+    whole |= orientation != 1
+    strings = np.empty(len(rows), object)
+    strings[:] = encoded
+    return labels, indices, rows, strings, orientation, whole, positions[rows]
+
+
+def _fill(row, images, labels, indices, size: int) -> dict[str, tf.Tensor]:
+    """Puts decoded pictures at their rows; the others are grey, label and mask 0."""
+
+    def scatter():
+        full = tf.fill([size, *images.shape[1:]], tf.constant(GREY, tf.uint8))
+        return tf.tensor_scatter_nd_update(full, row[:, None], images)
+
+    images = tf.cond(tf.size(row) == size, lambda: images, scatter)
+    mask = tf.scatter_nd(row[:, None], tf.ones_like(row, tf.float32), [size])
+    return {
+        "image": tf.ensure_shape(images, [size, None, None, 3]),
+        "label": tf.where(mask > 0, labels, 0),
+        "mask": mask,
+        "index": tf.ensure_shape(indices, [size]),
+    }

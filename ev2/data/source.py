@@ -1,0 +1,278 @@
+"""Sources of pictures: one interface, random access by index, opened from the config.
+
+A source holds the encoded pictures of one split in a fixed order; the pipeline asks
+for them by position. Opening reads names and counts only, never pictures, and is
+done once per process: files that appear later do not change the order of a run.
+"""
+
+import dataclasses
+import functools
+import os
+import struct
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from ev2 import errors
+from ev2.data import files, folder, tfrecord
+
+SOURCES = ("embedded", "tfds", "folder", "tfrecord", "synthetic")
+EMBEDDED = "fashion_mnist"
+EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
+SYNTHETIC_SIDE = 32  # px
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a run needs to know of its data before reading any of it."""
+
+    num_train_images: int
+    num_eval_images: int
+    num_classes: int
+    class_names: tuple[str, ...]  # numbers where the source has no names
+
+
+class Source(Protocol):
+    """The encoded pictures of one split."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Encoded pictures and `[N] int32` labels; b"" where a record is damaged.
+
+        Raises:
+            InputError: a file cannot be read, or a label is out of range.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Where the picture lies, for people."""
+        ...
+
+
+def describe(config: Any) -> Info:
+    """Returns counts and class names of the configured data.
+
+    Declared counts are taken as they are, without touching the data, for sources
+    that can be elsewhere when a run is planned ("tfds", "tfrecord", "synthetic");
+    class names are then those of `labels.txt` in `data.path` if it can be read, else
+    numbers.
+
+    Raises:
+        InputError: unknown or unreadable source, or it disagrees with a declared
+            count.
+    """
+    data = config.data
+    errors.check_choice("data.source", data.source, SOURCES)
+    counts = (data.num_train_images, data.num_eval_images, data.num_classes)
+    if data.source in ("tfds", "tfrecord", "synthetic") and all(counts):
+        names = _read_labels(data.path) if data.path else None
+        if names is None or len(names) != data.num_classes:
+            names = _numbers(data.num_classes)
+        return Info(*counts, names)
+    train, evaluation = open_source(config, "train"), open_source(config, "eval")
+    names = train.class_names
+    return Info(len(train), len(evaluation), len(names), names)
+
+
+def open_source(config: Any, split: str) -> Source:
+    """Opens the "train" or "eval" split of the configured data.
+
+    Raises:
+        InputError: as `describe`.
+    """
+    data = config.data
+    errors.check_choice("data.source", data.source, SOURCES)
+    split_name = data.train_split if split == "train" else data.eval_split
+    count_key = f"num_{split}_images"
+    source = _open(
+        data.source,
+        data.name,
+        data.path,
+        split,
+        split_name,
+        data.num_classes,
+        data[count_key],
+        data.eval_fraction,
+    )
+    _check_declared(f"data.{count_key}", data[count_key], len(source))
+    _check_declared("data.num_classes", data.num_classes, len(source.class_names))
+    if len(source.class_names) < 2:
+        raise errors.InputError(
+            f"data.source: {data.source!r} has one class; give at least two"
+        )
+    return source
+
+
+def _check_declared(key: str, declared: int, found: int) -> None:
+    if declared and declared != found:
+        raise errors.InputError(
+            f"{key}: {declared} declared, but the source has {found}; correct it or"
+            " set it to 0 to take the source's"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _open(kind, name, path, split, split_name, num_classes, num_images, fraction):
+    if kind == "embedded":
+        if name not in ("", EMBEDDED):
+            raise errors.InputError(
+                f"data.name: {name!r} is not embedded; choose {EMBEDDED!r}"
+            )
+        embedded_split = {"train": "train", "eval": "validation"}[split]
+        return _open_shards(EMBEDDED_FOLDER, embedded_split, 0, keep_index=False)
+    if kind == "tfds":
+        from ev2.data import tfds  # slow to import, and an optional extra
+
+        return tfds.open_tfds(name, path, split_name)
+    if kind == "synthetic":
+        return SyntheticSource(num_images, num_classes, split)
+    if not path:
+        raise errors.InputError(
+            f"data.path: '' with data.source {kind!r}; give the folder of the data"
+        )
+    if kind == "folder":
+        return folder.FolderSource(path, split, split_name, fraction)
+    return _open_shards(path, split_name, num_classes)
+
+
+def _open_shards(path: str, split: str, num_classes: int, *, keep_index: bool = True):
+    names = _read_labels(path)
+    if names is None:
+        if not num_classes:
+            raise errors.InputError(
+                "data.num_classes: 0, but TFRecord shards do not name their classes;"
+                f" give the number, or put labels.txt (a name per line) into {path}"
+            )
+        names = _numbers(num_classes)
+    shards = tfrecord.find_shards(path, split)
+    records = tfrecord.open_records(shards, keep_index=keep_index)
+    return RecordSource(records, names)
+
+
+def _read_labels(path: str) -> tuple[str, ...] | None:
+    """Class names from `labels.txt`, one per line; None if there is none."""
+    try:
+        text = files.read_file(os.path.join(path, "labels.txt"))
+    except (OSError, tf.errors.OpError):
+        return None
+    return tuple(text.decode("utf-8").splitlines()) or None
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(count))
+
+
+class RecordSource:
+    """Pictures in records that hold a `tf.train.Example`.
+
+    The defaults are the ImageNet layout: `image/encoded`, and `image/class/label`
+    counted from 1.
+    """
+
+    def __init__(
+        self,
+        records: Any,
+        class_names: tuple[str, ...],
+        *,
+        image_key: str = "image/encoded",
+        label_key: str = "image/class/label",
+        first_label: int = 1,
+    ):
+        self.class_names = class_names
+        self._records = records
+        self._image_key, self._label_key = image_key, label_key
+        self._first_label = first_label
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """See `Source.read`."""
+        pictures, labels = [], np.zeros(len(indices), np.int32)
+        for i, record in enumerate(self._records.read(indices)):
+            try:
+                feature = tf.train.Example.FromString(record).features.feature
+            except ValueError:  # protobuf's DecodeError: the record is damaged
+                pictures.append(b"")
+                continue
+            image, label = feature.get(self._image_key), feature.get(self._label_key)
+            if image is None or label is None or not label.int64_list.value:
+                missing = self._image_key if image is None else self._label_key
+                raise errors.InputError(
+                    f"data.path: {self.name(indices[i])} has no feature {missing!r}"
+                    f" (it has {', '.join(sorted(feature)) or 'none'})"
+                )
+            labels[i] = self._class_of(label.int64_list.value[0], indices[i])
+            values = image.bytes_list.value
+            pictures.append(values[0] if values else b"")
+        return pictures, labels
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self._records.name(index)
+
+    def _class_of(self, label: int, index: int) -> int:
+        number = label - self._first_label
+        if not 0 <= number < len(self.class_names):
+            last = self._first_label + len(self.class_names) - 1
+            raise errors.InputError(
+                f"data.num_classes: {len(self.class_names)}, but {self.name(index)} has"
+                f" label {label}; allowed is {self._first_label}..{last}"
+            )
+        return number
+
+
+class SyntheticSource:
+    """Pictures made from their index: blocks of colour that depend on the class.
+
+    They cost next to nothing to make and to decode, so what is measured with them
+    is the rest of the program; and they can be learnt, so a loss that does not fall
+    is a fault.
+    """
+
+    def __init__(self, num_images: int, num_classes: int, split: str):
+        for key, value in (
+            (f"num_{split}_images", num_images),
+            ("num_classes", num_classes),
+        ):
+            if value <= 0:
+                raise errors.InputError(
+                    f"data.{key}: {value}, but data.source 'synthetic' has no files to"
+                    " count; give a number above 0"
+                )
+        self.class_names = _numbers(num_classes)
+        self._num_images = num_images
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """See `Source.read`."""
+        labels = (indices % len(self.class_names)).astype(np.int32)
+        return [self._picture(int(i)) for i in indices], labels
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return f"synthetic {self._split} picture {index}"
+
+    def _picture(self, index: int) -> bytes:
+        """A BMP of 4 x 4 blocks: the class's colours, and noise of the picture."""
+        blocks = np.random.RandomState(index % len(self.class_names))
+        noise = np.random.RandomState([index, self._split == "train"])
+        pixels = blocks.randint(32, 224, (4, 4, 3)) + noise.randint(-32, 32, (4, 4, 3))
+        repeat = SYNTHETIC_SIDE // 4
+        return _bmp(pixels.astype(np.uint8).repeat(repeat, 0).repeat(repeat, 1))
+
+
+def _bmp(pixels: np.ndarray) -> bytes:
+    """`[H, W, 3] uint8` as a 24-bit BMP; W must be a multiple of 4 (no row padding)."""
+    height, width, _ = pixels.shape
+    body = pixels[::-1, :, ::-1].tobytes()  # bottom row first, blue first
+    head = struct.pack("<2sIHHI", b"BM", 54 + len(body), 0, 0, 54)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(body), *[0] * 4)
+    return head + info + body
