@@ -1,8 +1,8 @@
 """Architectures as rows of a table: what each network is, with nothing to run.
 
-A `Stage` is one row of such a table, an `Arch` is a stem, rows and a head. The
-rows can also be written as block strings, the language of architecture search
-and of the released code: `decode(encode(stages)) == stages` for every network.
+A `Row` is one line of such a table ("stage" in the paper), an `Arch` is a stem, rows
+and a head. Rows can also be written as block strings, the language of architecture
+search and of the released code: `decode(encode(rows)) == rows` for every network.
 
 Standard library only.
 """
@@ -20,13 +20,13 @@ MBCONV = "mbconv"
 FUSED_MBCONV = "fused_mbconv"
 BOTTLENECK = "bottleneck"
 
-# Block strings name the operator by number, as the released code does for the
-# first two (`conv_type`); the third is ours.
+# In this order block strings number them: the first two as the released code does
+# (`conv_type`), the third is ours.
 _OPERATORS = (MBCONV, FUSED_MBCONV, BOTTLENECK)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class Row:
     """One row of an architecture table: `layers` blocks of one kind.
 
     The first block has `stride` and maps `in_channels` to `out_channels`; the
@@ -37,12 +37,10 @@ class Stage:
         layers: number of blocks, at least 1.
         kernel: side of the spatial convolution in pixels, odd.
         stride: 1 or 2.
-        expand: hidden width over `in_channels` of the block. In a bottleneck,
-            `out_channels` over hidden width.
+        expand: hidden width over input width; in a bottleneck, output over hidden.
         in_channels: width of what enters the first block.
         out_channels: width of what leaves every block.
-        se_ratio: squeeze-and-excite width over `in_channels`, in [0, 1]; 0 for
-            none.
+        se_ratio: squeeze-and-excite width over input width, in [0, 1]; 0 for none.
 
     Raises:
         InputError: if a value is outside its range.
@@ -58,16 +56,21 @@ class Stage:
     se_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        errors.check_choice("block operator", self.operator, _OPERATORS)
         for key in ("layers", "expand", "in_channels", "out_channels"):
-            _check(key, getattr(self, key), getattr(self, key) >= 1, "1 or more")
-        _check("kernel", self.kernel, self.kernel % 2 == 1, "an odd number")
-        _check("stride", self.stride, self.stride in (1, 2), "1 or 2")
-        _check("se_ratio", self.se_ratio, 0 <= self.se_ratio <= 1, "from 0 to 1")
+            self._check(key, getattr(self, key) >= 1, "1 or more")
+        self._check("operator", self.operator in _OPERATORS, ", ".join(_OPERATORS))
+        self._check("kernel", self.kernel % 2 == 1, "an odd number")
+        self._check("stride", self.stride in (1, 2), "1 or 2")
+        self._check("se_ratio", 0 <= self.se_ratio <= 1, "from 0 to 1")
         if self.operator == BOTTLENECK:
-            _check("se_ratio", self.se_ratio, self.se_ratio == 0, "0 in a bottleneck")
+            self._check("se_ratio", self.se_ratio == 0, "0 in a bottleneck")
             whole = self.out_channels % self.expand == 0
-            _check("expand", self.expand, whole, f"a divisor of {self.out_channels}")
+            self._check("expand", whole, f"a divisor of {self.out_channels}")
+
+    def _check(self, key: str, good: bool, allowed: str) -> None:
+        if not good:
+            value = getattr(self, key)
+            raise errors.InputError(f"{key} {value} is not allowed; use {allowed}")
 
     @property
     def se_channels(self) -> int:
@@ -82,16 +85,11 @@ class Stage:
         return self.in_channels * self.expand
 
     @property
-    def blocks(self) -> tuple["Stage", ...]:
-        """The blocks of the row in order, each as a row of one layer."""
+    def blocks(self) -> tuple["Row", ...]:
+        """The blocks in order, each as a row of one layer."""
         first = dataclasses.replace(self, layers=1)
         later = dataclasses.replace(first, stride=1, in_channels=self.out_channels)
         return (first,) + (later,) * (self.layers - 1)
-
-
-def _check(key: str, value: float, good: bool, allowed: str) -> None:
-    if not good:
-        raise errors.InputError(f"{key} {value} is not allowed; use {allowed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +98,9 @@ class Arch:
 
     Attributes:
         name: as in `list_models`.
-        stem_channels: width of the first convolution (ResNet: 7x7 and a max
-            pool; the others: 3x3).
+        stem_channels: width of the first convolution (3x3; ResNet 7x7, max pool).
         stem_stride: stride of the first convolution.
-        stages: the rows, each starting at the width the one before ends with.
+        rows: at least one, each starting at the width the one before ends with.
         head_channels: width of the last 1x1 convolution; 0 for none (ResNet).
         eval_image_size: side in pixels the network is evaluated at by default.
 
@@ -114,27 +111,26 @@ class Arch:
     name: str
     stem_channels: int
     stem_stride: int = 2
-    stages: tuple[Stage, ...]
+    rows: tuple[Row, ...]
     head_channels: int
     eval_image_size: int
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise errors.InputError("model.blocks: [] has no rows; give at least one")
-        width, source = self.stem_channels, "stem"
-        for number, stage in enumerate(self.stages, start=1):
-            row = f"model.blocks[{number - 1}] {encode([stage])[0]!r}"
-            if stage.in_channels != width:
+        width = self.stem_channels
+        for index, row in enumerate(self.rows):
+            where = f"model.blocks[{index}] {_encode_row(row)!r}"
+            if row.in_channels != width:
+                before = f"model.blocks[{index - 1}]" if index else "stem"
                 raise errors.InputError(
-                    f"{row}: starts with {stage.in_channels} channels but the {source} "
-                    f"of {self.name} ends with {width}; write i{width}"
+                    f"{where}: i{row.in_channels} is not the width that the {before} "
+                    f"of {self.name} ends with; use i{width}"
                 )
-            if (stage.operator == BOTTLENECK) != self.is_resnet:
+            if (row.operator == BOTTLENECK) != self.is_resnet:
                 allowed = "c2 (bottleneck)" if self.is_resnet else "c0 or c1 (MBConv)"
                 raise errors.InputError(
-                    f"{row}: {stage.operator} does not fit {self.name}; use {allowed}"
+                    f"{where}: {row.operator} does not fit {self.name}; use {allowed}"
                 )
-            width, source = stage.out_channels, f"row {number}"
+            width = row.out_channels
 
     @property
     def is_resnet(self) -> bool:
@@ -144,15 +140,15 @@ class Arch:
     @property
     def num_blocks(self) -> int:
         """Blocks in all rows together: what stochastic depth counts over."""
-        return sum(stage.layers for stage in self.stages)
+        return sum(row.layers for row in self.rows)
 
     @property
-    def named_blocks(self) -> tuple[tuple[str, Stage], ...]:
+    def named_blocks(self) -> tuple[tuple[str, Row], ...]:
         """All blocks in order, as `("stage1_block0", row of one layer)` and so on."""
         return tuple(
-            (f"stage{s}_block{b}", block)
-            for s, stage in enumerate(self.stages, start=1)
-            for b, block in enumerate(stage.blocks)
+            (f"stage{r}_block{b}", block)
+            for r, row in enumerate(self.rows, start=1)
+            for b, block in enumerate(row.blocks)
         )
 
 
@@ -179,26 +175,19 @@ def get(name: str, blocks: Sequence[str] = ()) -> Arch:
             f"choose one of {', '.join(list_models())}"
         )
     arch = _TABLE[name]
-    return dataclasses.replace(arch, stages=decode(blocks)) if blocks else arch
+    return dataclasses.replace(arch, rows=decode(blocks)) if blocks else arch
 
 
 # --- block strings ---------------------------------------------------------------
 
-_TOKEN = re.compile(r"(se|[rkseioc])(\d+(?:\.\d+)?(?:e-\d+)?)")
+_TOKEN = re.compile(r"([rkseio])(\d+)|(se)(\d+(?:\.\d+)?(?:e-\d+)?)|(c)([012])")
 _FIELDS = {
-    "r": "layers",
-    "k": "kernel",
-    "s": "stride",
-    "e": "expand",
-    "i": "in_channels",
-    "o": "out_channels",
-    "se": "se_ratio",
-    "c": "operator",
+    **{"r": "layers", "k": "kernel", "s": "stride", "e": "expand"},
+    **{"i": "in_channels", "o": "out_channels", "se": "se_ratio", "c": "operator"},
 }
-_OPTIONAL = ("se", "c")
 
 
-def encode(stages: Iterable[Stage]) -> tuple[str, ...]:
+def encode(rows: Iterable[Row]) -> tuple[str, ...]:
     """Returns one block string per row, such as `r4_k3_s2_e4_i24_o48_c1`.
 
     Grammar: tokens joined by `_`, each a key and a number, each key once.
@@ -211,22 +200,22 @@ def encode(stages: Iterable[Stage]) -> tuple[str, ...]:
     Source: the released code's notation (effnetv2_configs.py). Differs: every row
     names its input width, and c2 is new.
     """
-    return tuple(_encode_row(stage) for stage in stages)
+    return tuple(_encode_row(row) for row in rows)
 
 
-def _encode_row(stage: Stage) -> str:
+def _encode_row(row: Row) -> str:
     string = (
-        f"r{stage.layers}_k{stage.kernel}_s{stage.stride}_e{stage.expand}"
-        f"_i{stage.in_channels}_o{stage.out_channels}"
+        f"r{row.layers}_k{row.kernel}_s{row.stride}_e{row.expand}"
+        f"_i{row.in_channels}_o{row.out_channels}"
     )
-    if stage.se_ratio:
-        string += f"_se{stage.se_ratio!r}"
-    if stage.operator != MBCONV:
-        string += f"_c{_OPERATORS.index(stage.operator)}"
+    if row.se_ratio:
+        string += f"_se{row.se_ratio!r}"
+    if row.operator != MBCONV:
+        string += f"_c{_OPERATORS.index(row.operator)}"
     return string
 
 
-def decode(strings: Iterable[str]) -> tuple[Stage, ...]:
+def decode(strings: Iterable[str]) -> tuple[Row, ...]:
     """Returns the rows that `strings` describe: the inverse of `encode`.
 
     Raises:
@@ -235,35 +224,28 @@ def decode(strings: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(_decode_row(i, string) for i, string in enumerate(strings))
 
 
-def _decode_row(index: int, string: str) -> Stage:
+def _decode_row(index: int, string: str) -> Row:
     where = f"model.blocks[{index}] {string!r}"
     values = {}
     for token in str(string).split("_"):
         match = _TOKEN.fullmatch(token)
         if not match:
             raise errors.InputError(
-                f"{where}: {token!r} is not a token; use {', '.join(_FIELDS)} followed "
-                "by a number, as in r4_k3_s2_e4_i24_o48_c1"
+                f"{where}: {token!r} is no token; use r, k, s, e, i, o with a whole "
+                "number, se with a ratio, c with 0, 1 or 2: r4_k3_s2_e4_i24_o48_c1"
             )
-        key, number = match.groups()
+        key, number = filter(None, match.groups())
         if key in values:
             raise errors.InputError(f"{where}: {token!r} repeats {key}; give it once")
-        if key != "se" and not number.isdigit():
-            raise errors.InputError(f"{where}: {token!r} must be a whole number")
         values[key] = float(number) if key == "se" else int(number)
-    missing = [k for k in _FIELDS if k not in values and k not in _OPTIONAL]
+    missing = [key for key in "rkseio" if key not in values]
     if missing:
         raise errors.InputError(
-            f"{where}: lacks {', '.join(missing)}; all but se and c"
+            f"{where}: {', '.join(missing)} missing; only se and c may be left out"
         )
-    operator = values.pop("c", 0)
-    if operator >= len(_OPERATORS):
-        raise errors.InputError(
-            f"{where}: 'c{operator}' is not known; use c0, c1 or c2"
-        )
-    fields = {_FIELDS[key]: value for key, value in values.items()}
+    values["c"] = _OPERATORS[values.get("c", 0)]
     try:
-        return Stage(operator=_OPERATORS[operator], **fields)
+        return Row(**{_FIELDS[key]: value for key, value in values.items()})
     except errors.InputError as error:
         raise errors.InputError(f"{where}: {error}") from None
 
@@ -338,11 +320,11 @@ _V1_BASE = (
 # fmt: on
 
 
-def _chain(stem_channels: int, rows: Iterable[tuple]) -> tuple[Stage, ...]:
-    """Stages from table rows: input widths follow, SE 0.25 in every MBConv."""
-    stages, width = [], stem_channels
-    for operator, kernel, expand, stride, channels, layers in rows:
-        stage = Stage(
+def _chain(stem_channels: int, table: Iterable[tuple]) -> tuple[Row, ...]:
+    """Rows of a table: each takes the width of the one before; SE 0.25 in MBConv."""
+    rows, width = [], stem_channels
+    for operator, kernel, expand, stride, channels, layers in table:
+        row = Row(
             operator=operator,
             layers=layers,
             kernel=kernel,
@@ -352,9 +334,9 @@ def _chain(stem_channels: int, rows: Iterable[tuple]) -> tuple[Stage, ...]:
             out_channels=channels,
             se_ratio=0.25 if operator == MBCONV else 0.0,
         )
-        stages.append(stage)
+        rows.append(row)
         width = channels
-    return tuple(stages)
+    return tuple(rows)
 
 
 def round_channels(channels: int, width: float, *, at_least_90_percent: bool) -> int:
@@ -372,17 +354,12 @@ def round_channels(channels: int, width: float, *, at_least_90_percent: bool) ->
     return rounded
 
 
-def round_layers(layers: int, depth: float) -> int:
-    """Returns `layers * depth` rounded up."""
-    return math.ceil(layers * depth)
-
-
 def _scaled(name: str, base: tuple, width: float, depth: float, size: int) -> Arch:
     """Compound scaling: width for stem 32, rows and head 1280, depth for layers."""
     channels = functools.partial(
         round_channels, width=width, at_least_90_percent=base is _V1_BASE
     )
-    rows = [(*r[:-2], channels(r[-2]), round_layers(r[-1], depth)) for r in base]
+    rows = [(*r[:-2], channels(r[-2]), math.ceil(r[-1] * depth)) for r in base]
     return _fixed(name, channels(32), rows, size, head_channels=channels(1280))
 
 
@@ -392,7 +369,7 @@ def _fixed(
     return Arch(
         name=name,
         stem_channels=stem,
-        stages=_chain(stem, rows),
+        rows=_chain(stem, rows),
         head_channels=head_channels,
         eval_image_size=size,
     )
@@ -408,18 +385,17 @@ def _resnet(name: str, layers: tuple[int, int, int, int]) -> Arch:
 
 # fmt: off
 _TABLE = {arch.name: arch for arch in (
-    # name, base, width, depth, evaluation size: released code, efficientnetv2_params
+    # Name, base, width, depth, evaluation size in px: released code.
     _scaled("efficientnetv2-b0", _V2_BASE, 1.0, 1.0, 224),
     _scaled("efficientnetv2-b1", _V2_BASE, 1.0, 1.1, 240),
     _scaled("efficientnetv2-b2", _V2_BASE, 1.1, 1.2, 260),
     _scaled("efficientnetv2-b3", _V2_BASE, 1.2, 1.4, 300),
-    # name, stem, rows, evaluation size: the same
-    _fixed("efficientnetv2-tiny", 16, _V2_TINY, 28, head_channels=256),
+    # Name, stem, rows, evaluation size: Table 4 and released code.
     _fixed("efficientnetv2-s",  24, _V2_S,  384),
     _fixed("efficientnetv2-m",  24, _V2_M,  480),
     _fixed("efficientnetv2-l",  32, _V2_L,  480),
     _fixed("efficientnetv2-xl", 32, _V2_XL, 512),
-    # width, depth, size: released code of EfficientNet V1, efficientnet_params
+    # Name, base, width, depth, evaluation size: released code of EfficientNet V1.
     _scaled("efficientnet-b0", _V1_BASE, 1.0, 1.0, 224),
     _scaled("efficientnet-b1", _V1_BASE, 1.0, 1.1, 240),
     _scaled("efficientnet-b2", _V1_BASE, 1.1, 1.2, 260),
@@ -428,6 +404,7 @@ _TABLE = {arch.name: arch for arch in (
     _scaled("efficientnet-b5", _V1_BASE, 1.6, 2.2, 456),
     _scaled("efficientnet-b6", _V1_BASE, 1.8, 2.6, 528),
     _scaled("efficientnet-b7", _V1_BASE, 2.0, 3.1, 600),
+    _fixed("efficientnetv2-tiny", 16, _V2_TINY, 28, head_channels=256),  # ours
     _resnet("resnet50",  (3, 4,  6, 3)),
     _resnet("resnet101", (3, 4, 23, 3)),
     _resnet("resnet152", (3, 8, 36, 3)),

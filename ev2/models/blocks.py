@@ -27,7 +27,7 @@ class MBConv(nn.Module):
     Source: paper, Figure 2 and Table 4. SE width from the block's input channels.
     """
 
-    row: arch.Stage
+    row: arch.Row
     conv: Any
     depthwise: Any
     norm: Any
@@ -57,7 +57,7 @@ class FusedMBConv(nn.Module):
     Source: paper, Figure 2; the ratio-1 form is the released code's.
     """
 
-    row: arch.Stage
+    row: arch.Row
     conv: Any
     norm: Any
 
@@ -90,7 +90,7 @@ class Bottleneck(nn.Module):
     Differs: the first puts the stride in the 1x1; today's ResNet-50 does not.
     """
 
-    row: arch.Stage
+    row: arch.Row
     conv: Any
     norm: Any
 
@@ -113,6 +113,6 @@ class Bottleneck(nn.Module):
         return nn.relu(shortcut + drop_path(x))
 
 
-def has_skip(row: arch.Stage) -> bool:
+def has_skip(row: arch.Row) -> bool:
     """Returns whether the block's input can be added to its output as it is."""
     return row.stride == 1 and row.in_channels == row.out_channels
