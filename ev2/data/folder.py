@@ -32,15 +32,15 @@ class FolderSource:
             )
         if not os.path.isdir(path):
             raise errors.InputError(f"data.path: {path!r} is not a folder")
-        train, evaluation = _split_folders(path, split, split_name)
-        root = path if train is None else train
+        folders = _split_folders(path, split, split_name)
+        root = folders["train"] if folders else path
         self.class_names = tuple(_class_names(root))
         by_class = [_pictures(root, name) for name in self.class_names]
-        if train is None:
+        if not folders:
             _check_fraction(eval_fraction)
             by_class = [_hold_out(found, eval_fraction)[split] for found in by_class]
         elif split == "eval":
-            root = evaluation
+            root = folders["eval"]
             by_class = _eval_pictures(root, self.class_names)
         self._root = root
         self._pictures = [picture for found in by_class for picture in found]
@@ -73,8 +73,8 @@ def _read(path: str) -> bytes:
         raise errors.InputError(f"data.path: cannot read {error}") from None
 
 
-def _split_folders(path: str, split: str, split_name: str):
-    """(train, eval) folders if `path` has both, else (None, None).
+def _split_folders(path: str, split: str, split_name: str) -> dict[str, str] | None:
+    """Folders of "train" and "eval" if `path` has both, else None.
 
     Both are asked for, because a folder alone may be a class that is called "train".
     """
@@ -84,8 +84,8 @@ def _split_folders(path: str, split: str, split_name: str):
     for name in eval_names:
         evaluation = os.path.join(path, name)
         if os.path.isdir(train) and os.path.isdir(evaluation):
-            return train, evaluation
-    return None, None
+            return {"train": train, "eval": evaluation}
+    return None
 
 
 def _class_names(root: str) -> list[str]:
@@ -139,8 +139,8 @@ def _eval_pictures(root: str, class_names: tuple[str, ...]) -> list[list[str]]:
     unknown = sorted(set(present) - set(class_names))
     if unknown:
         raise errors.InputError(
-            f"data.path: {os.path.join(root, unknown[0])!r} is a class that the training"
-            " folder lacks; the class folders of both must have the same names"
+            f"data.path: {os.path.join(root, unknown[0])!r} is a class that the"
+            " training folder lacks; both must have the same class folders"
         )
     return [_pictures(root, name) if name in present else [] for name in class_names]
 

@@ -1,4 +1,4 @@
-"""Pictures: decode, turn upright, crop, resize. Encoded bytes in, `[S, S, 3] uint8` out.
+"""Pictures: decode, turn upright, crop, resize; encoded bytes to `[S, S, 3] uint8`.
 
 All functions on tensors work on one picture and are the same eager and in a graph.
 Random choices arrive as a seed, so a picture is a function of its arguments.
@@ -56,11 +56,11 @@ def exif_orientation(encoded: bytes) -> int:
 
 
 def _tiff_orientation(tiff: bytes) -> int:
-    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
-    if order is None:
+    if tiff[:2] not in (b"II", b"MM"):
         return 1
 
     def number(at: int, size: int) -> int:
+        order = "little" if tiff.startswith(b"II") else "big"
         return int.from_bytes(tiff[at : at + size], order)
 
     directory = number(4, 4)

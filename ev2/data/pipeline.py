@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from ev2 import errors
-from ev2.data import image, source
+from ev2.data import image, randaugment, source
 
 STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step
@@ -119,13 +119,22 @@ def make_train_data(
         positions = stage.images_seen(int(step)) + rows
         return positions, train_order(config.seed, positions, len(opened))
 
+    augment = randaugment.make_randaugment(
+        config.data.randaugment_variant,
+        magnitude=stage.randaugment,
+        layers=config.data.randaugment_layers,
+        image_size=stage.image_size,
+    )
+    num_draws = 1 + config.data.randaugment_layers * randaugment.DRAWS_PER_LAYER
+
     def draw(encoded, orientation, whole, position):
         # Two streams of the position: one for the crop, one for everything else.
         crop_seed = tf.stack([tf.constant(2 * config.seed, tf.int64), position])
         draws = tf.raw_ops.StatelessRandomUniform(
-            shape=[1], seed=tf.stack([2 * config.seed + 1, position])
+            shape=[num_draws],
+            seed=tf.stack([tf.constant(2 * config.seed + 1, tf.int64), position]),
         )
-        return image.train_picture(
+        picture = image.train_picture(
             encoded,
             orientation,
             whole,
@@ -134,6 +143,7 @@ def make_train_data(
             image_size=stage.image_size,
             data=config.data,
         )
+        return augment(picture, draws[1:])
 
     steps = range(first_step, stage.last_step)
     return _batches(config, opened, steps, choose, draw, size, stage.image_size)
@@ -182,6 +192,7 @@ def make_eval_data(
 
 def _check(config: Any, batch_size: int, process_count: int) -> None:
     image.check(config)
+    randaugment.check(config.data.randaugment_variant, config.data.randaugment_layers)
     if batch_size < 1 or batch_size % process_count:
         raise errors.InputError(
             f"batch_size: {batch_size} is not divisible among {process_count} processes"

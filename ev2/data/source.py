@@ -125,7 +125,7 @@ def _open(kind, name, path, split, split_name, num_classes, num_images, fraction
         embedded_split = {"train": "train", "eval": "validation"}[split]
         return _open_shards(EMBEDDED_FOLDER, embedded_split, 0, keep_index=False)
     if kind == "tfds":
-        from ev2.data import tfds  # slow to import, and an optional extra
+        from ev2.data import tfds  # TFDS takes a second to import
 
         return tfds.open_tfds(name, path, split_name)
     if kind == "synthetic":

@@ -42,7 +42,8 @@ class RecordFiles:
     def __init__(self, paths: list[str], index: Index):
         self._reader = files.Reader(paths)
         self._index = index
-        self._ends = np.cumsum(index.counts)  # [shards]
+        self.counts = index.counts  # [shards] records in each
+        self._ends = np.cumsum(index.counts)
 
     def __len__(self) -> int:
         return len(self._index.offsets)
@@ -165,16 +166,21 @@ def _walk_headers(path: str, size: int, read: Callable[[int, int], bytes]):
 
 def _index_places(paths: list[str]) -> list[str]:
     """Where the index may lie: beside the shards, else in the user's cache."""
-    folder = os.path.dirname(os.path.abspath(paths[0]))
-    if files.is_remote(paths[0]):
-        folder = os.path.dirname(paths[0])
-    prefix = SHARD_NAME.sub("", os.path.basename(paths[0]))
+    folder = os.path.dirname(paths[0])
+    if not files.is_remote(folder):
+        folder = os.path.abspath(folder)
+    names = "\n".join(os.path.basename(path) for path in paths)
+    split = SHARD_NAME.sub("", os.path.basename(paths[0]))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    key = hashlib.sha256("\n".join([folder, *paths]).encode()).hexdigest()[:16]
-    cached = os.path.join(cache, "ev2", f"{prefix}-{key}.npz")
+    cached = os.path.join(cache, "ev2", f"{split}-{_digest(folder + names)}.npz")
     if files.is_remote(folder):
         return [cached]
-    return [os.path.join(folder, f".ev2-index-{prefix}.npz"), cached]
+    # Shards are named in the digest: a slice of a split has an index of its own.
+    return [os.path.join(folder, f".ev2-{split}-{_digest(names)}.npz"), cached]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _load_index(place: str, paths: list[str], sizes: list[int]) -> Index | None:

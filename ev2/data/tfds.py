@@ -1,0 +1,176 @@
+"""Datasets that TensorFlow Datasets has prepared, read by record.
+
+Only files on disk are used: nothing is downloaded, generated or looked up. TFDS
+tells which files make up a split and what the features are called; the records are
+read through the same index as any TFRecord shard, or by array_record's own reader.
+"""
+
+import difflib
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets
+
+from ev2 import errors
+from ev2.data import source, tfrecord
+
+
+def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:
+    """Opens a split, slices such as "train[:98%]" included.
+
+    Args:
+        name: TFDS name, with "/config" and ":version" if wanted.
+        data_dir: where TFDS keeps its data; "" = its default (`TFDS_DATA_DIR`, or
+            `~/tensorflow_datasets`).
+        split: name or slice.
+
+    Raises:
+        InputError: unknown name, not prepared, unknown split, or features that are
+            not one picture and one class.
+    """
+    builder = _open_builder(name, data_dir)
+    try:
+        info = builder.info.splits[split]
+    except (KeyError, ValueError):
+        raise errors.InputError(
+            f"data.name: {name!r} has no split {split!r}; it has"
+            f" {', '.join(builder.info.splits)}, and slices such as 'train[:90%]'"
+        ) from None
+    image_key, label_key = _keys(name, builder.info)
+    return source.RecordSource(
+        _open_records(info, builder.info.file_format),
+        tuple(builder.info.features[label_key].names),
+        image_key=image_key,
+        label_key=label_key,
+        first_label=0,
+    )
+
+
+def _open_builder(name: str, data_dir: str) -> Any:
+    if not name:
+        raise errors.InputError("data.name: ''; give the name of a TFDS dataset")
+    arguments = {"data_dir": data_dir} if data_dir else {}
+    try:
+        return tensorflow_datasets.core.read_only_builder.builder_from_files(
+            name, **arguments
+        )
+    except tensorflow_datasets.core.DatasetNotFoundError:
+        pass
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise errors.InputError(f"data.name: {name!r}: {reason}") from None
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)
+    plain = name.split(":")[0].split("/")[0]
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise errors.InputError(
+            f"data.name: {name!r} is neither prepared in {_where(data_dir)} nor a name"
+            f" that TFDS knows{meant}"
+        )
+    option = f", data_dir={data_dir!r}" if data_dir else ""
+    raise errors.InputError(
+        f"data.name: {name!r} is not prepared in {_where(data_dir)}; run in Python:"
+        f" tensorflow_datasets.builder({name!r}{option}).download_and_prepare()"
+    )
+
+
+def _where(data_dir: str) -> str:
+    return data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """Names of the picture and the class among the features."""
+    image_key, label_key = info.supervised_keys or ("image", "label")
+    features = tensorflow_datasets.features
+    named: dict[str, Any] = dict(info.features)
+    image, label = named.get(image_key), named.get(label_key)
+    if (
+        not isinstance(image, features.Image)
+        or image.get_tensor_info().dtype != np.uint8
+    ):
+        raise errors.InputError(
+            f"data.name: {name!r} has no 8-bit picture under {image_key!r}; choose a"
+            " dataset for image classification"
+        )
+    if not isinstance(label, features.ClassLabel) or not label.names:
+        raise errors.InputError(
+            f"data.name: {name!r} has no single class under {label_key!r}; choose a"
+            " dataset for image classification"
+        )
+    return image_key, label_key
+
+
+def _open_records(split_info: Any, file_format: Any) -> Any:
+    """The records of a split; of a slice, those that its instructions name."""
+    instructions = split_info.file_instructions
+    paths = [str(i.filename) for i in instructions]
+    kind = file_format.value
+    if kind == "tfrecord":
+        records: Any = tfrecord.open_records(paths)
+    elif kind == "array_record":
+        records = ArrayRecordFiles(paths)
+    else:
+        raise errors.InputError(
+            f"data.name: file format {kind!r} cannot be read by index; prepare it as"
+            " tfrecord or array_record"
+        )
+    kept, first = [], 0
+    for instruction, count in zip(instructions, records.counts, strict=True):
+        take = count - instruction.skip if instruction.take < 0 else instruction.take
+        kept.append(first + instruction.skip + np.arange(take))
+        first += count
+    chosen = np.concatenate(kept)
+    return records if len(chosen) == len(records) else Selection(records, chosen)
+
+
+class Selection:
+    """Some of the records of another sequence, renumbered."""
+
+    def __init__(self, records: Any, chosen: np.ndarray):
+        self._records, self._chosen = records, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        """Payloads of the records, in the order asked for."""
+        return self._records.read(self._chosen[indices])
+
+    def name(self, index: int) -> str:
+        """Shard and number of the record."""
+        return self._records.name(self._chosen[index])
+
+
+class ArrayRecordFiles:
+    """The records of array_record files, which bring their own index."""
+
+    def __init__(self, paths: list[str]):
+        from array_record.python import array_record_module  # part of TFDS
+
+        self._paths = paths
+        self._readers = [array_record_module.ArrayRecordReader(p) for p in paths]
+        self.counts = np.array([r.num_records() for r in self._readers], np.int64)
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        """Payloads of the records, in the order asked for."""
+        payloads: list[bytes] = [b""] * len(indices)
+        shards = np.searchsorted(self._ends, indices, side="right")
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            inside = indices[rows] - (self._ends[shard] - self.counts[shard])
+            found = self._readers[shard].read(inside.tolist())
+            for row, payload in zip(rows.tolist(), found, strict=True):
+                payloads[row] = payload
+        return payloads
+
+    def name(self, index: int) -> str:
+        """File and number of the record in it, counted from 0."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = self._ends[shard] - self.counts[shard]
+        return f"{self._paths[shard]} record {index - first}"
