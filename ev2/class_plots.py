@@ -12,9 +12,9 @@ from ev2 import plots
 
 MAX_NAMED_CLASSES = 30  # more classes than this get no ticks
 MAX_NUMBERED_CLASSES = 15  # more classes than this get no numbers in the cells
-MAX_NAME_LETTERS = 16
+MAX_CELLS = 200  # a side of the confusion matrix; about four pixels each
 SAMPLE_COLUMNS = 8
-SAMPLE_ROW_IN = 7.2  # the text width of a paper
+SAMPLES_WIDTH_IN = 7.2  # the text width of a paper
 CONFIDENCE_Z = 1.96  # 95 %, two-sided
 
 
@@ -59,10 +59,11 @@ def confusion_matrix(
     """Returns the row-normalized confusion matrix, in percent of the true class.
 
     Colour follows the square root of the share, so that an error of a few percent
-    can be seen beside a diagonal near one hundred.
+    can be seen beside a diagonal near one hundred. With so many classes that a cell
+    would be smaller than a pixel, consecutive classes are drawn as one group.
     """
-    classes = len(confusion)
-    percent = 100 * row_shares(confusion)
+    classes, group = len(confusion), -(-len(confusion) // MAX_CELLS)
+    percent = 100 * row_shares(_group(confusion, group))
     figure = plots.new_figure(theme, 5.0)
     axes = figure.subplots()
     colour_map = colors.LinearSegmentedColormap.from_list(
@@ -72,13 +73,14 @@ def confusion_matrix(
         percent,
         cmap=colour_map,
         norm=colors.PowerNorm(0.5, vmin=0, vmax=100),
-        interpolation="nearest" if classes <= MAX_NAMED_CLASSES else "auto",
+        interpolation="nearest",
     )
     axes.set_facecolor(theme.band)
     axes.spines[:].set_color(theme.grid)
     axes.tick_params(length=0, labelsize=plots.SMALL_PT, labelcolor=theme.text)
-    axes.set_xlabel("Predicted class", fontsize=plots.TEXT_PT, color=theme.text)
-    axes.set_ylabel("True class", fontsize=plots.TEXT_PT, color=theme.text)
+    what = "class" if group == 1 else f"class, in groups of {group}"
+    axes.set_xlabel(f"Predicted {what}", fontsize=plots.TEXT_PT, color=theme.text)
+    axes.set_ylabel(f"True {what}", fontsize=plots.TEXT_PT, color=theme.text)
     _class_ticks(axes, class_names)
     if classes <= MAX_NUMBERED_CLASSES:
         _write_cells(axes, percent, theme)
@@ -99,12 +101,12 @@ def class_accuracy(
     accuracy = confusion.diagonal()[seen] / counts[seen]
     mean = 100 * accuracy.mean()
     if len(confusion) > MAX_NAMED_CLASSES:
-        figure = plots.new_figure(theme, 3.0)
+        figure = plots.new_figure(theme, 5.0)
         axes = figure.subplots()
         plots.dress(axes, theme, "Number of classes")
         axes.hist(
             100 * accuracy,
-            bins=np.linspace(0, 100, 26),
+            bins=[4.0 * i for i in range(26)],
             color=theme.ema,
             edgecolor=theme.background,
             linewidth=0.8,
@@ -112,20 +114,20 @@ def class_accuracy(
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
         axes.set_xlim(0, 100)
     else:
-        figure = plots.new_figure(theme, 1.0 + 0.26 * len(seen))
+        figure = plots.new_figure(theme, max(5.0, 1.0 + 0.26 * len(seen)))
         axes = figure.subplots()
         plots.dress(axes, theme)
         order = np.argsort(accuracy, kind="stable")
         _accuracy_rows(axes, confusion, seen[order], class_names, theme)
-    axes.axvline(mean, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(mean, color=theme.text, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"mean of classes {mean:.1f}",
+        f"mean {mean:.1f}",
         (mean, 1),
         xycoords=axes.get_xaxis_transform(),
         xytext=(0, 3),
         textcoords="offset points",
-        ha="right" if mean > 75 else "center",
-        color=theme.muted,
+        ha="center",
+        color=theme.text,
         fontsize=plots.SMALL_PT,
     )
     label = "Accuracy of the class (%)"
@@ -141,26 +143,29 @@ def sample_rows(
     The first `SAMPLE_COLUMNS` of each stage are drawn at one size in print: a
     coarser picture is one of fewer pixels in training.
     """
-    figure = plots.new_figure(theme, 1.32 * len(samples), SAMPLE_ROW_IN)
-    rows = np.ravel(figure.subfigures(len(samples), 1))
-    for row, sample in zip(rows, samples, strict=True):
-        row.set_facecolor("none")
-        row.suptitle(
-            sample.title, x=0.005, ha="left", fontsize=plots.TEXT_PT, color=theme.text
-        )
-        cells = np.ravel(row.subplots(1, SAMPLE_COLUMNS))
-        for axes in cells:
+    pitch = SAMPLES_WIDTH_IN / SAMPLE_COLUMNS
+    tile, row_height = 0.93 * pitch, pitch + 0.5
+    height = row_height * len(samples)
+    figure = plots.new_figure(theme, height, SAMPLES_WIDTH_IN)
+    figure.set_layout_engine("none")
+    for row, sample in enumerate(samples):
+        top = height - row * row_height  # inches from below, as all positions here
+        title = figure.text(0.005, (top - 0.2) / height, sample.title)
+        title.set(fontsize=plots.TEXT_PT, color=theme.text)
+        for column in range(min(SAMPLE_COLUMNS, len(sample.images))):
+            left, bottom = column * pitch + 0.04, top - 0.28 - tile
+            position = np.array([left, bottom, tile, tile])
+            scale = np.array([SAMPLES_WIDTH_IN, height] * 2)
+            axes = figure.add_axes(tuple(position / scale))
             axes.set_axis_off()
-        for axes, image, label in zip(
-            cells, sample.images, sample.labels, strict=False
-        ):
-            axes.imshow(image)
-            name = axes.set_title(drawable(class_names, label), y=-0.2, pad=2)
-            name.set(fontsize=7.5, color=theme.muted, parse_math=False)
+            axes.imshow(sample.images[column])
+            name = drawable(class_names, sample.labels[column], max_letters=14)
+            below = axes.set_title(name, y=-0.19, pad=0)
+            below.set(fontsize=7.5, color=theme.muted, parse_math=False)
     return figure
 
 
-def drawable(class_names: Sequence[str], label: int) -> str:
+def drawable(class_names: Sequence[str], label: int, *, max_letters: int = 16) -> str:
     """Returns a class's name cut to fit, or `#label` if the font lacks its letters.
 
     Figures use the one font that comes with matplotlib; the tables of the page
@@ -169,8 +174,8 @@ def drawable(class_names: Sequence[str], label: int) -> str:
     name = " ".join(class_names[label].split())
     if not name or not _glyphs() >= set(map(ord, name)):
         return f"#{label}"
-    if len(name) > MAX_NAME_LETTERS:
-        return name[: MAX_NAME_LETTERS - 1].rstrip() + "…"
+    if len(name) > max_letters:
+        return name[: max_letters - 1].rstrip() + "…"
     return name
 
 
@@ -180,15 +185,26 @@ def _glyphs() -> set[int]:
     return set(font.get_charmap())
 
 
+def _group(confusion: np.ndarray, group: int) -> np.ndarray:
+    """Sums blocks of `group` consecutive rows and columns; the last may be smaller."""
+    starts = np.arange(0, len(confusion), group)
+    return np.add.reduceat(np.add.reduceat(confusion, starts, axis=0), starts, axis=1)
+
+
 def _class_ticks(axes, class_names):
     if len(class_names) > MAX_NAMED_CLASSES:
         axes.set_xticks([])
         axes.set_yticks([])
         return
     names = [drawable(class_names, i) for i in range(len(class_names))]
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    rotation = 45 if len(names) <= MAX_NUMBERED_CLASSES else 90
+    axes.set_xticks(range(len(names)), names, rotation=rotation)
     axes.set_yticks(range(len(names)), names)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+    for label in axes.get_xticklabels():
+        # Turned about its end, which then lies below the middle of its column.
+        label.set(ha="right", va="top" if rotation == 45 else "center")
+        label.set(rotation_mode="anchor", parse_math=False)
+    for label in axes.get_yticklabels():
         label.set_parse_math(False)
 
 
@@ -223,8 +239,11 @@ def _accuracy_rows(axes, confusion, order, class_names, theme):
     correct, counts = confusion.diagonal()[order], confusion.sum(axis=1)[order]
     low, high = confidence_interval(correct, counts)
     percent, rows = 100 * correct / counts, np.arange(len(order))
+    axes.grid(False)
+    axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     axes.hlines(rows, 100 * low, 100 * high, color=theme.ema, alpha=0.4, linewidth=3)
-    axes.plot(percent, rows, "o", color=theme.ema, markersize=5)
+    axes.plot(percent, rows, "o", color=theme.ema, markersize=5, clip_on=False)
     names = [drawable(class_names, i) for i in order]
     axes.set_yticks(rows, names, color=theme.text)
     for label in axes.get_yticklabels():
@@ -234,4 +253,4 @@ def _accuracy_rows(axes, confusion, order, class_names, theme):
     right.tick_params(length=0, labelsize=plots.SMALL_PT, labelcolor=theme.text)
     right.spines[:].set_visible(False)
     axes.set_ylim(-0.6, len(order) - 0.4)
-    axes.set_xlim(max(0, 100 * low.min() - 3), 101)
+    axes.set_xlim(max(0, 100 * low.min() - 2), 100)

@@ -5,7 +5,7 @@ import dataclasses
 import html
 import io
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -37,12 +37,12 @@ CAPTIONS = {
     ),
     "confusion": (
         "Confusion matrix",
-        "EMA weights on the test images; each row adds up to 100 %. Colour follows the "
+        "EMA weights on the test images; each row adds up to 100%. Colour follows the "
         "square root of the share, so that small shares can be seen.",
     ),
     "class_accuracy": (
         "Accuracy by class",
-        "EMA weights on the test images. Bars are 95 % confidence intervals (Wilson); "
+        "EMA weights on the test images. Bars are 95% confidence intervals (Wilson); "
         "they only tell how far the number of test images carries.",
     ),
 }
@@ -78,12 +78,13 @@ def render(
         _section("Training", _figures(pictures, curves)),
         _section("Training images", _samples(run, samples, no_samples)),
         _section("Classes", _classes(run, pictures)),
-        _section("Details", _details(run)),
+        _section("Configuration", _config(run)),
     ]
     return string.Template(page_template.PAGE).substitute(
         title=_text(title),
         status=_text(_status(run)),
         folder=_text(run.workdir.resolve().name),
+        versions=_text(" · ".join(f"{k} {v}" for k, v in run.versions.items())),
         sections="\n".join(sections),
         style=page_template.STYLE,
     )
@@ -102,7 +103,14 @@ def _status(run: records.Run) -> str:
 
 
 def _notes(run: records.Run) -> str:
-    return "".join(f'<p class="note">{_text(note)}</p>' for note in run.notes)
+    notes = list(run.notes)
+    skipped = max((record["skipped"] for record in run.train), default=0)
+    if skipped:
+        notes.append(
+            f"{skipped:,} training file(s) could not be decoded and were skipped; "
+            "the log of the run names them."
+        )
+    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
 
 
 def _tiles(run: records.Run) -> str:
@@ -154,8 +162,8 @@ def _evaluations(run: records.Run) -> str:
         )
         for weights, label in (("ema", "EMA (averaged)"), ("raw", "raw (last step)"))
     ]
-    headings = ("Weights", "Top-1", "Top-5", "Images counted", "Skipped")
-    return _table(headings, rows)
+    headings = ("Weights", "Top-1", "Top-5", "Counted", "Skipped")
+    return _table(headings, rows, words=(0,))
 
 
 def _stage_table(run: records.Run) -> str:
@@ -163,8 +171,8 @@ def _stage_table(run: records.Run) -> str:
         return '<p class="note">The run has not written its stages yet.</p>'
     strengths = [key for _, key in plots.STRENGTHS]
     headings = ["Stage", "Steps", "Epochs", "Size, px", "Batch"]
-    headings += [key.replace("_", " ").capitalize() for key in strengths]
-    headings += ["LR first", "LR last", "Compile, s", "Train, s", "Images/s"]
+    headings += [title.split(" (")[0] for title, _ in plots.STRENGTHS]
+    headings += ["Learning rate", "Compile, s", "Train, s", "Images/s"]
     rows = [
         [
             str(stage["index"] + 1),
@@ -172,15 +180,15 @@ def _stage_table(run: records.Run) -> str:
             f"{stage['epochs']:.2f}",
             str(stage["image_size"]),
             f"{stage['batch_size']:,}",
-            *(f"{stage['strengths'][key]:.3g}" for key in strengths),
-            *(f"{rate:.3g}" for rate in stage["learning_rate"]),
+            *(f"{stage['strengths'][key]:.2g}" for key in strengths),
+            " → ".join(f"{rate:.2g}" for rate in stage["learning_rate"]),
             _measured(stage, "compile_seconds", ".1f"),
             _measured(stage, "train_seconds", ",.1f"),
             _measured(stage, "images_per_second", ",.0f"),
         ]
         for stage in run.stages
     ]
-    return _table(headings, rows)
+    return _table(headings, rows, words=())
 
 
 def _measured(stage: records.Record, key: str, form: str) -> str:
@@ -248,20 +256,27 @@ def _classes(run: records.Run, pictures: Mapping[str, Picture]) -> str:
     accuracy = run.confusion.diagonal()[seen] / counts[seen]
     order = seen[np.argsort(-accuracy, kind="stable")]
     rows = [_class_row(run.confusion, names, i) for i in order]
-    headings = ("Class", "Accuracy", "Images", "Most often taken for")
-    parts = [_figures(pictures, ("confusion", "class_accuracy"))]
     if len(rows) <= 2 * MAX_CLASS_ROWS:
-        tables = [("All classes, best first", headings, rows)]
+        tables = {"All classes, best first": rows}
     else:
-        tables = [
-            ("Best classes", headings, rows[:MAX_CLASS_ROWS]),
-            ("Worst classes", headings, rows[: -MAX_CLASS_ROWS - 1 : -1]),
-        ]
+        tables = {
+            "Best classes": rows[:MAX_CLASS_ROWS],
+            "Worst classes": rows[: -MAX_CLASS_ROWS - 1 : -1],
+        }
+    headings = ("Class", "Accuracy", "Images", "Most often taken for")
+    columns = [
+        f"<h3>{title}</h3>{_table(headings, rows, words=(0, 3))}"
+        for title, rows in tables.items()
+    ]
     headings = ("True class", "Predicted", "Share of true", "Images")
-    tables.append(("Most frequent confusions", headings, _confusions(run)))
-    parts.append('<div class="columns">')
-    parts += (f"<div><h3>{t}</h3>{_table(h, r, 1)}</div>" for t, h, r in tables)
-    return "".join(parts) + "</div>"
+    confusions = _table(headings, _confusions(run), words=(0, 1))
+    columns.append(f"<h3>Most frequent confusions</h3>{confusions}")
+    return (
+        _figures(pictures, ("confusion", "class_accuracy"))
+        + '<div class="columns">'
+        + "".join(f"<div>{column}</div>" for column in columns)
+        + "</div>"
+    )
 
 
 def _class_row(confusion, names, i) -> tuple[str, ...]:
@@ -292,13 +307,9 @@ def _confusions(run: records.Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _details(run: records.Run) -> str:
-    versions = _table(("Package", "Version"), sorted(run.versions.items()), 2)
-    config = _table(("Key", "Value"), list(_flat(run.config)), 2)
-    return (
-        f"<details><summary>Versions</summary>{versions}</details>"
-        f"<details><summary>Configuration</summary>{config}</details>"
-    )
+def _config(run: records.Run) -> str:
+    table = _table(("Key", "Value"), list(_flat(run.config)), words=(0, 1))
+    return f"<details><summary>Every key and its value</summary>{table}</details>"
 
 
 def _flat(config: records.Record, prefix: str = "") -> Iterable[tuple[str, object]]:
@@ -311,12 +322,12 @@ def _flat(config: records.Record, prefix: str = "") -> Iterable[tuple[str, objec
 
 
 def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1
+    headings: Sequence[str], rows: Sequence[Sequence[object]], words: Container[int]
 ) -> str:
-    """A table; the first `texts` columns hold words, the others numbers."""
+    """A table; columns whose number is in `words` are set left, the others right."""
 
     def cells(tag: str, row: Sequence[object]) -> str:
-        kinds = [" class=t" if i < texts else "" for i in range(len(row))]
+        kinds = (" class=words" if i in words else "" for i in range(len(row)))
         return "".join(
             f"<{tag}{kind}>{_text(cell)}</{tag}>"
             for kind, cell in zip(kinds, row, strict=True)
@@ -336,7 +347,7 @@ def _text(value: object) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.2%}".replace("%", " %")
+    return f"{share:.2%}"
 
 
 def _count(number: int) -> str:
@@ -348,4 +359,6 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02} min"
+    if minutes >= 10:
+        return f"{minutes} min"
     return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -16,6 +16,7 @@ PAGE = """<!doctype html>
 <header>
 <h1>$title</h1>
 <p>$status · <code>$folder</code></p>
+<p class="small">$versions</p>
 </header>
 <main>
 $sections
@@ -47,43 +48,49 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .5rem; }
 header p { color: var(--muted); margin: .3rem 0 0; overflow-wrap: anywhere; }
 section > p { color: var(--muted); max-width: 46rem; margin: .5rem 0; }
+header .small { font-size: .8rem; }
 .note { border-left: 3px solid var(--accent); padding-left: .7rem; }
 .tiles {
   display: grid; gap: .6rem; margin-bottom: .8rem;
-  grid-template-columns: repeat(auto-fit, minmax(128px, 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(134px, 1fr));
 }
 .tile, .scroll, .figures figure {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
 }
 .tile { padding: .6rem .8rem; }
 .label { color: var(--muted); font-size: .8rem; }
-.value { font-size: 1.35rem; font-weight: 600; white-space: nowrap; }
+.value { font-size: 1.25rem; font-weight: 600; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table {
   border-collapse: collapse; width: 100%; font-size: .86rem;
   font-variant-numeric: tabular-nums;
 }
-th, td { padding: .38rem .7rem; text-align: right; white-space: nowrap; }
+th, td { padding: .38rem .6rem; text-align: right; white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--line); }
 tr + tr td { border-top: 1px solid var(--line); }
-.t { text-align: left; }
-td.t { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+.words { text-align: left; }
+td.words { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+th:first-child, td:first-child {
+  position: sticky; left: 0; background: var(--card);
+}
 .figures, .columns {
-  display: grid; gap: .8rem; align-items: start;
+  display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
 }
 .columns { margin-top: .8rem; }
 .figures figure { margin: 0; padding: .2rem 1rem .9rem; }
+@media (max-width: 480px) {
+  body { padding: 1rem .6rem 2rem; }
+  .figures figure { padding: .2rem .5rem .8rem; }
+}
 .figures h3 { margin: .7rem 0; }
 .figures img { display: block; width: 100%; max-width: 640px; height: auto; }
 figcaption { color: var(--muted); font-size: .82rem; }
 .samples {
-  display: grid; gap: .6rem .5rem;
-  grid-template-columns: repeat(auto-fill, minmax(76px, 1fr));
+  display: grid; gap: .6rem .5rem; grid-template-columns: repeat(4, 1fr);
 }
-@media (min-width: 700px) {
-  .samples { grid-template-columns: repeat(12, 1fr); }
-}
+@media (min-width: 480px) { .samples { grid-template-columns: repeat(6, 1fr); } }
+@media (min-width: 900px) { .samples { grid-template-columns: repeat(12, 1fr); } }
 .samples figure { margin: 0; min-width: 0; }
 .samples img { display: block; width: 100%; border-radius: 4px; }
 .coarse img { image-rendering: pixelated; }

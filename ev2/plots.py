@@ -18,8 +18,9 @@ from matplotlib import ticker
 WIDTH_IN = 5.6  # one column of the page, and of most papers without shrinking
 CSS_PX_PER_IN = 100  # size at which the page shows a figure
 PNG_DPI = 2 * CSS_PX_PER_IN  # two pixels for each CSS pixel
-TEXT_PT, SMALL_PT = 9.5, 8.5
+TEXT_PT, SMALL_PT = 10.5, 9.5  # 8 px or more when a phone shrinks a figure
 MAX_LABELLED_STAGES = 8  # more stages than this are shaded but not named
+MAX_NUMBERED_STEPS = 6  # more steps than this are read off the axis
 SMOOTH_FROM_POINTS = 120  # below this every logged point can be read as it is
 
 # Title and key of each strength, in the order of the stage table.
@@ -81,13 +82,7 @@ DARK = Theme(
 def to_png(figure: mpl_figure.Figure) -> bytes:
     """Returns the figure as a PNG of `PNG_DPI` dots per inch."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer,
-        format="png",
-        dpi=PNG_DPI,
-        metadata={"Software": None},
-        pil_kwargs={"optimize": True},
-    )
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -119,10 +114,10 @@ def learning_curves(
     """Returns training loss above top-1 accuracy (train, EMA, raw), by epoch."""
     figure = new_figure(theme, 4.9)
     loss_axes, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    dress(loss_axes, theme, "Training loss (nats)")
+    dress(loss_axes, theme, "Training loss (cross-entropy, nats)")
     dress(axes, theme, "Top-1 accuracy (%)")
-    _plot_train(loss_axes, train, "loss", 1.0, theme)
-    _plot_train(axes, train, "top1", 100.0, theme, label="train, augmented")
+    _plot_logged(loss_axes, train, "loss", 1.0, theme)
+    _plot_logged(axes, train, "top1", 100.0, theme, label="train, augmented")
     epochs = _column(evals, "epoch")
     for weights, marker, style in (("ema", "o", "-"), ("raw", "s", "--")):
         top1 = 100 * np.array([e[weights]["top1"] for e in evals], float)
@@ -136,9 +131,15 @@ def learning_curves(
             marker=marker,
             markersize=4,
             markerfacecolor=colour if weights == "ema" else theme.background,
+            clip_on=False,  # the last one lies on the edge
             label=label if len(evals) else None,
             zorder=4 if weights == "ema" else 3,
         )
+    if len(evals):
+        last = 100 * evals[-1]["ema"]["top1"]
+        _note(axes, epochs[-1], last, f"{last:.1f}", theme, ha="right", rise=5)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.08 * (high - low))  # room for the note
     if len(train) or len(evals):
         _legend(axes, theme)
     _shade([loss_axes, axes], stages, theme)
@@ -155,15 +156,18 @@ def stage_steps(stages: Sequence[Record], theme: Theme) -> mpl_figure.Figure:
     values += [[s["strengths"][key] for s in stages] for _, key in STRENGTHS]
     titles = ["Image size (px)"] + [title for title, _ in STRENGTHS]
     for axes, title, heights in zip(panels, titles, values, strict=True):
-        off = not any(heights)
-        dress(axes, theme, title + (", off" if off else ""))
-        colour = theme.muted if off else theme.ema
-        axes.stairs(heights, edges, baseline=None, color=colour, linewidth=1.8)
-        axes.stairs(heights, edges, color=colour, alpha=0.13, fill=True)
+        dress(axes, theme, title)
+        axes.grid(len(stages) > MAX_NUMBERED_STEPS, axis="y")
         axes.set_ylim(0, 1.25 * max(heights) or 1.0)
         axes.yaxis.set_major_locator(ticker.MaxNLocator(3))
-        if not off:
-            _name_steps(axes, edges, heights, theme)
+        if not any(heights):
+            axes.set_yticks([])
+            _note(axes, edges[-1] / 2, 0.4, "off", theme)
+            continue
+        axes.stairs(heights, edges, baseline=None, color=theme.ema, linewidth=1.8)
+        axes.stairs(heights, edges, color=theme.ema, alpha=0.13, fill=True)
+        if len(stages) <= MAX_NUMBERED_STEPS:
+            _number_steps(axes, edges, heights, theme)
     for axes in figure.axes[-2:]:
         _epoch_axis(axes, (), (), stages, theme)
     return figure
@@ -173,16 +177,15 @@ def learning_rate(
     train: Sequence[Record], stages: Sequence[Record], theme: Theme
 ) -> mpl_figure.Figure:
     """Returns the learning rate of the logged steps, by epoch."""
-    figure = new_figure(theme, 2.6)
+    figure = new_figure(theme, 4.0)
     axes = figure.subplots()
-    dress(axes, theme, "Learning rate (per global batch)")
+    dress(axes, theme, "Learning rate")
     rates = _column(train, "learning_rate")
     marker = "o" if len(rates) == 1 else ""
     epochs = _column(train, "epoch")
     axes.plot(epochs, rates, color=theme.ema, linewidth=1.6, marker=marker)
     axes.set_ylim(0, 1.08 * np.nanmax(rates) or 1.0)
-    if np.nanmax(rates) < 0.01:
-        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%.0e"))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.3g}"))
     _shade([axes], stages, theme)
     _epoch_axis(axes, train, (), stages, theme)
     return figure
@@ -201,22 +204,21 @@ def throughput(
     for rows in _by_stage(train).values():
         median = float(np.nanmedian(rates[rows]))
         ends = epochs[rows[0]], epochs[rows[-1]]
-        axes.plot(ends, (median, median), color=theme.text, linewidth=1.4)
+        axes.plot(ends, (median, median), color=theme.text, linewidth=1.2)
         if len(stages) <= MAX_LABELLED_STAGES:
-            _note(axes, (ends[0] + ends[1]) / 2, median, f"{median:,.0f}", theme)
-    axes.set_ylim(0, 1.15 * np.nanmax(rates) or 1.0)
+            middle, top = (ends[0] + ends[1]) / 2, np.nanmax(rates[rows])
+            _note(axes, middle, top, f"{median:,.0f}", theme)
+    axes.set_ylim(0, 1.2 * np.nanmax(rates) or 1.0)
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    wait = 100 * _column(train, "data_wait_share")
-    wait_axes.fill_between(epochs, wait, color=theme.train, alpha=0.25, linewidth=0)
-    wait_axes.plot(epochs, wait, color=theme.train, linewidth=1.2)
+    _plot_logged(wait_axes, train, "data_wait_share", 100.0, theme)
     # At least 10 % high: a share of one percent should look as small as it is.
-    wait_axes.set_ylim(0, max(10.0, 1.1 * np.nanmax(wait)))
+    wait_axes.set_ylim(0, max(10.0, wait_axes.get_ylim()[1]))
     _shade([axes, wait_axes], stages, theme)
     _epoch_axis(wait_axes, train, (), stages, theme)
     return figure
 
 
-def _plot_train(axes, train, key, scale, theme, label=None):
+def _plot_logged(axes, train, key, scale, theme, label=None):
     """Every logged point; with many of them, their running mean on top."""
     epochs, values = _column(train, "epoch"), scale * _column(train, key)
     many = len(values) > SMOOTH_FROM_POINTS
@@ -277,23 +279,21 @@ def _shade(panels, stages, theme):
         )
 
 
-def _name_steps(axes, edges, heights, theme):
-    """Writes the value above each step, or above the ends when there are many."""
-    rows = range(len(heights))
-    if len(heights) > 4:
-        rows = (0, len(heights) - 1)
-    for row in rows:
-        middle = (edges[row] + edges[row + 1]) / 2
-        _note(axes, middle, heights[row], f"{heights[row]:.3g}", theme)
+def _number_steps(axes, edges, heights, theme):
+    """Writes the value above each step."""
+    for height, (first, last) in zip(heights, itertools.pairwise(edges), strict=True):
+        text = f"{height:.2g}" if height < 10 else f"{height:g}"
+        _note(axes, (first + last) / 2, height, text, theme)
 
 
-def _note(axes, x, y, text, theme):
+def _note(axes, x, y, text, theme, *, ha="center", rise=3):
+    """A small text `rise` points above a value."""
     axes.annotate(
         text,
         (x, y),
-        xytext=(0, 3),
+        xytext=(0, rise),
         textcoords="offset points",
-        ha="center",
+        ha=ha,
         fontsize=SMALL_PT,
         color=theme.text,
     )
@@ -318,6 +318,7 @@ def _epoch_axis(axes, train, evals, stages, theme):
     ends = [r["epoch"] for r in (*train, *evals)] + list(_edges(stages))
     if max(ends) > 0:
         axes.set_xlim(0, max(ends))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     axes.set_xlabel("Epoch", fontsize=TEXT_PT, color=theme.text)
 
 

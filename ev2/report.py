@@ -4,15 +4,17 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 import numpy as np
 from absl import logging
 from matplotlib import figure as mpl_figure
 
-from ev2 import class_plots, page, plots, records
+from ev2 import class_plots, errors, files, page, plots, records
 
 SAMPLES_PER_STAGE = 12  # divides into rows of 6, 4, 3 and 2
+SPARE_SAMPLES = 4  # in place of corrupt files, which have no picture
 MAX_SAMPLED_STAGES = 6  # more stages than this: one of each image size
 
 Draw = Callable[[plots.Theme], mpl_figure.Figure]
@@ -28,22 +30,30 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     Each file is replaced at once or not at all; nothing else is touched.
 
     Raises:
-        errors.InputError: `workdir` is not the folder of a run.
+        errors.InputError: `workdir` is not the folder of a run, or not writable.
     """
     run = records.read(pathlib.Path(workdir))
     samples, excuse = _draw_samples(run)
-    plots_dir = run.workdir / "plots"
-    plots_dir.mkdir(exist_ok=True)
-    pictures = {}
-    for name, draw in _figures(run).items():
-        light = plots.to_png(draw(plots.LIGHT))
-        _replace(plots_dir / f"{name}.png", light)
-        pictures[name] = page.Picture(light=light, dark=plots.to_png(draw(plots.DARK)))
+    pictures = {
+        name: page.Picture(
+            light=plots.to_png(draw(plots.LIGHT)), dark=plots.to_png(draw(plots.DARK))
+        )
+        for name, draw in _figures(run).items()
+    }
+    contents = {f"plots/{name}.png": p.light for name, p in pictures.items()}
     if samples:
         rows = class_plots.sample_rows(samples, run.class_names, plots.LIGHT)
-        _replace(plots_dir / "samples.png", plots.to_png(rows))
-    html = page.render(run, pictures, samples, excuse)
-    _replace(run.workdir / "report.html", html.encode())
+        contents["plots/samples.png"] = plots.to_png(rows)
+    contents["report.html"] = page.render(run, pictures, samples, excuse).encode()
+    try:
+        (run.workdir / "plots").mkdir(exist_ok=True)
+        for name, content in contents.items():
+            files.write_atomically(run.workdir / name, content)
+    except OSError as error:
+        raise errors.InputError(
+            f"workdir: '{run.workdir}' cannot be written ({error}); "
+            "give a folder that you may write to"
+        ) from error
     return run.workdir / "report.html"
 
 
@@ -96,13 +106,13 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
     for stage in stages:
         # Augmentation follows the position in the run, so a smaller batch holds
         # the same first images and spares decoding the others.
-        few = dataclasses.replace(stage, batch_size=SAMPLES_PER_STAGE)
+        few = dataclasses.replace(stage, batch_size=SAMPLES_PER_STAGE + SPARE_SAMPLES)
         batches = data.make_train_data(config, few, first_step=stage.first_step)
         try:
             batch = next(iter(batches))
         finally:
             batches.close()
-        kept = np.flatnonzero(batch["mask"])  # corrupt files have no picture
+        kept = np.flatnonzero(batch["mask"])[:SAMPLES_PER_STAGE]
         samples.append(
             class_plots.Samples(
                 title=_sample_title(stage),
@@ -121,18 +131,8 @@ def _sample_title(stage) -> str:
     )
 
 
-def _with_tuples(value):
+def _with_tuples(value: Any) -> Any:
     """JSON has lists only; the config has tuples only."""
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that a reader sees the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
