@@ -1,10 +1,10 @@
-"""pytest tests/test_plots.py"""
+"""python -m pytest tests/test_plots.py"""
 
-import fake_run
 import numpy as np
 import pytest
 
 from ev2 import class_plots, plots, records
+from tests import fake_run
 
 
 def test_learning_curves_show_what_was_logged(tmp_path):

@@ -1,4 +1,4 @@
-"""pytest tests/test_report.py"""
+"""python -m pytest tests/test_report.py"""
 
 import base64
 import html
@@ -9,7 +9,6 @@ import re
 import sys
 import types
 
-import fake_run
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +16,7 @@ from PIL import Image
 import ev2
 from configs import demo
 from ev2 import errors, page, progressive, records, report
+from tests import fake_run
 
 FIGURES = ("learning_curves", "stages", "learning_rate", "throughput")
 CLASS_FIGURES = ("confusion", "class_accuracy")
