@@ -117,6 +117,9 @@ def decode_part(encoded, orientation, whole, choose_box) -> tf.Tensor:
         whole: scalar bool; False if `can_decode_part` and the picture is upright, so
             that only the rows and columns of the box need be decoded.
         choose_box: returns (y, x, height, width) scalars int32 inside the picture.
+
+    A box decoded alone may differ from the same box of the whole by a few levels in
+    its outermost columns, where halved chroma is interpolated without its neighbour.
     """
 
     def crop_of_jpeg():

@@ -178,7 +178,8 @@ def _blend(start: tf.Tensor, end: tf.Tensor, factor: tf.Tensor | float) -> tf.Te
 
 def _sides(picture: tf.Tensor) -> tuple[int, int]:
     """Height and width, static."""
-    height, width, _ = picture.shape.as_list()
+    height, width = picture.shape[0], picture.shape[1]
+    assert height is not None and width is not None
     return height, width
 
 

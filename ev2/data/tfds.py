@@ -85,7 +85,8 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     image_key, label_key = info.supervised_keys or ("image", "label")
     features = tensorflow_datasets.features
     named: dict[str, Any] = dict(info.features)
-    image, label = named.get(image_key), named.get(label_key)
+    image: Any = named.get(image_key)
+    label: Any = named.get(label_key)
     if (
         not isinstance(image, features.Image)
         or image.get_tensor_info().dtype != np.uint8
