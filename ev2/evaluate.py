@@ -122,21 +122,27 @@ def evaluate_checkpoint(
     """
     errors.check_choice("split", split, ("eval", "train"))
     model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
-    config = ConfigDict(meta["config"] if config is None else config.to_dict())
-    for key, value in meta["preprocessing"].items():
-        section = config.eval if key == "image_size" else config.data
-        section[key] = tuple(value) if isinstance(value, list) else value
-    config.eval.batch_size = batch_size or config.eval.batch_size
-    config.eval.image_size = image_size or config.eval.image_size
-    num_classes = data.describe(config).num_classes
+    own = _with_preprocessing(meta, config)
+    own.eval.batch_size = batch_size or own.eval.batch_size
+    own.eval.image_size = image_size or own.eval.image_size
+    num_classes = data.describe(own).num_classes
     if num_classes != model.num_classes:
         raise errors.InputError(
             f"checkpoint: {path!r} tells {model.num_classes} classes apart and the "
             f"data has {num_classes}; give data with the same classes"
         )
     mesh = sharding.make_mesh()
-    eval_step = make_compiled_eval_step(model, config, mesh)
+    eval_step = make_compiled_eval_step(model, own, mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    results = evaluate(eval_step, {weights: variables}, config, mesh, split=split)
+    results = evaluate(eval_step, {weights: variables}, own, mesh, split=split)
     kept = {k: v for k, v in results[weights].items() if k != "confusion"}
-    return {**kept, "image_size": config.eval.image_size, "weights": weights}
+    return {**kept, "image_size": own.eval.image_size, "weights": weights}
+
+
+def _with_preprocessing(meta: dict[str, Any], config: ConfigDict | None) -> ConfigDict:
+    """The config of the data, with the preprocessing that the weights were made for."""
+    merged = ConfigDict(meta["config"] if config is None else config.to_dict())
+    for key, value in meta["preprocessing"].items():
+        section = merged.eval if key == "image_size" else merged.data
+        section[key] = tuple(value) if isinstance(value, list) else value
+    return merged

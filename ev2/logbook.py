@@ -2,6 +2,7 @@
 
 import collections
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,21 +26,20 @@ class Logbook:
         num_train_images: int,
         *,
         first_step: int,
-        writes: bool = True,
     ):
         self._folder = folder
         self._stages = stages
         self._num_train_images = num_train_images
-        self._writer = _events_writer(str(folder.path)) if writes else None
+        self._writer = _events_writer(str(folder.path)) if folder.writes else None
         # The bar counts pixels: a step of 300 px costs more than one of 128 px, and
         # the time left should know.
         done = sum(_pixels(s, 0, min(s.last_step, first_step)) for s in stages)
         self._bar = tqdm.tqdm(
             total=sum(_pixels(s, 0, s.last_step) for s in stages),
             initial=done,
-            disable=not writes,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-            mininterval=0.5,
+            disable=not folder.writes,
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # lines in a log file
             dynamic_ncols=True,
         )
         self._window: list[dict[str, jax.Array]] = []

@@ -43,16 +43,19 @@ def mix(
     """
     n = images.shape[0]
     assert n % group_images == 0 and group_images % 2 == 0, (n, group_images)
-    lambda_rng, area_rng, y_rng, x_rng = jax.random.split(rng, 4)
+    lambda_rng, y_rng, x_rng = jax.random.split(rng, 3)
     paired = mask * _partner(mask, group_images)
     both = (mixup > 0) & (cutmix > 0)
     first_half = jnp.arange(n) % group_images < group_images // 2
     use_mixup = (paired > 0) & (mixup > 0) & (first_half | ~both)
     use_cutmix = (paired > 0) & (cutmix > 0) & (~first_half | ~both)
 
-    weight = _beta(lambda_rng, mixup, n)
+    # One draw of Beta(alpha, alpha) for both; an alpha of 0 is drawn as a small one.
+    alpha = jnp.maximum(jnp.stack([mixup, cutmix]), 1e-2)[:, None]
+    weight, kept_area = jax.random.beta(lambda_rng, alpha, alpha, (2, n), jnp.float32)
     weight = jnp.where(use_mixup, jnp.maximum(weight, 1.0 - weight), 1.0)
-    box = _boxes(area_rng, y_rng, x_rng, cutmix, images.shape[:3])
+    side = jnp.sqrt(1.0 - kept_area)
+    box = _boxes(y_rng, x_rng, side, height=images.shape[1], width=images.shape[2])
     box = box & use_cutmix[:, None, None]
     area = jnp.mean(box, axis=(1, 2), dtype=jnp.float32)
 
@@ -71,19 +74,14 @@ def _partner(x: jax.Array, group_images: int) -> jax.Array:
     return halves[:, ::-1].reshape(x.shape)
 
 
-def _beta(rng: jax.Array, alpha: jax.Array, n: int) -> jax.Array:
-    """Draws `[n]` from Beta(alpha, alpha); alpha 0 is drawn as a very small one."""
-    alpha = jnp.maximum(alpha, 1e-2)
-    return jax.random.beta(rng, alpha, alpha, (n,), jnp.float32)
+def _boxes(y_rng, x_rng, side: jax.Array, *, height: int, width: int) -> jax.Array:
+    """Returns `[N, H, W]` bool: boxes around uniform centres, cut at the border.
 
-
-def _boxes(area_rng, y_rng, x_rng, alpha: jax.Array, shape) -> jax.Array:
-    """Returns `[N, H, W]` bool: a box of area 1 - lambda around a uniform centre."""
-    n, height, width = shape
-    side = jnp.sqrt(1.0 - _beta(area_rng, alpha, n))
+    `side` is `[N]`: length of the box's sides as a share of the image's.
+    """
 
     def inside(rng, length):
-        centre = jax.random.uniform(rng, (n,)) * length
+        centre = jax.random.uniform(rng, side.shape) * length
         half = 0.5 * side * length
         pixels = jnp.arange(length, dtype=jnp.float32)[None, :] + 0.5
         return (pixels > (centre - half)[:, None]) & (pixels < (centre + half)[:, None])

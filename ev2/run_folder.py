@@ -27,6 +27,7 @@ class RunFolder:
 
     Attributes:
       path: the folder.
+      writes: whether this process writes here.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, *, writes: bool = True):
@@ -42,7 +43,7 @@ class RunFolder:
             it, or it holds a run of another config (the keys are named).
         """
         self.path = pathlib.Path(workdir).absolute()
-        self._writes = writes
+        self.writes = writes
         self._started = time.monotonic()
         saved = self._read_config()
         if saved is not None:
@@ -90,7 +91,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the folder free for other processes."""
-        if self._writes:
+        if self.writes:
             self._lock.close()
 
     def write_json(self, name: str, document: Any) -> None:
@@ -99,7 +100,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes `content` as the file `name`, replacing it in one move."""
-        if self._writes:
+        if self.writes:
             files.write_atomically(self.path / name, content)
 
     def read_json(self, name: str) -> Any:
@@ -114,7 +115,7 @@ class RunFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl, with the seconds so far."""
-        if self._writes:
+        if self.writes:
             line = {**line, "wall_seconds": round(self.wall_seconds, 3)}
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -1,12 +1,15 @@
 """The loop: config -> stages -> (per stage) data, program, steps -> checkpoint."""
 
+import contextlib
 import dataclasses
 import io
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,6 +28,21 @@ from ev2 import (
 )
 from ev2 import state as states
 from ev2 import step as steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A run as decided before anything is compiled or written."""
+
+    config: ConfigDict
+    mesh: Mesh
+    info: data.Info
+    table: dict[str, Any]
+    stages: tuple[progressive.Stage, ...]
+    learning_rate: Callable[[int], float]
+    model: models.Model
+    optimizer: optax.GradientTransformationExtraArgs
+    initial: dict[str, Any] | None  # weights to start from
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -46,12 +64,26 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         run.
       FloatingPointError: if the loss is not finite; names the steps.
     """
+    job = _prepare(config)
+    is_first = jax.process_index() == 0
+    with (
+        contextlib.closing(
+            run_folder.RunFolder(workdir, config, writes=is_first)
+        ) as folder,
+        contextlib.closing(
+            checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+        ) as checkpoints,
+    ):
+        results = _train(job, folder, checkpoints)
+        return _write_results(folder, results, job.stages[-1].last_step, config)
+
+
+def _prepare(config: ConfigDict) -> _Job:
+    """Checks the whole config and returns what it means."""
     mesh = sharding.make_mesh()
     info = data.describe(config)
-    table = plan.make_plan(config)
     stages = progressive.make_stages(config, info.num_train_images)
     _check(config, stages, mesh)
-    learning_rate = optim.make_learning_rate(config, stages, info.num_train_images)
     model = models.create_model(
         config.model.name,
         num_classes=info.num_classes,
@@ -60,37 +92,45 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         bn_group_images=config.model.bn_group_images,
         blocks=tuple(config.model.blocks),
     )
-    optimizer = optim.make_optimizer(config)
-    initial = _initial_weights(config, model)
-    is_first = jax.process_index() == 0
+    initial = None
+    if config.init.checkpoint:
+        initial = checkpoint.load_weights_for(model, config.init.checkpoint)
+    return _Job(
+        config=config,
+        mesh=mesh,
+        info=info,
+        table=plan.make_plan(config),
+        stages=stages,
+        learning_rate=optim.make_learning_rate(config, stages, info.num_train_images),
+        model=model,
+        optimizer=optim.make_optimizer(config),
+        initial=initial,
+    )
 
-    folder = run_folder.RunFolder(workdir, config, writes=is_first)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-    meta = checkpoint.make_meta(config, model, info.class_names)
-    create = jax.jit(
-        lambda: states.create_state(model, optimizer, config, stages[0].image_size),
-        out_shardings=sharding.replicated(mesh),
-    )
-    abstract_state = sharding.abstract(mesh, jax.eval_shape(create))
+
+def _train(
+    job: _Job, folder: run_folder.RunFolder, checkpoints: checkpoint.Checkpoints
+) -> dict[str, Any]:
+    """The loop. Returns the last evaluation."""
+    config, stages, mesh = job.config, job.stages, job.mesh
     start = checkpoints.latest_step() or 0
+    programs = _Programs(job)
     if start:
-        state = checkpoints.restore(abstract_state)
+        state = checkpoints.restore(programs.abstract_state)
     else:
-        state = _with_weights(create(), initial, mesh)
+        state = programs.create_state()
     folder.drop_metrics_after(start)
-    notes = _stage_notes(folder, table, info, state)
-    log = logbook.Logbook(
-        folder, stages, info.num_train_images, first_step=start, writes=is_first
-    )
-    log.say(plan.format_table(table))
-    log.say(_summary(config, notes, mesh, workdir, start))
-    programs = _Programs(model, optimizer, config, mesh, abstract_state)
-    eval_step = evaluate.make_compiled_eval_step(model, config, mesh)
+    notes = _stage_notes(folder, job, state)
+    meta = checkpoint.make_meta(config, job.model, job.info.class_names)
+    log = logbook.Logbook(folder, stages, job.info.num_train_images, first_step=start)
+    log.say(plan.format_table(job.table))
+    log.say(_summary(job, notes, folder, start))
+    eval_step = evaluate.make_compiled_eval_step(job.model, config, mesh)
     results = None
 
     for stage in [s for s in stages if s.last_step > start]:
         first = max(stage.first_step, start)
-        train_step, compile_seconds = programs.get(stage)
+        train_step, compile_seconds = programs.train_step(stage)
         batches = data.make_train_data(
             config,
             stage,
@@ -103,16 +143,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         del strengths["randaugment"]  # the data pipeline's
         log.start_stage()
         for step, batch in zip(range(first, stage.last_step), on_device, strict=True):
-            strengths["learning_rate"] = np.float32(learning_rate(step))
+            strengths["learning_rate"] = np.float32(job.learning_rate(step))
             state, sums = train_step(state, batch, strengths)
             log.add(stage, sums)
             done = step + 1
-            evaluates = done == stage.last_step or _crosses_epochs(
-                config.eval.every_epochs * info.num_train_images, stage, done
-            )
+            evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
             saves = evaluates or _every(config.checkpoint.every_steps, done)
             if saves or _every(config.log.every_steps, done):
-                log.write_train(stage, done, learning_rate(step), batches.skipped)
+                rate = job.learning_rate(step)
+                log.write_train(stage, done, rate, batches.skipped)
             if evaluates:
                 results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
                 log.write_eval(stage, done, results, config.eval.image_size)
@@ -127,39 +166,52 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         }
         folder.write_json("stages.json", notes)
 
+    log.close()
     if results is None:  # the run was complete but for its results
         results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
-    checkpoints.close()
-    log.close()
-    summary = _write_results(folder, results, stages[-1].last_step, config)
-    folder.close()
-    return summary
+    return results
 
 
 class _Programs:
-    """The compiled training step of each image and batch size, made once each."""
+    """The compiled programs of a run: one training step per image and batch size."""
 
-    def __init__(self, model, optimizer, config, mesh, abstract_state):
-        everywhere = sharding.replicated(mesh)
+    def __init__(self, job: _Job):
+        self._job = job
+        everywhere = sharding.replicated(job.mesh)
+        size = job.stages[0].image_size
+        self._create = jax.jit(
+            lambda: states.create_state(job.model, job.optimizer, job.config, size),
+            out_shardings=everywhere,
+        )
         self._step = jax.jit(
-            steps.make_train_step(model, optimizer, config),
-            in_shardings=(everywhere, sharding.split_by_image(mesh), everywhere),
+            steps.make_train_step(job.model, job.optimizer, job.config),
+            in_shardings=(everywhere, sharding.split_by_image(job.mesh), everywhere),
             out_shardings=everywhere,
             donate_argnums=0,
         )
-        self._mesh = mesh
-        self._state = abstract_state
         self._compiled: dict[tuple[int, int], Any] = {}
+        # Shapes, dtypes and sharding of the state.
+        self.abstract_state = sharding.abstract(job.mesh, jax.eval_shape(self._create))
 
-    def get(self, stage: progressive.Stage) -> tuple[Any, float]:
+    def create_state(self) -> states.TrainState:
+        """Returns the state before the first step, laid out on the mesh."""
+        state = self._create()
+        if self._job.initial is None:
+            return state
+        everywhere = sharding.replicated(self._job.mesh)
+        variables = jax.device_put(self._job.initial, everywhere)
+        ema = jax.tree.map(jax.numpy.copy, variables)
+        return dataclasses.replace(state, **variables, ema=ema)
+
+    def train_step(self, stage: progressive.Stage) -> tuple[Any, float]:
         """Returns the program of the stage and the seconds it took to compile."""
         key = (stage.image_size, stage.batch_size)
         started = time.monotonic()
         if key not in self._compiled:
             names = ("learning_rate", "dropout", "drop_path", "mixup", "cutmix")
             self._compiled[key] = self._step.lower(
-                self._state,
-                sharding.abstract_batch(self._mesh, *key),
+                self.abstract_state,
+                sharding.abstract_batch(self._job.mesh, *key),
                 {name: jax.ShapeDtypeStruct((), np.float32) for name in names},
             ).compile()
         return self._compiled[key], time.monotonic() - started
@@ -192,21 +244,6 @@ def _check(config: ConfigDict, stages, mesh: Mesh) -> None:
             raise errors.InputError(f"{key}: {value} is not in [{low}, {high})")
 
 
-def _initial_weights(config: ConfigDict, model: models.Model) -> dict[str, Any] | None:
-    if not config.init.checkpoint:
-        return None
-    return checkpoint.load_weights_for(model, config.init.checkpoint)
-
-
-def _with_weights(state, variables, mesh: Mesh):
-    """Returns `state` starting from `variables`, if there are any."""
-    if variables is None:
-        return state
-    variables = jax.device_put(variables, sharding.replicated(mesh))
-    ema = jax.tree.map(jax.numpy.copy, variables)
-    return dataclasses.replace(state, **variables, ema=ema)
-
-
 def _weights(state) -> dict[str, Any]:
     """The two sets of weights that every evaluation compares."""
     raw = {"params": state.params, "batch_stats": state.batch_stats}
@@ -217,32 +254,33 @@ def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _crosses_epochs(interval_images: float, stage, done: int) -> bool:
-    """Whether the step before `done` passed a multiple of `interval_images`."""
-    if interval_images <= 0:
+def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
+    """Whether the step before `done` passed a multiple of `eval.every_epochs`."""
+    interval = job.config.eval.every_epochs * job.info.num_train_images
+    if interval <= 0:
         return False
     before, after = stage.images_seen(done - 1), stage.images_seen(done)
-    return before // interval_images < after // interval_images
+    return before // interval < after // interval
 
 
-def _stage_notes(folder, table, info, state) -> dict[str, Any]:
+def _stage_notes(folder, job: _Job, state) -> dict[str, Any]:
     """stages.json as far as it is known, with what an earlier start measured."""
     notes = folder.read_json("stages.json")
     if notes is None:
-        sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
-        notes = {**table, **dataclasses.asdict(info), "params": sum(sizes)}
+        params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        notes = {**job.table, **dataclasses.asdict(job.info), "params": params}
         folder.write_json("stages.json", notes)
     return notes
 
 
-def _summary(config, notes, mesh: Mesh, workdir: str, start: int) -> str:
-    device = mesh.devices.flat[0]
+def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:
+    device = job.mesh.devices.flat[0]
     begin = f"resuming after step {start:,}" if start else "starting"
     return (
-        f"{config.model.name}, {notes['params']:,} parameters, on {mesh.devices.size} "
-        f"x {device.device_kind}; {notes['num_train_images']:,} training and "
-        f"{notes['num_eval_images']:,} test images, {notes['num_classes']} classes; "
-        f"{begin} in {workdir}"
+        f"{job.config.model.name}, {notes['params']:,} parameters, on "
+        f"{job.mesh.devices.size} x {device.device_kind}; "
+        f"{job.info.num_train_images:,} training and {job.info.num_eval_images:,} test "
+        f"images, {job.info.num_classes} classes; {begin} in {folder.path}"
     )
 
 

@@ -1,0 +1,35 @@
+"""A run of seconds for tests: two rows of blocks, synthetic pictures, two stages."""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r2_k3_s2_e2_i16_o24_se0.25")
+
+
+def make_config(**changes) -> ConfigDict:
+    """Returns the tiny recipe; `changes` are flat keys such as "data.source"."""
+    config = defaults.get_config()
+    config.batch_size = 16
+    config.epochs = 0.0
+    config.steps = 8
+    config.model.update(
+        {"name": "efficientnetv2-tiny", "dtype": "float32", "blocks": BLOCKS}
+    )
+    config.data.update(
+        {
+            "source": "synthetic",
+            "num_train_images": 48,
+            "num_eval_images": 19,
+            "num_classes": 10,
+        }
+    )
+    config.progressive.update(
+        {"stages": 2, "image_size": (8, 12), "mixup": (0.0, 0.2)},
+    )
+    config.optimizer.warmup_epochs = 1.0
+    config.eval.update({"image_size": 12, "batch_size": 8})
+    config.checkpoint.every_steps = 2
+    config.log.every_steps = 2
+    config.update_from_flattened_dict(changes)
+    return config
