@@ -81,18 +81,7 @@ def make_stages(config: Any, num_train_images: int) -> tuple[Stage, ...]:
     strengths = [_strengths(progressive, level) for level in range(num_levels)]
     batch_sizes = progressive.batch_size or (config.batch_size,) * num_levels
 
-    levels, bounds = _levels_and_bounds(config, num_train_images)
-    if progressive.batch_size:  # bounds are images
-        steps = [
-            (last - first) // batch_sizes[level]
-            for level, (first, last) in zip(
-                levels, itertools.pairwise(bounds), strict=True
-            )
-        ]
-    else:  # bounds are steps
-        steps = [last - first for first, last in itertools.pairwise(bounds)]
-    if progressive.schedule == "random" and len(steps) > 1 and steps[-1] == 0:
-        levels, steps = levels[:-1], steps[:-1]  # the last draw is cut to nothing
+    levels, steps = _levels_and_steps(config, num_train_images)
     _check_steps(steps, config, num_train_images)
 
     stages = []
@@ -111,6 +100,22 @@ def make_stages(config: Any, num_train_images: int) -> tuple[Stage, ...]:
         first_step = stage.last_step
         first_image = stage.images_seen(stage.last_step)
     return tuple(stages)
+
+
+def _levels_and_steps(
+    config: Any, num_train_images: int
+) -> tuple[list[int], list[int]]:
+    """Level and number of steps of each stage."""
+    levels, bounds = _levels_and_bounds(config, num_train_images)
+    steps = [last - first for first, last in itertools.pairwise(bounds)]
+    batch_sizes = config.progressive.batch_size
+    if batch_sizes:  # those were images
+        steps = [
+            n // batch_sizes[level] for level, n in zip(levels, steps, strict=True)
+        ]
+    if config.progressive.schedule == "random" and len(steps) > 1 and steps[-1] == 0:
+        return levels[:-1], steps[:-1]  # the last draw is cut to nothing
+    return levels, steps
 
 
 def _levels_and_bounds(
