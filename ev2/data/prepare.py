@@ -60,10 +60,11 @@ def prepare_fashion_mnist(
     """
     _check_free(out)
     per_class = {"train": train_per_class, "validation": eval_per_class}
-    chosen = {}
-    for split, (prefix, _) in SPLITS.items():
-        images, labels = _read_split(source, prefix)
-        chosen[split] = _choose(images, labels, per_class[split], f"{source}/{prefix}")
+    read = {s: read_split(source, prefix) for s, (prefix, _) in SPLITS.items()}
+    chosen = {
+        split: choose(*read[split], per_class[split], f"{source}/{SPLITS[split][0]}")
+        for split in SPLITS
+    }
     parent = os.path.dirname(os.path.abspath(out))
     try:
         os.makedirs(parent, exist_ok=True)
@@ -96,7 +97,7 @@ def _write_folder(folder: str, chosen: dict, per_class: dict) -> dict:
         "splits": {},
     }
     for split, (images, labels) in chosen.items():
-        shards = _write_shards(folder, split, images, labels)
+        shards = write_shards(folder, split, images, labels)
         manifest["splits"][split] = {"images": len(images), "shards": shards}
     _write_text(folder, "labels.txt", "\n".join(FASHION_MNIST_CLASSES) + "\n")
     _write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")
@@ -109,8 +110,14 @@ def _write_text(folder: str, name: str, text: str) -> None:
         file.write(text)
 
 
-def _write_shards(folder, split, images, labels) -> list[dict]:
-    """Writes consecutive runs of the pictures, each to one shard."""
+def write_shards(
+    folder: str, split: str, images: np.ndarray, labels: np.ndarray
+) -> list[dict]:
+    """Writes the pictures, in order, to the shards of a split.
+
+    Returns:
+        Name, number of records and SHA-256 of each shard.
+    """
     num_shards = SPLITS[split][1]
     bounds = [len(images) * i // num_shards for i in range(num_shards + 1)]
     encoded = encode_grey_png(images)
@@ -142,8 +149,14 @@ def _example(encoded: bytes, label: int) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def _choose(images, labels, per_class: int, where: str):
-    """The first `per_class` pictures of each class, in file order."""
+def choose(
+    images: np.ndarray, labels: np.ndarray, per_class: int, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `per_class` pictures and labels of each class, in file order.
+
+    Raises:
+        InputError: if a class has fewer; `where` names the files.
+    """
     rank = np.zeros(len(labels), np.int64)  # how many of its class came before it
     for label in range(len(FASHION_MNIST_CLASSES)):
         of_class = labels == label
@@ -157,8 +170,16 @@ def _choose(images, labels, per_class: int, where: str):
     return images[keep], labels[keep]
 
 
-def _read_split(source: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """`[N, H, W] uint8` pictures and `[N] uint8` labels of one split."""
+def read_split(source: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """`[N, H, W] uint8` pictures and `[N] uint8` labels of one split.
+
+    Args:
+        source: folder of the IDX files.
+        prefix: "train" or "t10k".
+
+    Raises:
+        InputError: a file is missing, cut, of another format, or disagrees.
+    """
     images = _read_idx(source, f"{prefix}-images-idx3-ubyte", IDX_IMAGES_MAGIC)
     labels = _read_idx(source, f"{prefix}-labels-idx1-ubyte", IDX_LABELS_MAGIC)
     if len(images) != len(labels):
