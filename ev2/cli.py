@@ -22,7 +22,7 @@ class Verb(NamedTuple):
     """A verb: its line in the help, its flags, and what it does with them."""
 
     summary: str
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[flags.FlagValues, Sequence[str]], None]
     run: Callable[[flags.FlagValues], None]
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in VERBS:
         return _refuse(f"verb: {argv[0]!r} is not known; choose one of {_names()}")
     verb, values = VERBS[argv[0]], flags.FlagValues()
-    verb.define(values)
+    verb.define(values, argv)
     flags.DEFINE_bool("help", False, "Shows the flags.", flag_values=values)
     if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
         print(f"ev2 {argv[0]}: {verb.summary}\n\n{values.get_help()}")
@@ -54,16 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Parses flags and config; whatever is wrong in them is bad input."""
-    sys.path.insert(0, os.getcwd())  # recipes import their neighbours
     try:
         rest = values([f"ev2 {argv[0]}", *argv[1:]])[1:]
-        if "config" in values:
-            _ = values.config  # loads the file
+        if "config" in values and values.config is not None:
+            values.config.to_dict()  # a file that failed to load says so only now
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise errors.InputError(f"flags: {error}") from error
+        # A recipe's own error arrives with its traceback; the last line is for people.
+        raise errors.InputError(f"flags: {_last_line(error)}") from error
     except (OSError, ImportError, SyntaxError) as error:
-        raise errors.InputError(f"config: cannot be loaded: {error}") from error
+        raise errors.InputError(
+            f"config: {_last_line(error)}; give a recipe such as configs/demo.py"
+        ) from error
     _check_rest(values, rest)
+
+
+def _last_line(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else repr(error)
+    return (text.strip() or repr(error)).splitlines()[-1].strip()
 
 
 def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:
@@ -80,7 +87,7 @@ def _set_up_process() -> None:
     flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
 
@@ -105,8 +112,12 @@ def _usage() -> str:
     )
 
 
-def _define_config(values: flags.FlagValues, *, required: bool) -> None:
-    config_flags.DEFINE_config_file("config", None, _CONFIG_HELP, flag_values=values)
+def _define_config(
+    values: flags.FlagValues, argv: Sequence[str], *, required: bool
+) -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, _CONFIG_HELP, flag_values=values, sys_argv=["ev2", *argv]
+    )
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
 
@@ -115,8 +126,8 @@ def _string(values: flags.FlagValues, name: str, help_text: str, *, required=Fal
     flags.DEFINE_string(name, None, help_text, required=required, flag_values=values)
 
 
-def _define_train(values: flags.FlagValues) -> None:
-    _define_config(values, required=True)
+def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    _define_config(values, argv, required=True)
     _string(values, "workdir", "Folder of the run.", required=True)
 
 
@@ -134,8 +145,8 @@ def _train(values: flags.FlagValues) -> None:
     print(f"report: {page}")
 
 
-def _define_evaluate(values: flags.FlagValues) -> None:
-    _define_config(values, required=False)
+def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    _define_config(values, argv, required=False)
     _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
@@ -165,8 +176,8 @@ def _evaluate(values: flags.FlagValues) -> None:
     print(json.dumps(results))
 
 
-def _define_plan(values: flags.FlagValues) -> None:
-    _define_config(values, required=True)
+def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    _define_config(values, argv, required=True)
     _string(values, "json", "File to write the plan to.")
 
 
@@ -180,7 +191,8 @@ def _plan(values: flags.FlagValues) -> None:
         print(plan.format_table(table))
 
 
-def _define_prepare(values: flags.FlagValues) -> None:
+def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
     flags.DEFINE_string("dataset", None, "fashion-mnist.", flag_values=values)
     _string(values, "source", "Folder with the original files.", required=True)
     _string(values, "out", "Folder to write the shards to.", required=True)
@@ -198,7 +210,8 @@ def _prepare(values: flags.FlagValues) -> None:
         print(json.dumps(manifest, indent=1))
 
 
-def _define_report(values: flags.FlagValues) -> None:
+def _define_report(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
     _string(values, "workdir", "Folder of the run.", required=True)
 
 

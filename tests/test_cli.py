@@ -1,0 +1,87 @@
+"""pytest tests/test_cli.py
+
+What people type: help, exit codes, one clear line for bad input.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ev2 import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+DEMO = f"--config={ROOT}/configs/demo.py"
+
+
+def _run(capsys, *argv):
+    code = cli.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_the_verbs_that_exist(capsys):
+    code, out, _ = _run(capsys)
+    assert code == 0
+    for verb in cli.VERBS:
+        assert verb in out
+        code, text, _ = _run(capsys, verb, "--help")
+        assert code == 0 and f"ev2 {verb}" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "trian"),
+        (["plan"], "config"),
+        (["plan", "--config=/nowhere.py"], "/nowhere.py"),
+        (["plan", DEMO, "--config.optimizer.lrr=1"], "lrr"),
+        (["plan", DEMO, "--config.batch_size=many"], "batch_size"),
+        (["plan", DEMO, "--config.batch_size=0"], "batch_size"),
+        (["plan", DEMO, "--config.model.name=vgg"], "vgg"),
+        (["plan", DEMO, "--config.progressive.schedule=linear"], "linear"),
+        (["plan", DEMO, "--colour=red"], "colour"),
+        (["plan", DEMO, "extra"], "extra"),
+        (["plan", f"--config={ROOT}/configs/imagenet1k.py:q"], "q"),
+        (["plan", DEMO, "--json=/nowhere/plan.json"], "/nowhere/plan.json"),
+        (["train", DEMO], "workdir"),
+        (["train", DEMO, "--workdir=/proc/ev2"], "/proc/ev2"),
+        (["evaluate", "--checkpoint=/nowhere"], "/nowhere"),
+        (["evaluate"], "checkpoint"),
+        (["report", "--workdir=/nowhere"], "/nowhere"),
+        (["prepare", "mnist", "--source=/a", "--out=/b"], "mnist"),
+        (["prepare", "--source=/a", "--out=/b"], "prepare"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, argv, message):
+    code, out, err = _run(capsys, *argv)
+    assert code == 2, (out, err)
+    assert out == "" and err.count("\n") == 1 and message in err
+    assert err.startswith("ev2: ")
+
+
+def test_plan_prints_a_table_or_json(capsys, tmp_path):
+    code, out, _ = _run(capsys, "plan", f"--config={ROOT}/configs/imagenet1k.py:s")
+    assert code == 0
+    for size in ("128", "185", "243", "300"):
+        assert size in out
+    path = tmp_path / "plan.json"
+    code, out, _ = _run(capsys, "plan", DEMO, f"--json={path}")
+    assert code == 0
+    assert json.loads(path.read_text())["model"] == "efficientnetv2-tiny"
+
+
+def test_the_installed_command_works_from_another_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ev2", "plan", DEMO],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "efficientnetv2-tiny" in done.stdout
