@@ -197,6 +197,8 @@ def _check(config: Any, batch_size: int, process_count: int) -> None:
         raise errors.InputError(
             f"batch_size: {batch_size} is not divisible among {process_count} processes"
         )
+    if not 0 <= config.seed < 2**32:
+        raise errors.InputError(f"seed: {config.seed}; allowed is 0..{2**32 - 1}")
     if config.data.workers < 0:
         raise errors.InputError(
             f"data.workers: {config.data.workers}; allowed is 0 (all cores) or more"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf import message
 
 from ev2 import errors
 from ev2.data import files, folder, tfrecord
@@ -196,7 +197,7 @@ class RecordSource:
         for i, record in enumerate(self._records.read(indices)):
             try:
                 feature = tf.train.Example.FromString(record).features.feature
-            except ValueError:  # protobuf's DecodeError: the record is damaged
+            except message.DecodeError:  # the record is damaged
                 pictures.append(b"")
                 continue
             image, label = feature.get(self._image_key), feature.get(self._label_key)

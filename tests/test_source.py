@@ -1,0 +1,486 @@
+"""Run: pytest tests/test_source.py
+
+Every source against files made here; bad input of each kind, in one line.
+"""
+
+import collections
+import importlib.util
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from configs import defaults
+from ev2 import data, errors
+from ev2.data import folder, source, tfrecord
+
+
+def _config(**values):
+    config = defaults.get_config()
+    config.data.update(values)
+    return config
+
+
+def _png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _value(encoded: bytes) -> int:
+    return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
+
+
+def _example(**features) -> bytes:
+    example = tf.train.Example()
+    for name, value in features.items():
+        feature = example.features.feature["image/" + name.replace("__", "/")]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            feature.int64_list.value.append(value)
+    return example.SerializeToString()
+
+
+def _write_shards(path, split, counts, first=0, num_classes=3):
+    """Pictures of value first, first + 1..., labels counted from 1."""
+    paths = []
+    for shard, count in enumerate(counts):
+        paths.append(f"{path}/{split}-{shard:05d}-of-{len(counts):05d}")
+        with tf.io.TFRecordWriter(paths[-1]) as writer:
+            for value in range(first, first + count):
+                label = 1 + value % num_classes
+                writer.write(_example(encoded=_png(value), class__label=label))
+        first += count
+    return paths
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Eleven training and four validation records in three classes."""
+    _write_shards(tmp_path, "train", (4, 1, 6))
+    _write_shards(tmp_path, "validation", (4,), first=100)
+    return tmp_path
+
+
+def _write_pictures(root, names):
+    for value, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(value))
+
+
+def _one_line(raised) -> str:
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+# Embedded
+
+
+def test_embedded_counts_and_balance():
+    config = _config(source="embedded", name="")
+    info = data.describe(config)
+    assert (info.num_train_images, info.num_eval_images) == (12_000, 2_000)
+    assert info.num_classes == len(info.class_names) == 10
+    assert info.class_names[0] == "T-shirt/top"
+    for split, per_class in (("train", 1_200), ("eval", 200)):
+        opened = source.open_source(config, split)
+        encoded, labels = opened.read(np.arange(len(opened)))
+        counts = collections.Counter(labels.tolist())
+        assert counts == dict.fromkeys(range(10), per_class)
+        assert all(e.startswith(b"\x89PNG") for e in encoded)
+
+
+def test_embedded_is_one_set():
+    with pytest.raises(errors.InputError, match="fashion_mnist"):
+        data.describe(_config(source="embedded", name="mnist"))
+
+
+# TFRecord shards
+
+
+def test_records_in_any_order(shards):
+    opened = source.open_source(
+        _config(source="tfrecord", path=str(shards), num_classes=3), "train"
+    )
+    assert len(opened) == 11
+    indices = np.array([10, 0, 4, 3, 5, 10, 1])
+    encoded, labels = opened.read(indices)
+    assert [_value(e) for e in encoded] == indices.tolist()
+    assert labels.tolist() == (indices % 3).tolist()
+    assert opened.name(4) == f"{shards}/train-00001-of-00003 record 0"
+    assert opened.name(10) == f"{shards}/train-00002-of-00003 record 5"
+
+
+def test_class_names_from_labels_txt(shards):
+    (shards / "labels.txt").write_text("ant\nbee\ncat\n")
+    info = data.describe(_config(source="tfrecord", path=str(shards)))
+    assert info == data.Info(11, 4, 3, ("ant", "bee", "cat"))
+
+
+def test_declared_counts_need_no_data():
+    for name in ("tfds", "tfrecord", "synthetic"):
+        config = _config(
+            source=name,
+            path="/does/not/exist",
+            num_train_images=7,
+            num_eval_images=2,
+            num_classes=3,
+        )
+        assert data.describe(config) == data.Info(7, 2, 3, ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("key", "split"),
+    [("num_train_images", "train"), ("num_eval_images", "eval")],
+)
+def test_declared_counts_that_disagree(shards, key, split):
+    config = _config(source="tfrecord", path=str(shards), num_classes=3, **{key: 12})
+    with pytest.raises(errors.InputError, match=f"data.{key}: 12 declared, but"):
+        source.open_source(config, split)
+
+
+def test_declared_classes_that_disagree(tmp_path):
+    _write_pictures(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    with pytest.raises(errors.InputError, match="data.num_classes: 3 declared"):
+        data.describe(_config(source="folder", path=str(tmp_path), num_classes=3))
+
+
+def test_index_is_kept_and_a_stale_one_is_made_again(shards, monkeypatch):
+    paths = tfrecord.find_shards(str(shards), "train")
+    assert len(tfrecord.open_records(paths)) == 11
+    (index_file,) = (name for name in os.listdir(shards) if name.endswith(".npz"))
+    walked = []
+    walk = tfrecord._walk
+    monkeypatch.setattr(tfrecord, "_walk", lambda p: walked.append(p) or walk(p))
+    assert len(tfrecord.open_records(paths)) == 11
+    assert not walked
+    _write_shards(shards, "train", (4, 2, 6))  # the second shard grows
+    assert len(tfrecord.open_records(paths)) == 12
+    assert walked == paths
+    (shards / index_file).write_bytes(b"damaged")
+    assert len(tfrecord.open_records(paths)) == 12
+    assert len(walked) == 6
+
+
+def test_index_goes_to_the_cache_if_the_folder_is_read_only(
+    shards, tmp_path_factory, monkeypatch
+):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    make = tfrecord.tempfile.NamedTemporaryFile
+
+    def refuse(dir, **options):
+        if str(dir) == str(shards):
+            raise PermissionError("read-only")
+        return make(dir=dir, **options)
+
+    monkeypatch.setattr(tfrecord.tempfile, "NamedTemporaryFile", refuse)
+    paths = tfrecord.find_shards(str(shards), "train")
+    tfrecord.open_records(paths)
+    assert not [name for name in os.listdir(shards) if name.endswith(".npz")]
+    assert len(os.listdir(cache / "ev2")) == 1
+    monkeypatch.setattr(tfrecord, "_walk", None)  # not needed again
+    assert len(tfrecord.open_records(paths)) == 11
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 5, 30, 60])
+def test_cut_shard_is_refused(shards, missing_bytes):
+    path = shards / "train-00000-of-00003"
+    path.write_bytes(path.read_bytes()[:-missing_bytes])
+    with pytest.raises(errors.InputError, match="cut in record 3") as raised:
+        tfrecord.open_records(tfrecord.find_shards(str(shards), "train"))
+    assert str(path) in _one_line(raised)
+
+
+def test_file_that_is_no_shard_is_refused(shards):
+    (shards / "train-00001-of-00003").write_text("Shopping list: eggs, milk, flour")
+    with pytest.raises(errors.InputError, match="no TFRecord file"):
+        tfrecord.open_records(tfrecord.find_shards(str(shards), "train"))
+
+
+def test_missing_shards(shards):
+    with pytest.raises(errors.InputError, match="no files test-00000-of"):
+        tfrecord.find_shards(str(shards), "test")
+    (shards / "train-00001-of-00003").unlink()
+    with pytest.raises(errors.InputError, match="first train-00001-of-00003"):
+        tfrecord.find_shards(str(shards), "train")
+    with pytest.raises(errors.InputError, match="cannot list '/does/not/exist'"):
+        tfrecord.find_shards("/does/not/exist", "train")
+
+
+@pytest.mark.parametrize("label", [0, 4, -1])
+def test_label_out_of_range_names_the_record(tmp_path, label):
+    path = tmp_path / "train-00000-of-00001"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(_example(encoded=_png(0), class__label=1))
+        writer.write(_example(encoded=_png(0), class__label=label))
+    config = _config(source="tfrecord", path=str(tmp_path), num_classes=3)
+    opened = source.open_source(config, "train")
+    opened.read(np.array([0]))
+    with pytest.raises(errors.InputError) as raised:
+        opened.read(np.array([0, 1]))
+    assert f"{path} record 1 has label {label}; allowed is 1..3" in _one_line(raised)
+
+
+def test_damaged_records_and_other_layouts(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
+        writer.write(b"\xff\xff not an Example")
+        writer.write(_example(encoded=b"", class__label=2))
+        writer.write(_example(class__label=2))
+    config = _config(source="tfrecord", path=str(tmp_path), num_classes=3)
+    opened = source.open_source(config, "train")
+    encoded, labels = opened.read(np.array([0, 1]))
+    assert encoded == [b"", b""] and labels.tolist() == [0, 1]
+    with pytest.raises(errors.InputError, match="no feature 'image/encoded'"):
+        opened.read(np.array([2]))
+
+
+def test_shards_without_names_need_a_number(shards):
+    with pytest.raises(errors.InputError, match="data.num_classes: 0"):
+        data.describe(_config(source="tfrecord", path=str(shards)))
+
+
+# Folder
+
+
+def test_folder_with_splits(tmp_path):
+    _write_pictures(
+        tmp_path,
+        [
+            "train/b/z.PNG",
+            "train/b/deep/er/a.jpg",
+            "train/a/1.jpeg",
+            "val/a/7.png",
+            "val/b/8.png",
+        ],
+    )
+    (tmp_path / "train/a/notes.txt").write_text("not a picture")
+    (tmp_path / "train/a/.hidden.png").write_bytes(b"")
+    (tmp_path / "train/.cache").mkdir()
+    config = _config(source="folder", path=str(tmp_path))
+    assert data.describe(config) == data.Info(3, 2, 2, ("a", "b"))
+    train = source.open_source(config, "train")
+    encoded, labels = train.read(np.arange(3))
+    assert [_value(e) for e in encoded] == [2, 1, 0]
+    assert labels.tolist() == [0, 1, 1]
+    assert train.name(1) == str(tmp_path / "train/b/deep/er/a.jpg")
+    assert source.open_source(config, "eval").name(0) == str(tmp_path / "val/a/7.png")
+
+
+def test_folder_holds_out_a_share_of_each_class(tmp_path):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(20)] + ["c/0.png", "c/1.png"]
+    _write_pictures(tmp_path, names)
+    config = _config(source="folder", path=str(tmp_path), eval_fraction=0.25)
+    paths = {}
+    for split in ("train", "eval"):
+        opened = source.open_source(config, split)
+        paths[split] = {opened.name(i) for i in range(len(opened))}
+        labels = opened.read(np.arange(len(opened)))[1]
+        expected = {"train": [15, 15, 1], "eval": [5, 5, 1]}[split]
+        assert np.bincount(labels).tolist() == expected
+    assert not paths["train"] & paths["eval"]
+    assert paths["train"] | paths["eval"] == {str(tmp_path / name) for name in names}
+
+
+def test_the_share_depends_on_names_alone(tmp_path):
+    splits = []
+    for root in (tmp_path / "here", tmp_path / "there"):
+        _write_pictures(root, [f"{c}/{i}.png" for c in "ab" for i in range(9)])
+        opened = folder.FolderSource(str(root), "eval", "validation", 0.3)
+        splits.append([opened.name(i)[len(str(root)) :] for i in range(len(opened))])
+    assert splits[0] == splits[1]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in ("train", "ship") for i in "12"])
+    info = data.describe(_config(source="folder", path=str(tmp_path)))
+    assert info.class_names == ("ship", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no class folders"),
+        (["a.png", "b.png"], "no class folders"),
+        (["a/1.png"], "one class folder, 'a'"),
+        (["a/1.png", "a/2.png", "b/notes.txt"], "b' holds no pictures"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"], "val/c'"),
+        (["train/a/1.png", "val/a/1.png"], "one class folder, 'a'"),
+    ],
+)
+def test_bad_folders(tmp_path, names, message):
+    _write_pictures(tmp_path, names)
+    with pytest.raises(errors.InputError, match=message) as raised:
+        data.describe(_config(source="folder", path=str(tmp_path)))
+    assert _one_line(raised).startswith("data.path: ")
+
+
+def test_bad_folder_settings(tmp_path):
+    _write_pictures(tmp_path, ["a/0.png", "b/0.png"])
+    for values, message in (
+        ({"path": ""}, "data.path: ''"),
+        ({"path": "/does/not/exist"}, "is not a folder"),
+        ({"path": "gs://bucket/pictures"}, "must be a local folder"),
+        ({"path": str(tmp_path), "eval_fraction": 1.0}, "data.eval_fraction: 1.0"),
+        ({"path": str(tmp_path)}, "no pictures left for 'eval'"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            data.describe(_config(source="folder", **values))
+
+
+def test_file_that_cannot_be_read(tmp_path):
+    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
+    opened = source.open_source(_config(source="folder", path=str(tmp_path)), "train")
+    os.unlink(opened.name(0))
+    with pytest.raises(errors.InputError, match="cannot read") as raised:
+        opened.read(np.array([0]))
+    assert opened.name(0) in _one_line(raised)
+
+
+# Synthetic
+
+
+def test_synthetic_pictures_follow_from_the_index():
+    config = _config(
+        source="synthetic", num_train_images=30, num_eval_images=9, num_classes=3
+    )
+    opened = source.open_source(config, "train")
+    encoded, labels = opened.read(np.array([5, 8, 5]))
+    assert labels.tolist() == [2, 2, 2]
+    assert encoded[0] == encoded[2] != encoded[1]
+    pixels = np.asarray(Image.open(io.BytesIO(encoded[0])), int)
+    assert pixels.shape == (32, 32, 3) and pixels.std() > 10
+    assert source.open_source(config, "eval").read(np.array([5]))[0] != encoded[:1]
+
+
+def test_synthetic_counts_must_be_given():
+    with pytest.raises(errors.InputError, match="data.num_train_images: 0"):
+        data.describe(_config(source="synthetic", num_classes=3))
+
+
+def test_unknown_source():
+    with pytest.raises(errors.InputError, match="embedded, tfds, folder"):
+        data.describe(_config(source="imagenet"))
+
+
+# TFDS
+
+has_array_record = importlib.util.find_spec("array_record") is not None
+
+
+def _prepare_tfds(data_dir, file_format: str) -> str:
+    """A dataset as TFDS leaves it on disk: 5 + 4 training, 3 validation pictures."""
+    import tensorflow_datasets as tfds
+
+    name = "toy_" + file_format.replace("_", "")
+    where = data_dir / name / "1.0.0"
+    where.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
+        }
+    )
+    value, infos = 0, []
+    for split, lengths in (("train", [5, 4]), ("validation", [3])):
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=where,
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            dataset_name=name,
+            split=split,
+            filetype_suffix=file_format,
+        )
+        for shard, length in enumerate(lengths):
+            path = template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
+            records = [
+                features.serialize_example(
+                    {"image": np.full((4, 4, 3), v, np.uint8), "label": v % 3}
+                )
+                for v in range(value, value + length)
+            ]
+            value += length
+            _write_records(str(path), file_format, records)
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths,
+                num_bytes=1,
+                filename_template=template,
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=where,
+        features=features,
+        split_infos=infos,
+        supervised_keys=("image", "label"),
+        check_data=False,
+    )
+    return name
+
+
+def _write_records(path: str, file_format: str, records: list[bytes]):
+    if file_format == "tfrecord":
+        with tf.io.TFRecordWriter(path) as writer:
+            for record in records:
+                writer.write(record)
+        return
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "file_format",
+    [
+        "tfrecord",
+        pytest.param(
+            "array_record",
+            marks=pytest.mark.skipif(
+                not has_array_record, reason="the array_record package is missing"
+            ),
+        ),
+    ],
+)
+def test_tfds_in_any_order_and_slices(tmp_path, file_format):
+    name = _prepare_tfds(tmp_path, file_format)
+    config = _config(source="tfds", name=name, path=str(tmp_path))
+    assert data.describe(config) == data.Info(9, 3, 3, ("ant", "bee", "cat"))
+    for split, values in (
+        ("train", range(9)),
+        ("train[3:7]", range(3, 7)),
+        ("train[:50%]", range(4)),
+        ("validation", range(9, 12)),
+    ):
+        config.data.train_split = split
+        opened = source.open_source(config, "train")
+        assert len(opened) == len(values)
+        order = np.random.RandomState(0).permutation(len(values))
+        encoded, labels = opened.read(order)
+        expected = np.array(values)[order]
+        assert [_value(e) for e in encoded] == expected.tolist()
+        assert labels.tolist() == (expected % 3).tolist()
+    assert opened.name(2).endswith("-00000-of-00001 record 2")
+
+
+def test_tfds_bad_input(tmp_path):
+    name = _prepare_tfds(tmp_path, "tfrecord")
+    path = str(tmp_path)
+    for values, message in (
+        ({"name": "mnistt"}, "did you mean mnist"),
+        ({"name": "mnist"}, "is not prepared in .*download_and_prepare"),
+        ({"name": ""}, "data.name: ''"),
+        ({"name": "not a name"}, "Parsing"),
+        ({"name": name, "train_split": "tra"}, "no split 'tra'; it has train"),
+    ):
+        with pytest.raises(errors.InputError, match=message) as raised:
+            data.describe(_config(source="tfds", path=path, **values))
+        _one_line(raised)
