@@ -103,33 +103,15 @@ def class_accuracy(
     if len(confusion) > MAX_NAMED_CLASSES:
         figure = plots.new_figure(theme, 5.0)
         axes = figure.subplots()
-        plots.dress(axes, theme, "Number of classes")
-        axes.hist(
-            100 * accuracy,
-            bins=[4.0 * i for i in range(26)],
-            color=theme.ema,
-            edgecolor=theme.background,
-            linewidth=0.8,
-        )
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-        axes.set_xlim(0, 100)
+        _accuracy_histogram(axes, accuracy, theme)
     else:
         figure = plots.new_figure(theme, max(5.0, 1.0 + 0.26 * len(seen)))
         axes = figure.subplots()
-        plots.dress(axes, theme)
         order = np.argsort(accuracy, kind="stable")
         _accuracy_rows(axes, confusion, seen[order], class_names, theme)
     axes.axvline(mean, color=theme.text, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.annotate(
-        f"mean {mean:.1f}",
-        (mean, 1),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="center",
-        color=theme.text,
-        fontsize=plots.SMALL_PT,
-    )
+    top_edge = axes.get_xaxis_transform()
+    plots.note(axes, (mean, 1.0), f"mean {mean:.1f}", theme, xycoords=top_edge)
     label = "Accuracy of the class (%)"
     axes.set_xlabel(label, fontsize=plots.TEXT_PT, color=theme.text)
     return figure
@@ -234,11 +216,26 @@ def _colour_bar(figure, axes, image, theme):
     bar.set_label(label, fontsize=plots.SMALL_PT, color=theme.muted)
 
 
+def _accuracy_histogram(axes, accuracy, theme):
+    """How many classes fall into each four percent."""
+    plots.dress(axes, theme, "Number of classes")
+    axes.hist(
+        100 * accuracy,
+        bins=[4.0 * i for i in range(26)],
+        color=theme.ema,
+        edgecolor=theme.background,
+        linewidth=0.8,
+    )
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.set_xlim(0, 100)
+
+
 def _accuracy_rows(axes, confusion, order, class_names, theme):
     """A dot with its interval per class, from the worst below to the best on top."""
     correct, counts = confusion.diagonal()[order], confusion.sum(axis=1)[order]
     low, high = confidence_interval(correct, counts)
     percent, rows = 100 * correct / counts, np.arange(len(order))
+    plots.dress(axes, theme)
     axes.grid(False)
     axes.grid(axis="x", color=theme.grid, linewidth=0.8)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))

@@ -42,8 +42,9 @@ CAPTIONS = {
     ),
     "class_accuracy": (
         "Accuracy by class",
-        "EMA weights on the test images. Bars are 95% confidence intervals (Wilson); "
-        "they only tell how far the number of test images carries.",
+        "EMA weights on the test images. A few classes are shown one by one, with 95% "
+        "confidence intervals (Wilson) for the number of test images; of many, the "
+        "bars count how many reach which accuracy.",
     ),
 }
 
@@ -95,10 +96,12 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _status(run: records.Run) -> str:
-    last = max((r["step"] for r in (*run.train, *run.evals)), default=0)
-    total = run.stages[-1]["last_step"] if run.stages else 0
-    if run.final and last >= total:
+    if run.final:
         return f"Finished after {run.final['step']:,} steps"
+    if not run.stages:
+        return "Not started"
+    last = max((r["step"] for r in (*run.train, *run.evals)), default=0)
+    total = run.stages[-1]["last_step"]
     return f"Unfinished: {last:,} of {total:,} steps logged"
 
 
@@ -160,7 +163,7 @@ def _evaluations(run: records.Run) -> str:
             f"{run.final[weights]['count']:,}",
             f"{run.final[weights]['skipped']:,}",
         )
-        for weights, label in (("ema", "EMA (averaged)"), ("raw", "raw (last step)"))
+        for weights, label in (("ema", "EMA"), ("raw", "raw"))
     ]
     headings = ("Weights", "Top-1", "Top-5", "Counted", "Skipped")
     return _table(headings, rows, words=(0,))
@@ -180,7 +183,7 @@ def _stage_table(run: records.Run) -> str:
             f"{stage['epochs']:.2f}",
             str(stage["image_size"]),
             f"{stage['batch_size']:,}",
-            *(f"{stage['strengths'][key]:.2g}" for key in strengths),
+            *(plots.brief(stage["strengths"][key]) for key in strengths),
             " → ".join(f"{rate:.2g}" for rate in stage["learning_rate"]),
             _measured(stage, "compile_seconds", ".1f"),
             _measured(stage, "train_seconds", ",.1f"),

@@ -69,7 +69,7 @@ th, td { padding: .38rem .6rem; text-align: right; white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--line); }
 tr + tr td { border-top: 1px solid var(--line); }
 .words { text-align: left; }
-td.words { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+td.words { white-space: normal; overflow-wrap: anywhere; min-width: 4em; }
 th:first-child, td:first-child {
   position: sticky; left: 0; background: var(--card);
 }
@@ -81,6 +81,7 @@ th:first-child, td:first-child {
 .figures figure { margin: 0; padding: .2rem 1rem .9rem; }
 @media (max-width: 480px) {
   body { padding: 1rem .6rem 2rem; }
+  th, td { padding: .38rem .4rem; }
   .figures figure { padding: .2rem .5rem .8rem; }
 }
 .figures h3 { margin: .7rem 0; }

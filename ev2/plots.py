@@ -108,6 +108,23 @@ def dress(axes: mpl_axes.Axes, theme: Theme, title: str = "") -> None:
     axes.set_axisbelow(True)
 
 
+def brief(value: float) -> str:
+    """Returns a size or strength with the digits that matter: 0.067, 8.3, 11.7, 128."""
+    return f"{value:.2g}" if value < 10 else f"{value:.1f}".removesuffix(".0")
+
+
+def note(axes, position, text, theme, **options) -> None:
+    """Writes a small text just above a position, in data coordinates."""
+    usual = {"xytext": (0, 3), "ha": "center", "color": theme.text}
+    axes.annotate(
+        text,
+        position,
+        textcoords="offset points",
+        fontsize=SMALL_PT,
+        **{**usual, **options},
+    )
+
+
 def learning_curves(
     train: Sequence[Record], evals: Sequence[Record], stages: Sequence[Record], theme
 ) -> mpl_figure.Figure:
@@ -117,30 +134,31 @@ def learning_curves(
     dress(loss_axes, theme, "Training loss (cross-entropy, nats)")
     dress(axes, theme, "Top-1 accuracy (%)")
     _plot_logged(loss_axes, train, "loss", 1.0, theme)
+    _scale_without_outliers(loss_axes, _column(train, "loss"))
     _plot_logged(axes, train, "top1", 100.0, theme, label="train, augmented")
     epochs = _column(evals, "epoch")
-    for weights, marker, style in (("ema", "o", "-"), ("raw", "s", "--")):
-        top1 = 100 * np.array([e[weights]["top1"] for e in evals], float)
-        colour = getattr(theme, weights)
-        label = "test, EMA" if weights == "ema" else "test, raw"
+    for weights, name, style, marker, colour, fill, order in (
+        ("ema", "EMA", "-", "o", theme.ema, theme.ema, 4),
+        ("raw", "raw", "--", "s", theme.raw, theme.background, 3),
+    ):
         axes.plot(
             epochs,
-            top1,
+            [100 * record[weights]["top1"] for record in evals],
             style,
             color=colour,
             marker=marker,
             markersize=4,
-            markerfacecolor=colour if weights == "ema" else theme.background,
+            markerfacecolor=fill,
             clip_on=False,  # the last one lies on the edge
-            label=label if len(evals) else None,
-            zorder=4 if weights == "ema" else 3,
+            label=f"test, {name}" if evals else None,
+            zorder=order,
         )
-    if len(evals):
+    if evals:
         last = 100 * evals[-1]["ema"]["top1"]
-        _note(axes, epochs[-1], last, f"{last:.1f}", theme, ha="right", rise=5)
+        note(axes, (epochs[-1], last), f"{last:.1f}", theme, ha="right", xytext=(0, 5))
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.08 * (high - low))  # room for the note
-    if len(train) or len(evals):
+    if train or evals:
         _legend(axes, theme)
     _shade([loss_axes, axes], stages, theme)
     _epoch_axis(axes, train, evals, stages, theme)
@@ -162,7 +180,7 @@ def stage_steps(stages: Sequence[Record], theme: Theme) -> mpl_figure.Figure:
         axes.yaxis.set_major_locator(ticker.MaxNLocator(3))
         if not any(heights):
             axes.set_yticks([])
-            _note(axes, edges[-1] / 2, 0.4, "off", theme)
+            note(axes, (edges[-1] / 2, 0.4), "off", theme)
             continue
         axes.stairs(heights, edges, baseline=None, color=theme.ema, linewidth=1.8)
         axes.stairs(heights, edges, color=theme.ema, alpha=0.13, fill=True)
@@ -207,7 +225,7 @@ def throughput(
         axes.plot(ends, (median, median), color=theme.text, linewidth=1.2)
         if len(stages) <= MAX_LABELLED_STAGES:
             middle, top = (ends[0] + ends[1]) / 2, np.nanmax(rates[rows])
-            _note(axes, middle, top, f"{median:,.0f}", theme)
+            note(axes, (middle, top), f"{median:,.0f}", theme)
     axes.set_ylim(0, 1.2 * np.nanmax(rates) or 1.0)
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     _plot_logged(wait_axes, train, "data_wait_share", 100.0, theme)
@@ -238,9 +256,14 @@ def _plot_logged(axes, train, key, scale, theme, label=None):
         smooth = _running_mean(values[rows], window)
         axes.plot(epochs[rows], smooth, color=theme.train, linewidth=1.6, label=label)
         label = None
-    low, high = np.nanpercentile(values, (0.2, 99.8))
-    if high > low:  # one bad batch among thousands should not set the scale
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _scale_without_outliers(axes, values):
+    """One bad batch among many should not set the scale."""
+    if len(values) > SMOOTH_FROM_POINTS:
+        low, high = np.nanpercentile(values, (0.2, 99.8))
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -261,42 +284,19 @@ def _shade(panels, stages, theme):
             axes.axvspan(first, last, color=theme.band, linewidth=0, zorder=-1)
     if len(stages) > MAX_LABELLED_STAGES:
         return
-    panels[0].title.set_text("")
-    panels[0].set_title(
-        panels[0].get_title("left"), loc="left", pad=19, fontsize=TEXT_PT
-    )
+    title = panels[0].get_title("left")
+    panels[0].set_title(title, loc="left", pad=19, fontsize=TEXT_PT)  # make room
     spans = itertools.pairwise(edges)
     for stage, (first, last) in zip(stages, spans, strict=True):
-        panels[0].annotate(
-            f"{stage['image_size']} px",
-            ((first + last) / 2, 1.0),
-            xycoords=panels[0].get_xaxis_transform(),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=SMALL_PT,
-            color=theme.muted,
-        )
+        size, middle = f"{stage['image_size']} px", (first + last) / 2
+        above = {"xycoords": panels[0].get_xaxis_transform(), "color": theme.muted}
+        note(panels[0], (middle, 1.0), size, theme, **above)
 
 
 def _number_steps(axes, edges, heights, theme):
     """Writes the value above each step."""
     for height, (first, last) in zip(heights, itertools.pairwise(edges), strict=True):
-        text = f"{height:.2g}" if height < 10 else f"{height:g}"
-        _note(axes, (first + last) / 2, height, text, theme)
-
-
-def _note(axes, x, y, text, theme, *, ha="center", rise=3):
-    """A small text `rise` points above a value."""
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(0, rise),
-        textcoords="offset points",
-        ha=ha,
-        fontsize=SMALL_PT,
-        color=theme.text,
-    )
+        note(axes, ((first + last) / 2, height), brief(height), theme)
 
 
 def _legend(axes, theme):
@@ -318,7 +318,8 @@ def _epoch_axis(axes, train, evals, stages, theme):
     ends = [r["epoch"] for r in (*train, *evals)] + list(_edges(stages))
     if max(ends) > 0:
         axes.set_xlim(0, max(ends))
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+    whole = max(ends) > 4  # shorter runs are read in parts of an epoch
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=whole))
     axes.set_xlabel("Epoch", fontsize=TEXT_PT, color=theme.text)
 
 

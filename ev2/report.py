@@ -127,7 +127,7 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
 def _sample_title(stage) -> str:
     return (
         f"Stage {stage.index + 1}: {stage.image_size} px, "
-        f"RandAugment magnitude {stage.randaugment:.3g}"
+        f"RandAugment magnitude {plots.brief(stage.randaugment)}"
     )
 
 

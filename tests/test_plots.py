@@ -75,3 +75,9 @@ def test_confidence_interval_against_published_values():
 )
 def test_names_that_can_be_drawn(label, drawn):
     assert class_plots.drawable(fake_run.CLASS_NAMES, label) == drawn
+
+
+def test_brief_keeps_the_digits_that_matter():
+    values = [0, 0.2 / 3, 25 / 3, 35 / 3, 128, 1024]
+    drawn = ["0", "0.067", "8.3", "11.7", "128", "1024"]
+    assert [plots.brief(value) for value in values] == drawn

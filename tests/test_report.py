@@ -162,8 +162,8 @@ def test_page_shows_the_results(full):
     seen = Page((workdir / "report.html").read_text())
     top1 = np.load(workdir / "confusion.npy").trace() / 2000
     assert seen.table("Weights") == [
-        ["EMA (averaged)", f"{100 * top1:.2f}%", "99.25%", "1,999", "1"],
-        ["raw (last step)", "87.65%", "98.15%", "1,999", "1"],
+        ["EMA", f"{100 * top1:.2f}%", "99.25%", "1,999", "1"],
+        ["raw", "87.65%", "98.15%", "1,999", "1"],
     ]
     for words in (
         "efficientnetv2-tiny on fashion_mnist (embedded)",
