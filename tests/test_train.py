@@ -14,7 +14,7 @@ from ev2 import step as steps
 from tests import tiny
 
 
-def _final_state(workdir):
+def final_state(workdir):
     """All arrays of the newest checkpoint, by path."""
     import orbax.checkpoint as ocp
 
@@ -24,7 +24,7 @@ def _final_state(workdir):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _assert_equal_bits(a, b):
+def assert_equal_bits(a, b):
     assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
@@ -82,7 +82,7 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
         with pytest.raises(Stopped):
             train.train_and_evaluate(tiny.make_config(), str(workdir))
     results = train.train_and_evaluate(tiny.make_config(), str(workdir))
-    _assert_equal_bits(_final_state(workdir), _final_state(whole_run[0]))
+    assert_equal_bits(final_state(workdir), final_state(whole_run[0]))
     for name in ("ema", "raw"):
         assert results[name] == whole_run[1][name]
     steps_seen = [x["step"] for x in _lines(workdir) if x["split"] == "train"]
@@ -91,9 +91,9 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
     workdir, results = whole_run
-    before = _final_state(workdir)
+    before = final_state(workdir)
     again = train.train_and_evaluate(tiny.make_config(), str(workdir))
-    _assert_equal_bits(before, _final_state(workdir))
+    assert_equal_bits(before, final_state(workdir))
     assert again["ema"] == results["ema"] and again["raw"] == results["raw"]
 
 
@@ -126,7 +126,7 @@ def test_one_compile_per_image_size(tmp_path, monkeypatch):
 
 def test_restored_on_other_device_counts(whole_run):
     workdir, _ = whole_run
-    expected = _final_state(workdir)
+    expected = final_state(workdir)
     for count in (1, 2, 4):
         mesh = sharding.make_mesh(jax.devices()[:count])
         checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
@@ -169,7 +169,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.make_config(**{"optimizer.lr": 1e30, "optimizer.warmup_epochs": 0.0})
     with pytest.raises(FloatingPointError, match=r"not finite at step \d"):
         train.train_and_evaluate(config, str(tmp_path))
-    state = _final_state(tmp_path) if checkpoint_exists(tmp_path) else {}
+    state = final_state(tmp_path) if checkpoint_exists(tmp_path) else {}
     assert all(np.isfinite(x).all() for x in state.values())
 
 
