@@ -315,7 +315,7 @@ def test_random_schedule_samples_each_size_once(tmp_path, monkeypatch):
 
 
 def test_samples_are_the_images_the_run_trained_on(tmp_path):
-    overrides = {"progressive.stages": 2, "data.workers": 1}
+    overrides = {"progressive.stages": 2, "data.randaugment_layers": 1}
     run = records.read(fake_run.make_run(tmp_path, **overrides))
     samples = report._read_samples(run)
     from ev2 import data
