@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from ev2 import arch as architectures
 from ev2 import errors
-from ev2.models import efficientnet, resnet
+from ev2.models import efficientnet, layers, resnet
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 
@@ -102,7 +102,8 @@ def _is_zero(rate: jax.Array | float) -> bool:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(model: Model, rng: jax.Array, image_size: int) -> Variables:
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    return dict(model.module.init(rng, images, train=False))
+    variables = dict(model.module.init(rng, images, train=False))
+    return {**variables, "params": layers.draw_kernels(rng, variables["params"])}
 
 
 def create_model(

@@ -8,6 +8,7 @@ Decisions:
 - a dropped unit or path is decided in float32, at a rate that may be traced.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +21,35 @@ from ev2 import errors
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-# Released code: normal with variance 2 / fan_out, fan_out = kh * kw * last axis of
-# the kernel. The last axis of TensorFlow's depthwise kernel is 1, hence kh * kw.
-_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def draw_kernels(rng: jax.Array, params: Any) -> Any:
+    """Returns `params` with every kernel drawn at random.
+
+    A fresh module holds in each kernel the spread its law is to have; here it is
+    multiplied by draws of unit spread: normal for convolutions (rank 4), uniform on
+    [-1, 1) for a dense layer (rank 2). Biases and scales stay as they are.
+
+    One draw serves all convolutions, because XLA takes half a second on CPU to compile
+    each (2 s in place of 17 s for the tiny network, 12 s in place of 50 s for S).
+
+    Source: released code, effnetv2_model.py.
+    """
+    conv_rng, dense_rng = jax.random.split(rng)
+    leaves, tree = jax.tree.flatten(params)
+    sizes = [leaf.size if leaf.ndim == 4 else 0 for leaf in leaves]
+    ends = itertools.accumulate(sizes)
+    normal = jax.random.normal(conv_rng, (sum(sizes),), jnp.float32)
+    for i, (leaf, size, end) in enumerate(zip(leaves, sizes, ends, strict=True)):
+        if leaf.ndim == 4:
+            leaves[i] = leaf * normal[end - size : end].reshape(leaf.shape)
+        elif leaf.ndim == 2:
+            uniform = jax.random.uniform(dense_rng, leaf.shape, minval=-1.0, maxval=1.0)
+            leaves[i] = leaf * uniform
+    return jax.tree.unflatten(tree, leaves)
 
 
-def _depthwise_init(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    deviation = (2.0 / (shape[0] * shape[1])) ** 0.5
-    return deviation * jax.random.normal(rng, shape, dtype)
+def _spread(deviation: float) -> nn.initializers.Initializer:
+    return nn.initializers.constant(deviation, jnp.float32)
 
 
 class Conv(nn.Module):
@@ -52,7 +74,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
+        fan_out = self.kernel * self.kernel * self.features
+        kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel == 1:
             x = _pointwise_conv(x, kernel, stride=self.stride)
@@ -93,7 +116,9 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        kernel = self.param("kernel", _depthwise_init, shape, jnp.float32)
+        # fan_out of the released code: the last axis of TensorFlow's kernel is 1.
+        fan_out = self.kernel * self.kernel
+        kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
         kernel = kernel.astype(self.dtype)
         return depthwise_conv(x.astype(self.dtype), kernel, stride=self.stride)
 
@@ -287,10 +312,8 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Variance 1/3 of 1/n is that of a uniform law on +-1/sqrt(n).
-        init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
         shape = (x.shape[-1], self.num_classes)
-        kernel = self.param("kernel", init, shape, jnp.float32)
+        kernel = self.param("kernel", _spread(self.num_classes**-0.5), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         return x.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
 

@@ -1,0 +1,277 @@
+"""python -m pytest tests/test_layers.py
+
+Layers against NumPy and against XLA's own convolution.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ev2 import errors
+from ev2.models import layers
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# --- convolution -----------------------------------------------------------------
+
+
+def same_padding_conv(x, kernel, stride):
+    """TensorFlow's SAME by its definition, one output pixel at a time, float64."""
+    x, kernel = x.astype(np.float64), kernel.astype(np.float64)
+    side, size = kernel.shape[0], x.shape[1]
+    out = -(-size // stride)
+    total = max((out - 1) * stride + side - size, 0)
+    before, after = total // 2, total - total // 2  # the odd pixel comes after
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    y = np.zeros((len(x), out, out, kernel.shape[-1]))
+    for row in range(out):
+        for column in range(out):
+            top, left = row * stride, column * stride
+            window = x[:, top : top + side, left : left + side]
+            y[:, row, column] = np.einsum("nijc,ijcf->nf", window, kernel)
+    return y
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_conv_pads_as_tensorflow(kernel, stride, size):
+    x, weights = normal(2, size, size, 3), normal(kernel, kernel, 3, 4, seed=1)
+    conv = layers.Conv(4, kernel, stride)
+    y = conv.apply({"params": {"kernel": weights}}, x)
+    np.testing.assert_allclose(
+        y, same_padding_conv(x, weights, stride), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_odd_pixel_of_padding_is_at_the_end():
+    # 4 px, kernel 3, stride 2: one pixel of padding in all, so windows 0-2 and 2-4.
+    x = np.arange(1, 5, dtype=np.float32)[None, None, :, None] * np.ones((1, 4, 1, 1))
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0] = 1  # sums the upper row of each window
+    y = layers.Conv(1, 3, 2).apply({"params": {"kernel": kernel}}, x)
+    assert y[0, 0, :, 0].tolist() == [1 + 2 + 3, 3 + 4 + 0]
+
+
+@pytest.mark.parametrize("height, width", [(7, 8), (8, 5), (1, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_both_lowerings_of_the_depthwise_convolution_agree(
+    kernel, stride, height, width
+):
+    x, weights = normal(2, height, width, 6), normal(kernel, kernel, 1, 6, seed=1)
+    cotangent = normal(2, -(-height // stride), -(-width // stride), 6, seed=2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(conv, x, weights):
+        y, pullback = jax.vjp(conv, x, weights)
+        return y, pullback(cotangent)
+
+    def ours(x, weights):
+        return layers.depthwise_conv(x, weights, stride=stride)
+
+    def grouped(x, weights):
+        return lax.conv_general_dilated(
+            x,
+            weights,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=6,
+        )
+
+    got = value_and_gradients(ours, x, weights)
+    want = value_and_gradients(grouped, x, weights)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want
+    )
+
+
+@pytest.mark.parametrize("platform, grouped", [("cpu", False), ("tpu", True)])
+def test_the_platform_picks_the_depthwise_lowering(platform, grouped):
+    def gradient(x, weights):
+        return jax.grad(lambda x: jnp.sum(layers.depthwise_conv(x, weights, stride=1)))(
+            x
+        )
+
+    traced = jax.jit(gradient).trace(normal(1, 8, 8, 4), normal(3, 3, 1, 4))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in text) == grouped
+
+
+def test_depthwise_sums_in_float32_in_bfloat16():
+    x = jnp.full((1, 3, 3, 1), 1.0, jnp.bfloat16)
+    # 256 + 1 is 256 in bfloat16: eight ones would be lost one by one.
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[0, 0].set(256.0)
+    y = layers.depthwise_conv(x, kernel, stride=1)
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 1, 1, 0]) == 264.0
+
+
+# --- batch normalization ---------------------------------------------------------
+
+
+def batch_norm(x, *, train, variables=None, **options):
+    norm = layers.BatchNorm(**options)
+    if variables is None:
+        variables = norm.init(jax.random.key(0), x, train=False)
+    return norm.apply(variables, x, train=train, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("group_images", [0, 2, 6])
+def test_batch_norm_is_the_formula(group_images):
+    x = normal(6, 3, 5, 4) * 3 + 2
+    scale, bias = normal(4, seed=1), normal(4, seed=2)
+    old_mean, old_var = normal(4, seed=3), normal(4, seed=4) ** 2
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": old_mean, "var": old_var},
+    }
+    y, new = batch_norm(
+        x,
+        train=True,
+        variables=variables,
+        momentum=0.9,
+        epsilon=1e-3,
+        group_images=group_images,
+    )
+
+    groups = np.split(x.astype(np.float64), 6 // (group_images or 6))
+    means = [group.mean((0, 1, 2)) for group in groups]
+    variances = [group.var((0, 1, 2)) for group in groups]
+    want = np.concatenate(
+        [
+            (group - mean) / np.sqrt(variance + 1e-3) * scale + bias
+            for group, mean, variance in zip(groups, means, variances, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+    stats = new["batch_stats"]
+    want_mean = 0.9 * old_mean + 0.1 * np.mean(means, axis=0)
+    want_var = 0.9 * old_var + 0.1 * np.mean(variances, axis=0)
+    np.testing.assert_allclose(stats["mean"], want_mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], want_var, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_evaluates_with_running_statistics():
+    x = normal(2, 3, 3, 2)
+    variables = {
+        "params": {"scale": np.ones(2, np.float32), "bias": np.ones(2, np.float32)},
+        "batch_stats": {
+            "mean": np.array([1, -1], np.float32),
+            "var": np.array([4, 0], np.float32),
+        },
+    }
+    y, new = batch_norm(x, train=False, variables=variables, epsilon=0.25)
+    want = (x - [1, -1]) / np.sqrt([4.25, 0.25]) + 1
+    np.testing.assert_allclose(y, want, rtol=1e-5)
+    np.testing.assert_array_equal(new["batch_stats"]["mean"], [1, -1])
+
+
+def test_batch_norm_keeps_statistics_in_float32():
+    # Mean 16, deviation 1: sums of 1024 such numbers in bfloat16 would say little.
+    x = jnp.asarray(normal(64, 4, 4, 2) + np.array([0, 16]), jnp.bfloat16)
+    y, new = batch_norm(x, train=True, dtype=jnp.bfloat16, momentum=0.0)
+    assert y.dtype == jnp.bfloat16
+    stats = new["batch_stats"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(stats["mean"], exact.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(stats["var"], exact.var((0, 1, 2)), rtol=1e-3)
+
+
+def test_batch_norm_refuses_groups_that_do_not_fit():
+    message = "model.bn_group_images: 4 does not divide the batch of 6 images"
+    with pytest.raises(errors.InputError, match=message):
+        batch_norm(normal(6, 2, 2, 3), train=True, group_images=4)
+
+
+# --- the rest --------------------------------------------------------------------
+
+
+def test_squeeze_excite_is_the_formula():
+    x = normal(2, 3, 3, 4)
+    excite = layers.SqueezeExcite(2, layers.Conv)
+    params = excite.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(np.shape, params) == {
+        "reduce": {"kernel": (1, 1, 4, 2), "bias": (2,)},
+        "expand": {"kernel": (1, 1, 2, 4), "bias": (4,)},
+    }
+    params = jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size), params)
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    pooled = x.mean((1, 2)).astype(np.float64)
+    hidden = pooled @ params["reduce"]["kernel"][0, 0] + params["reduce"]["bias"]
+    hidden = hidden * sigmoid(hidden)
+    gate = sigmoid(hidden @ params["expand"]["kernel"][0, 0] + params["expand"]["bias"])
+    y = excite.apply({"params": params}, x)
+    np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5, atol=1e-6)
+
+
+def test_drop_at_rate_zero_is_the_identity():
+    x = normal(8, 3, 3, 5)
+    drop = jax.jit(
+        lambda rate: layers.drop(x, rate, jax.random.key(0), mask_shape=x.shape)
+    )
+    np.testing.assert_array_equal(drop(jnp.float32(0)), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rate", [0.004, 0.3])
+def test_drop_has_its_rate_and_keeps_the_mean(rate, dtype):
+    # 0.004 is below the 2^-7 steps of a draw in bfloat16.
+    x = jnp.ones((200_000, 1), dtype)
+    y = np.asarray(
+        layers.drop(x, rate, jax.random.key(1), mask_shape=x.shape), np.float64
+    )
+    deviation = np.sqrt(rate * (1 - rate) / len(x))
+    assert abs(np.mean(y == 0) - rate) < 4 * deviation
+    kept = y[y != 0]
+    np.testing.assert_allclose(kept, 1 / (1 - rate), rtol=5e-3)
+
+
+def test_drop_path_drops_whole_images_on_a_linear_ramp():
+    x = jnp.ones((20_000, 1, 2, 2))
+    shares = []
+    for index in range(4):
+        path = layers.drop_path_at(index, 4, rate=0.4, rng=jax.random.key(2))
+        y = np.asarray(path(x))
+        per_image = y.reshape(len(y), -1)
+        assert (per_image == per_image[:, :1]).all()
+        shares.append(np.mean(per_image == 0))
+    assert shares[0] == 0
+    np.testing.assert_allclose(shares, [0, 0.1, 0.2, 0.3], atol=0.01)
+
+
+def test_drop_path_without_a_key_is_the_identity():
+    x = normal(2, 1, 1, 1)
+    assert layers.drop_path_at(3, 4, rate=0.9, rng=None)(x) is x
+
+
+@pytest.mark.parametrize(
+    "layer, shape, deviation",
+    [
+        # sqrt(2 / fan_out), fan_out = kh * kw * last axis of TensorFlow's kernel.
+        (layers.Conv(64, 3), (8, 8, 32), (2 / (9 * 64)) ** 0.5),
+        (layers.DepthwiseConv(3), (8, 8, 2048), (2 / 9) ** 0.5),
+        # Uniform on +-1/sqrt(classes).
+        (layers.Classifier(100), (512,), 0.1 / 3**0.5),
+    ],
+)
+def test_initialization(layer, shape, deviation):
+    params = layer.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    params = layers.draw_kernels(jax.random.key(1), params)
+    assert np.std(params["kernel"]) == pytest.approx(deviation, rel=0.03)
+    assert np.mean(params["kernel"]) == pytest.approx(0, abs=deviation * 0.03)
+    assert not np.any(params.get("bias", 0))
+    if isinstance(layer, layers.Classifier):
+        assert np.abs(params["kernel"]).max() <= 0.1
