@@ -1,0 +1,88 @@
+"""pytest tests/test_recipes.py; pytest -m slow tests/test_recipes.py
+
+Every recipe takes a step: the small ones here, all of them in the slow test, with the
+network at its true width and depth on two pictures of 32 px.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo, folder, imagenet1k
+from ev2 import models, optim
+from ev2 import state as states
+from ev2 import step as steps
+
+BATCH, SIZE = 2, 32
+ARGS = [(model, recipe) for recipe, rows in imagenet1k.ROWS.items() for model in rows]
+
+
+def _parts(config, num_classes):
+    config = config.copy_and_resolve_references()
+    config.loss.mix_group_images = BATCH
+    config.model.bn_group_images = 0  # the recipe's group does not fit two pictures
+    model = models.create_model(
+        config.model.name,
+        num_classes=num_classes,
+        dtype=config.model.dtype,
+        bn_momentum=config.model.bn_momentum,
+        blocks=tuple(config.model.blocks),
+    )
+    optimizer = optim.make_optimizer(config)
+    create = lambda: states.create_state(model, optimizer, config, SIZE)  # noqa: E731
+    return create, steps.make_train_step(model, optimizer, config)
+
+
+def _batch():
+    random = np.random.default_rng(0)
+    return {
+        "image": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "label": np.arange(BATCH, dtype=np.int32),
+        "mask": np.ones(BATCH, np.float32),
+    }
+
+
+def _strengths(config):
+    names = ("dropout", "drop_path", "mixup", "cutmix")
+    strengths = {name: np.float32(config.progressive[name][1]) for name in names}
+    return strengths | {"learning_rate": np.float32(0.001)}
+
+
+def _take_step(config, num_classes):
+    """Compiles with little optimization: compiling is the cost here."""
+    create, train_step = _parts(config, num_classes)
+    quick = {"xla_backend_optimization_level": 0}
+    state = jax.jit(create, compiler_options=quick)()
+    before = np.asarray(jax.tree.leaves(state.params)[-1])
+    state, sums = jax.jit(train_step, donate_argnums=0, compiler_options=quick)(
+        state, _batch(), _strengths(config)
+    )
+    assert int(state.step) == 1 and int(sums["count"]) == BATCH
+    assert np.isfinite(float(sums["loss"]))
+    assert not np.array_equal(before, np.asarray(jax.tree.leaves(state.params)[-1]))
+
+
+def test_demo_takes_a_step():
+    _take_step(demo.get_config(), 10)
+
+
+@pytest.mark.parametrize(("model", "recipe"), [("b0", "paper"), ("b0", "released")])
+def test_imagenet_recipes_trace(model, recipe):
+    # Shapes and dtypes of a whole step, without compiling it.
+    config = imagenet1k.get_config(f"{model},recipe={recipe}")
+    create, train_step = _parts(config, 1000)
+    state = jax.eval_shape(create)
+    after, sums = jax.eval_shape(train_step, state, _batch(), _strengths(config))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert sums["loss"].dtype == np.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "recipe"), ARGS)
+def test_every_imagenet_recipe_takes_a_step(model, recipe):
+    _take_step(imagenet1k.get_config(f"{model},recipe={recipe}"), 1000)
+
+
+@pytest.mark.slow
+def test_folder_recipe_takes_a_step():
+    _take_step(folder.get_config(), 3)
