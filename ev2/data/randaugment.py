@@ -1,190 +1,24 @@
-"""RandAugment: sixteen operations, of which a few are drawn for each picture.
+"""RandAugment: a few operations drawn for each picture, as strong as the magnitude.
 
-Pictures are `[H, W, 3] uint8` in and out. Each operation takes the physical quantity
-it needs (degrees, pixels, bits); how a magnitude becomes one is a row of a table, and
-there are two tables: "standard", ours, and "released", the arithmetic of the released
-code. Magnitude 10 is the scale's end; the recipes go beyond it, to 25.
+There are two tables of what a magnitude means to an operation: "standard", ours, and
+"released", the arithmetic of the released code. Magnitude 10 is the scale's end; the
+recipes go beyond it, to 25.
 
 Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 "magnitudes above 10" for the released code's numbers.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from ev2 import errors
+from ev2.data import operations
 
 VARIANTS = ("standard", "released")
 MAX_LEVEL = 10.0  # magnitude at which the tables' quantities are reached
-FILL = 128  # value of pixels that come from outside the picture
 DRAWS_PER_LAYER = 4  # uniform numbers: operation, direction, cutout's y and x
-
-
-def auto_contrast(picture: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel to 0..255; a channel of one value stays."""
-    low = tf.reduce_min(picture, [0, 1], keepdims=True)
-    high = tf.reduce_max(picture, [0, 1], keepdims=True)
-    low_float = tf.cast(low, tf.float32)
-    scale = 255.0 / tf.maximum(tf.cast(high, tf.float32) - low_float, 1.0)
-    stretched = _to_uint8(tf.cast(picture, tf.float32) * scale - low_float * scale)
-    return tf.where(high > low, stretched, picture)
-
-
-def equalize(picture: tf.Tensor) -> tf.Tensor:
-    """Flattens each channel's histogram, by the rule of PIL's `ImageOps.equalize`."""
-    height, width = _sides(picture)
-    values = tf.transpose(tf.reshape(tf.cast(picture, tf.int32), [-1, 3]))  # [3, H*W]
-    histogram = tf.raw_ops.DenseBincount(
-        input=values, size=256, weights=tf.zeros([0], tf.int32)
-    )  # [3, 256]
-    highest = tf.reduce_max(values, axis=1)
-    last = tf.gather(histogram, highest, batch_dims=1)  # pixels of the highest value
-    step = (height * width - last) // 255  # [3]
-    before = tf.cumsum(histogram, axis=1, exclusive=True)
-    table = (before + step[:, None] // 2) // tf.maximum(step, 1)[:, None]
-    table = tf.minimum(table, 255)
-    mapped = tf.gather(table, values, batch_dims=1)  # [3, H*W]
-    mapped = tf.where(step[:, None] > 0, mapped, values)
-    return tf.cast(tf.reshape(tf.transpose(mapped), picture.shape), tf.uint8)
-
-
-def invert(picture: tf.Tensor) -> tf.Tensor:
-    """255 - value."""
-    return 255 - picture
-
-
-def posterize(picture: tf.Tensor, bits: int) -> tf.Tensor:
-    """Keeps the highest `bits` bits, 0..8, of each value."""
-    return tf.bitwise.bitwise_and(picture, (0xFF << (8 - bits)) & 0xFF)
-
-
-def solarize(picture: tf.Tensor, threshold: int) -> tf.Tensor:
-    """Inverts the values at and above the threshold, 0..256."""
-    if threshold > 255:
-        return picture
-    return tf.where(picture < threshold, picture, 255 - picture)
-
-
-def solarize_add(picture: tf.Tensor, addition: int) -> tf.Tensor:
-    """Adds 0..255 to the values below 128, ending at 255."""
-    raised = 255 - tf.maximum(255 - picture, addition) + addition
-    return tf.where(picture < 128, raised, picture)
-
-
-def color(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """Colourfulness: 0 is grey, 1 the picture, above 1 more vivid."""
-    return _blend(tf.image.rgb_to_grayscale(picture), picture, factor)
-
-
-def contrast(
-    picture: tf.Tensor, factor: tf.Tensor | float, mean: int | None = None
-) -> tf.Tensor:
-    """Contrast about a grey level: 0 is that level everywhere, 1 the picture.
-
-    The level is the rounded mean of the picture's grey version, unless `mean` is
-    given.
-    """
-    if mean is None:
-        grey = tf.cast(tf.image.rgb_to_grayscale(picture), tf.float32)
-        level = tf.floor(tf.reduce_mean(grey) + 0.5)
-    else:
-        level = tf.constant(mean, tf.float32)
-    return _blend(level, picture, factor)
-
-
-def brightness(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """0 is black, 1 the picture, above 1 brighter."""
-    return _blend(tf.constant(0.0), picture, factor)
-
-
-def sharpness(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """0 is smoothed, 1 the picture, above 1 sharper; the border is kept.
-
-    The smooth pixel is a 13th of its eight neighbours and five times itself.
-    """
-    pixels = tf.cast(picture, tf.float32)
-    middle = pixels[1:-1, 1:-1]
-    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]  # [H-2, W, 3]
-    square = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]  # [H-2, W-2, 3]
-    smooth = _to_uint8((square + 4.0 * middle) / 13.0)
-    inside = _blend(smooth, middle, factor)
-    left, right = picture[1:-1, :1], picture[1:-1, -1:]
-    inside = tf.concat([left, inside, right], axis=1)
-    return tf.concat([picture[:1], inside, picture[-1:]], axis=0)
-
-
-def rotate(picture: tf.Tensor, degrees: tf.Tensor | float) -> tf.Tensor:
-    """Turns about the centre, counter-clockwise for positive angles."""
-    radians = degrees * (math.pi / 180.0)
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    height, width = _sides(picture)
-    middle_y, middle_x = (height - 1) / 2.0, (width - 1) / 2.0
-    x_offset = middle_x - cos * middle_x + sin * middle_y
-    y_offset = middle_y - sin * middle_x - cos * middle_y
-    return _project(picture, [cos, -sin, x_offset, sin, cos, y_offset])
-
-
-def shear_x(picture: tf.Tensor, slope: tf.Tensor | float) -> tf.Tensor:
-    """Row y moves left by slope * y pixels."""
-    return _project(picture, [1.0, slope, 0.0, 0.0, 1.0, 0.0])
-
-
-def shear_y(picture: tf.Tensor, slope: tf.Tensor | float) -> tf.Tensor:
-    """Column x moves up by slope * x pixels."""
-    return _project(picture, [1.0, 0.0, 0.0, slope, 1.0, 0.0])
-
-
-def translate_x(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
-    """Moves left."""
-    return _project(picture, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
-
-
-def translate_y(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
-    """Moves up."""
-    return _project(picture, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
-
-
-def cutout(picture: tf.Tensor, half: int, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Fills rows y-half..y+half-1 and columns x-half..x+half-1, as far as inside."""
-    height, width = _sides(picture)
-    rows = tf.range(height)[:, None, None]
-    columns = tf.range(width)[None, :, None]
-    covered = (rows >= y - half) & (rows < y + half)
-    covered &= (columns >= x - half) & (columns < x + half)
-    return tf.where(covered, tf.constant(FILL, tf.uint8), picture)
-
-
-def _project(picture: tf.Tensor, matrix: list) -> tf.Tensor:
-    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), nearest."""
-    transform = tf.stack([tf.cast(m, tf.float32) for m in (*matrix, 0.0, 0.0)])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=picture[tf.newaxis],
-        transforms=transform[tf.newaxis],
-        output_shape=picture.shape[:2],
-        fill_value=float(FILL),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )[0]
-
-
-def _blend(start: tf.Tensor, end: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
-    """start + factor * (end - start), clipped and truncated as PIL does."""
-    start, end = tf.cast(start, tf.float32), tf.cast(end, tf.float32)
-    return _to_uint8(start + factor * (end - start))
-
-
-def _sides(picture: tf.Tensor) -> tuple[int, int]:
-    """Height and width, static."""
-    height, width = picture.shape[0], picture.shape[1]
-    assert height is not None and width is not None
-    return height, width
-
-
-def _to_uint8(pixels: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +85,7 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
     )
 
 
-def operations(levels: Levels) -> dict[str, Callable]:
+def make_operations(levels: Levels) -> dict[str, Callable]:
     """The operations by name, as functions of (picture, draws `[4] float32`).
 
     Of the draws in [0, 1), the second gives the direction (sign or factor), and the
@@ -278,25 +112,25 @@ def operations(levels: Levels) -> dict[str, Callable]:
     def cut(picture, draws):
         y = tf.cast(draws[2] * picture.shape[0], tf.int32)
         x = tf.cast(draws[3] * picture.shape[1], tf.int32)
-        return cutout(picture, levels.cutout_half_px, y, x)
+        return operations.cutout(picture, levels.cutout_half_px, y, x)
 
     return {
-        "AutoContrast": fixed(auto_contrast),
-        "Equalize": fixed(equalize),
-        "Invert": fixed(invert),
-        "Rotate": signed(rotate, levels.degrees),
-        "Posterize": fixed(posterize, levels.posterize_bits),
-        "Solarize": fixed(solarize, levels.solarize_threshold),
-        "Color": factored(color),
-        "Contrast": factored(contrast, mean=levels.contrast_mean),
-        "Brightness": factored(brightness),
-        "Sharpness": factored(sharpness),
-        "ShearX": signed(shear_x, levels.slope),
-        "ShearY": signed(shear_y, levels.slope),
-        "TranslateX": signed(translate_x, levels.translate_px),
-        "TranslateY": signed(translate_y, levels.translate_px),
+        "AutoContrast": fixed(operations.auto_contrast),
+        "Equalize": fixed(operations.equalize),
+        "Invert": fixed(operations.invert),
+        "Rotate": signed(operations.rotate, levels.degrees),
+        "Posterize": fixed(operations.posterize, levels.posterize_bits),
+        "Solarize": fixed(operations.solarize, levels.solarize_threshold),
+        "Color": factored(operations.color),
+        "Contrast": factored(operations.contrast, mean=levels.contrast_mean),
+        "Brightness": factored(operations.brightness),
+        "Sharpness": factored(operations.sharpness),
+        "ShearX": signed(operations.shear_x, levels.slope),
+        "ShearY": signed(operations.shear_y, levels.slope),
+        "TranslateX": signed(operations.translate_x, levels.translate_px),
+        "TranslateY": signed(operations.translate_y, levels.translate_px),
         "Cutout": cut,
-        "SolarizeAdd": fixed(solarize_add, levels.solarize_addition),
+        "SolarizeAdd": fixed(operations.solarize_add, levels.solarize_addition),
     }
 
 
@@ -327,7 +161,7 @@ def make_randaugment(
     if magnitude == 0.0 or layers == 0:
         return lambda picture, draws: picture
     table = {"standard": standard_levels, "released": released_levels}[variant]
-    chain = list(operations(table(magnitude, image_size)).values())
+    chain = list(make_operations(table(magnitude, image_size)).values())
 
     shape = [image_size, image_size, 3]
     signature = (

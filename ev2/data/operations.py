@@ -1,0 +1,221 @@
+"""The sixteen operations of RandAugment: `[H, W, 3] uint8` pictures in and out.
+
+Each takes the physical quantity it needs (degrees, pixels, bits). The picture's sides
+are static, so that the same code runs eagerly and in a graph.
+
+Source: AutoAugment (arXiv 1805.09501), Table 6, and PIL, whose results they give.
+"""
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+FILL = 128  # value of pixels that come from outside the picture
+GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green and blue
+
+
+def auto_contrast(picture: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel to 0..255; a channel of one value stays."""
+    low = tf.cast(_of_channels(tf.reduce_min, picture), tf.float32)
+    high = tf.cast(_of_channels(tf.reduce_max, picture), tf.float32)
+    scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
+    offset = tf.where(high > low, low * scale, 0.0)
+    height, width = _sides(picture)
+    rows = tf.cast(tf.reshape(picture, [height, width * 3]), tf.float32)
+    stretched = rows * tf.tile(scale, [width]) - tf.tile(offset, [width])
+    return tf.reshape(_to_uint8(stretched), picture.shape)
+
+
+def equalize(picture: tf.Tensor) -> tf.Tensor:
+    """Flattens each channel's histogram, by the rule of PIL's `ImageOps.equalize`."""
+    height, width = _sides(picture)
+    # Value v of channel c is entry 256 c + v of the histogram and of the table.
+    rows = tf.reshape(tf.cast(picture, tf.int32), [height, width * 3])
+    entries = rows + tf.tile(tf.constant([0, 256, 512]), [width])
+    counts = tf.raw_ops.Bincount(
+        arr=entries, size=768, weights=tf.constant([], tf.int32)
+    )
+    histogram = tf.reshape(counts, [3, 256])
+    highest = tf.cast(_of_channels(tf.reduce_max, picture), tf.int32)
+    last = tf.gather(histogram, highest, batch_dims=1)  # pixels of the highest value
+    step = ((height * width - last) // 255)[:, None]  # [3, 1]
+    before = tf.cumsum(histogram, axis=1, exclusive=True)
+    table = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
+    table = tf.where(step > 0, table, tf.range(256)[None, :])
+    flat = tf.reshape(tf.cast(table, tf.uint8), [768])
+    return tf.reshape(tf.gather(flat, entries), picture.shape)
+
+
+def _of_channels(reduce: Callable, picture: tf.Tensor) -> tf.Tensor:
+    """`[3]`: `reduce` over the pixels; rows first, which runs along the memory."""
+    height, width = _sides(picture)
+    column = reduce(tf.reshape(picture, [height, width * 3]), 0)
+    return reduce(tf.reshape(column, [width, 3]), 0)
+
+
+def invert(picture: tf.Tensor) -> tf.Tensor:
+    """255 - value."""
+    return 255 - picture
+
+
+def posterize(picture: tf.Tensor, bits: int) -> tf.Tensor:
+    """Keeps the highest `bits` bits, 0..8, of each value."""
+    return tf.bitwise.bitwise_and(picture, (0xFF << (8 - bits)) & 0xFF)
+
+
+def solarize(picture: tf.Tensor, threshold: int) -> tf.Tensor:
+    """Inverts the values at and above the threshold, 0..256."""
+    if threshold > 255:
+        return picture
+    inverted = tf.cast(picture >= threshold, tf.uint8) * 255
+    return tf.bitwise.bitwise_xor(picture, inverted)
+
+
+def solarize_add(picture: tf.Tensor, addition: int) -> tf.Tensor:
+    """Adds 0..255 to the values below 128, ending at 255."""
+    dark = tf.cast(picture < 128, tf.uint8)
+    return picture + dark * tf.minimum(255 - picture, addition)
+
+
+def color(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """Colourfulness: 0 is grey, 1 the picture, above 1 more vivid."""
+    return _blend(_grey(picture), picture, factor)
+
+
+def contrast(
+    picture: tf.Tensor, factor: tf.Tensor | float, mean: int | None = None
+) -> tf.Tensor:
+    """Contrast about a grey level: 0 is that level everywhere, 1 the picture.
+
+    The level is the rounded mean of the picture's grey version, unless `mean` is
+    given.
+    """
+    if mean is None:
+        level = tf.floor(tf.reduce_mean(_grey(picture)) + 0.5)
+    else:
+        level = tf.constant(mean, tf.float32)
+    return _blend(level, picture, factor)
+
+
+def brightness(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """0 is black, 1 the picture, above 1 brighter."""
+    return _blend(tf.constant(0.0), picture, factor)
+
+
+def sharpness(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """0 is smoothed, 1 the picture, above 1 sharper; the border is kept.
+
+    The smooth pixel is a 13th of its eight neighbours and five times itself.
+    """
+    pixels = tf.cast(picture, tf.float32)
+    middle = pixels[1:-1, 1:-1]
+    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]  # [H-2, W, 3]
+    square = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]  # [H-2, W-2, 3]
+    smooth = _to_uint8((square + 4.0 * middle) / 13.0)
+    inside = _blend(smooth, middle, factor)
+    left, right = picture[1:-1, :1], picture[1:-1, -1:]
+    inside = tf.concat([left, inside, right], axis=1)
+    return tf.concat([picture[:1], inside, picture[-1:]], axis=0)
+
+
+def rotate(picture: tf.Tensor, degrees: tf.Tensor | float) -> tf.Tensor:
+    """Turns about the centre, counter-clockwise for positive angles."""
+    radians = degrees * (math.pi / 180.0)
+    cos, sin = tf.cos(radians), tf.sin(radians)
+    height, width = _sides(picture)
+    middle_y, middle_x = (height - 1) / 2.0, (width - 1) / 2.0
+    x_offset = middle_x - cos * middle_x + sin * middle_y
+    y_offset = middle_y - sin * middle_x - cos * middle_y
+    return _project(picture, (cos, -sin, x_offset), (sin, cos, y_offset))
+
+
+def shear_x(picture: tf.Tensor, slope: tf.Tensor | float) -> tf.Tensor:
+    """Row y moves left by slope * y pixels."""
+    return _project(picture, (1.0, slope, 0.0), (0.0, 1.0, 0.0))
+
+
+def shear_y(picture: tf.Tensor, slope: tf.Tensor | float) -> tf.Tensor:
+    """Column x moves up by slope * x pixels."""
+    return _project(picture, (1.0, 0.0, 0.0), (slope, 1.0, 0.0))
+
+
+def translate_x(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
+    """Moves left by whole pixels, the nearest."""
+    return _translate(picture, axis=1, pixels=pixels)
+
+
+def translate_y(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
+    """Moves up by whole pixels, the nearest."""
+    return _translate(picture, axis=0, pixels=pixels)
+
+
+def cutout(picture: tf.Tensor, half: int, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Fills rows y-half..y+half-1 and columns x-half..x+half-1, as far as inside."""
+    height, width = _sides(picture)
+    rows = tf.range(height)[:, None]
+    columns = tf.repeat(tf.range(width), 3)[None, :]  # of [H, W * 3]
+    in_rows = tf.cast((rows >= y - half) & (rows < y + half), tf.uint8)
+    in_columns = tf.cast((columns >= x - half) & (columns < x + half), tf.uint8)
+    covered = in_rows * in_columns
+    flat = tf.reshape(picture, [height, width * 3])
+    return tf.reshape(flat * (1 - covered) + covered * FILL, [height, width, 3])
+
+
+# Below, pixels are chosen by arithmetic and by copying runs: on a 300 px picture
+# `tf.where` takes ten times, ImageProjectiveTransformV3 three times as long.
+
+
+def _translate(picture: tf.Tensor, *, axis: int, pixels: tf.Tensor | float):
+    shift = tf.cast(tf.floor(pixels + 0.5), tf.int32)
+    after = tf.maximum(shift, 0)
+    paddings = [[0, 0], [0, 0], [0, 0]]
+    paddings[axis] = [tf.maximum(-shift, 0), after]
+    begin = [0, 0, 0]
+    begin[axis] = after
+    padded = tf.pad(picture, paddings, constant_values=FILL)
+    return tf.slice(padded, begin, picture.shape)
+
+
+def _project(picture: tf.Tensor, to_x: tuple, to_y: tuple) -> tf.Tensor:
+    """Pixel (x, y) becomes the nearest to (a x + b y + c, d x + e y + f)."""
+    height, width = _sides(picture)
+    x = tf.range(width, dtype=tf.float32)[None, :]
+    y = tf.range(height, dtype=tf.float32)[:, None]
+    source_x = _nearest(to_x[0] * x + to_x[1] * y + to_x[2], width)  # [H, W]
+    source_y = _nearest(to_y[0] * x + to_y[1] * y + to_y[2], height)
+    framed = tf.pad(picture, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
+    index = (source_y + 1) * (width + 2) + source_x + 1
+    return tf.gather(tf.reshape(framed, [-1, 3]), index)
+
+
+def _nearest(place: tf.Tensor, side: int) -> tf.Tensor:
+    """Rounds half away from 0 to int32, -1 and `side` standing for all outside."""
+    whole = tf.sign(place) * tf.floor(tf.abs(place) + 0.5)
+    return tf.cast(tf.clip_by_value(whole, -1.0, float(side)), tf.int32)
+
+
+def _grey(picture: tf.Tensor) -> tf.Tensor:
+    """`tf.image.rgb_to_grayscale` in all three channels, whole numbers as float32."""
+    # 255.5 / 255 and the cut to whole numbers are that function's rounding.
+    weights = tf.constant(GREY_WEIGHTS)[:, None] * (255.5 / 255.0)
+    pixels = tf.reshape(tf.cast(picture, tf.float32), [-1, 3])
+    grey = tf.floor(pixels @ tf.tile(weights, [1, 3]))
+    return tf.reshape(grey, picture.shape)
+
+
+def _blend(start: tf.Tensor, end: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
+    """start + factor * (end - start), clipped and truncated as PIL does."""
+    start, end = tf.cast(start, tf.float32), tf.cast(end, tf.float32)
+    return _to_uint8(start + factor * (end - start))
+
+
+def _sides(picture: tf.Tensor) -> tuple[int, int]:
+    """Height and width, static."""
+    height, width = picture.shape[0], picture.shape[1]
+    assert height is not None and width is not None
+    return height, width
+
+
+def _to_uint8(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
