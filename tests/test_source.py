@@ -1,10 +1,9 @@
 """Run: pytest tests/test_source.py
 
-Every source against files made here; bad input of each kind, in one line.
+Embedded, TFRecord and synthetic sources; bad input of each kind, in one line.
 """
 
 import collections
-import importlib.util
 import io
 import os
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from configs import defaults
 from ev2 import data, errors
-from ev2.data import folder, source, tfrecord
+from ev2.data import source, tfrecord
 
 
 def _config(**values):
@@ -246,103 +245,6 @@ def test_shards_without_names_need_a_number(shards):
         data.describe(_config(source="tfrecord", path=str(shards)))
 
 
-# Folder
-
-
-def test_folder_with_splits(tmp_path):
-    _write_pictures(
-        tmp_path,
-        [
-            "train/b/z.PNG",
-            "train/b/deep/er/a.jpg",
-            "train/a/1.jpeg",
-            "val/a/7.png",
-            "val/b/8.png",
-        ],
-    )
-    (tmp_path / "train/a/notes.txt").write_text("not a picture")
-    (tmp_path / "train/a/.hidden.png").write_bytes(b"")
-    (tmp_path / "train/.cache").mkdir()
-    config = _config(source="folder", path=str(tmp_path))
-    assert data.describe(config) == data.Info(3, 2, 2, ("a", "b"))
-    train = source.open_source(config, "train")
-    encoded, labels = train.read(np.arange(3))
-    assert [_value(e) for e in encoded] == [2, 1, 0]
-    assert labels.tolist() == [0, 1, 1]
-    assert train.name(1) == str(tmp_path / "train/b/deep/er/a.jpg")
-    assert source.open_source(config, "eval").name(0) == str(tmp_path / "val/a/7.png")
-
-
-def test_folder_holds_out_a_share_of_each_class(tmp_path):
-    names = [f"{c}/{i}.png" for c in "ab" for i in range(20)] + ["c/0.png", "c/1.png"]
-    _write_pictures(tmp_path, names)
-    config = _config(source="folder", path=str(tmp_path), eval_fraction=0.25)
-    paths = {}
-    for split in ("train", "eval"):
-        opened = source.open_source(config, split)
-        paths[split] = {opened.name(i) for i in range(len(opened))}
-        labels = opened.read(np.arange(len(opened)))[1]
-        expected = {"train": [15, 15, 1], "eval": [5, 5, 1]}[split]
-        assert np.bincount(labels).tolist() == expected
-    assert not paths["train"] & paths["eval"]
-    assert paths["train"] | paths["eval"] == {str(tmp_path / name) for name in names}
-
-
-def test_the_share_depends_on_names_alone(tmp_path):
-    splits = []
-    for root in (tmp_path / "here", tmp_path / "there"):
-        _write_pictures(root, [f"{c}/{i}.png" for c in "ab" for i in range(9)])
-        opened = folder.FolderSource(str(root), "eval", "validation", 0.3)
-        splits.append([opened.name(i)[len(str(root)) :] for i in range(len(opened))])
-    assert splits[0] == splits[1]
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in ("train", "ship") for i in "12"])
-    info = data.describe(_config(source="folder", path=str(tmp_path)))
-    assert info.class_names == ("ship", "train")
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], "no class folders"),
-        (["a.png", "b.png"], "no class folders"),
-        (["a/1.png"], "one class folder, 'a'"),
-        (["a/1.png", "a/2.png", "b/notes.txt"], "b' holds no pictures"),
-        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"], "val/c'"),
-        (["train/a/1.png", "val/a/1.png"], "one class folder, 'a'"),
-    ],
-)
-def test_bad_folders(tmp_path, names, message):
-    _write_pictures(tmp_path, names)
-    with pytest.raises(errors.InputError, match=message) as raised:
-        data.describe(_config(source="folder", path=str(tmp_path)))
-    assert _one_line(raised).startswith("data.path: ")
-
-
-def test_bad_folder_settings(tmp_path):
-    _write_pictures(tmp_path, ["a/0.png", "b/0.png"])
-    for values, message in (
-        ({"path": ""}, "data.path: ''"),
-        ({"path": "/does/not/exist"}, "is not a folder"),
-        ({"path": "gs://bucket/pictures"}, "must be a local folder"),
-        ({"path": str(tmp_path), "eval_fraction": 1.0}, "data.eval_fraction: 1.0"),
-        ({"path": str(tmp_path)}, "no pictures left for 'eval'"),
-    ):
-        with pytest.raises(errors.InputError, match=message):
-            data.describe(_config(source="folder", **values))
-
-
-def test_file_that_cannot_be_read(tmp_path):
-    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
-    opened = source.open_source(_config(source="folder", path=str(tmp_path)), "train")
-    os.unlink(opened.name(0))
-    with pytest.raises(errors.InputError, match="cannot read") as raised:
-        opened.read(np.array([0]))
-    assert opened.name(0) in _one_line(raised)
-
-
 # Synthetic
 
 
@@ -367,120 +269,3 @@ def test_synthetic_counts_must_be_given():
 def test_unknown_source():
     with pytest.raises(errors.InputError, match="embedded, tfds, folder"):
         data.describe(_config(source="imagenet"))
-
-
-# TFDS
-
-has_array_record = importlib.util.find_spec("array_record") is not None
-
-
-def _prepare_tfds(data_dir, file_format: str) -> str:
-    """A dataset as TFDS leaves it on disk: 5 + 4 training, 3 validation pictures."""
-    import tensorflow_datasets as tfds
-
-    name = "toy_" + file_format.replace("_", "")
-    where = data_dir / name / "1.0.0"
-    where.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=["ant", "bee", "cat"]),
-        }
-    )
-    value, infos = 0, []
-    for split, lengths in (("train", [5, 4]), ("validation", [3])):
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=where,
-            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            dataset_name=name,
-            split=split,
-            filetype_suffix=file_format,
-        )
-        for shard, length in enumerate(lengths):
-            path = template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
-            records = [
-                features.serialize_example(
-                    {"image": np.full((4, 4, 3), v, np.uint8), "label": v % 3}
-                )
-                for v in range(value, value + length)
-            ]
-            value += length
-            _write_records(str(path), file_format, records)
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=lengths,
-                num_bytes=1,
-                filename_template=template,
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=where,
-        features=features,
-        split_infos=infos,
-        supervised_keys=("image", "label"),
-        check_data=False,
-    )
-    return name
-
-
-def _write_records(path: str, file_format: str, records: list[bytes]):
-    if file_format == "tfrecord":
-        with tf.io.TFRecordWriter(path) as writer:
-            for record in records:
-                writer.write(record)
-        return
-    from array_record.python import array_record_module
-
-    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-
-
-@pytest.mark.parametrize(
-    "file_format",
-    [
-        "tfrecord",
-        pytest.param(
-            "array_record",
-            marks=pytest.mark.skipif(
-                not has_array_record, reason="the array_record package is missing"
-            ),
-        ),
-    ],
-)
-def test_tfds_in_any_order_and_slices(tmp_path, file_format):
-    name = _prepare_tfds(tmp_path, file_format)
-    config = _config(source="tfds", name=name, path=str(tmp_path))
-    assert data.describe(config) == data.Info(9, 3, 3, ("ant", "bee", "cat"))
-    for split, values in (
-        ("train", range(9)),
-        ("train[3:7]", range(3, 7)),
-        ("train[:50%]", range(4)),
-        ("validation", range(9, 12)),
-    ):
-        config.data.train_split = split
-        opened = source.open_source(config, "train")
-        assert len(opened) == len(values)
-        order = np.random.RandomState(0).permutation(len(values))
-        encoded, labels = opened.read(order)
-        expected = np.array(values)[order]
-        assert [_value(e) for e in encoded] == expected.tolist()
-        assert labels.tolist() == (expected % 3).tolist()
-    assert opened.name(2).endswith("-00000-of-00001 record 2")
-
-
-def test_tfds_bad_input(tmp_path):
-    name = _prepare_tfds(tmp_path, "tfrecord")
-    path = str(tmp_path)
-    for values, message in (
-        ({"name": "mnistt"}, "did you mean mnist"),
-        ({"name": "mnist"}, "is not prepared in .*download_and_prepare"),
-        ({"name": ""}, "data.name: ''"),
-        ({"name": "not a name"}, "Parsing"),
-        ({"name": name, "train_split": "tra"}, "no split 'tra'; it has train"),
-    ):
-        with pytest.raises(errors.InputError, match=message) as raised:
-            data.describe(_config(source="tfds", path=path, **values))
-        _one_line(raised)
