@@ -4,6 +4,7 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 """
 
 import json
+import warnings
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ def final_state(workdir):
     import orbax.checkpoint as ocp
 
     folder = checkpoint._find(str(workdir))
-    state = ocp.PyTreeCheckpointer().restore(folder / "state")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "restoring without sharding": wanted here
+        state = ocp.PyTreeCheckpointer().restore(folder / "state")
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
