@@ -98,8 +98,7 @@ class Arch:
 
     Attributes:
         name: as in `list_models`.
-        stem_channels: width of the first convolution (3x3; ResNet 7x7, max pool).
-        stem_stride: stride of the first convolution.
+        stem_channels: width of the first convolution, of stride 2.
         rows: at least one, each starting at the width the one before ends with.
         head_channels: width of the last 1x1 convolution; 0 for none (ResNet).
         eval_image_size: side in pixels the network is evaluated at by default.
@@ -110,7 +109,6 @@ class Arch:
 
     name: str
     stem_channels: int
-    stem_stride: int = 2
     rows: tuple[Row, ...]
     head_channels: int
     eval_image_size: int
@@ -160,25 +158,21 @@ def list_models() -> list[str]:
 def get(name: str, blocks: Sequence[str] = ()) -> Arch:
     """Returns the network called `name`, with its rows replaced by `blocks` if any.
 
-    Stem, head and evaluation size stay those of `name`; block strings are taken
-    as they are, without compound scaling.
+    Stem, head and evaluation size stay those of `name`; rows are not scaled again.
 
     Raises:
-        InputError: if the name is unknown, a string is malformed, or the rows do
-            not fit the stem or each other.
+        InputError: if the name is unknown, a string malformed, or rows do not fit.
     """
     if name not in _TABLE:
         near = difflib.get_close_matches(str(name), _TABLE, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise errors.InputError(
-            f"model.name: {name!r} is not known; {hint}"
-            f"choose one of {', '.join(list_models())}"
+            f"model.name: {name!r} is not known; {hint}choose one of "
+            + ", ".join(list_models())
         )
     arch = _TABLE[name]
     return dataclasses.replace(arch, rows=decode(blocks)) if blocks else arch
 
-
-# --- block strings ---------------------------------------------------------------
 
 _TOKEN = re.compile(r"([rkseio])(\d+)|(se)(\d+(?:\.\d+)?(?:e-\d+)?)|(c)([012])")
 _FIELDS = {
@@ -190,15 +184,14 @@ _FIELDS = {
 def encode(rows: Iterable[Row]) -> tuple[str, ...]:
     """Returns one block string per row, such as `r4_k3_s2_e4_i24_o48_c1`.
 
-    Grammar: tokens joined by `_`, each a key and a number, each key once.
+    Tokens are joined by `_`, each a key and a number, each key once:
 
         r  layers             k  kernel side, px     s  stride
         e  expand ratio       i  input channels      o  output channels
         se squeeze-and-excite ratio (default 0)
         c  operator: 0 MBConv (default), 1 Fused-MBConv, 2 ResNet bottleneck
 
-    Source: the released code's notation (effnetv2_configs.py). Differs: every row
-    names its input width, and c2 is new.
+    Source: released code, effnetv2_configs.py. Differs: c2 is ours.
     """
     return tuple(_encode_row(row) for row in rows)
 
@@ -216,11 +209,7 @@ def _encode_row(row: Row) -> str:
 
 
 def decode(strings: Iterable[str]) -> tuple[Row, ...]:
-    """Returns the rows that `strings` describe: the inverse of `encode`.
-
-    Raises:
-        InputError: if a string is malformed, naming the token that is.
-    """
+    """Returns the rows that `strings` describe; InputError names a bad token."""
     return tuple(_decode_row(i, string) for i, string in enumerate(strings))
 
 
@@ -249,8 +238,6 @@ def _decode_row(index: int, string: str) -> Row:
     except errors.InputError as error:
         raise errors.InputError(f"{where}: {error}") from None
 
-
-# --- the table -------------------------------------------------------------------
 
 # fmt: off
 # EfficientNetV2-S: paper Table 4. M, L, XL: no table in the paper, the rows are the
@@ -300,7 +287,6 @@ _V2_BASE = (
     (MBCONV,       3, 6, 2, 192, 8),
 )
 # For the demo and the tests: both kinds of block, quick at 16 to 32 px on a CPU.
-# The 3x3 convolutions come after a stride, where a CPU can afford them.
 _V2_TINY = (
     (FUSED_MBCONV, 3, 1, 1,  16, 1),
     (FUSED_MBCONV, 3, 4, 2,  32, 1),
@@ -342,10 +328,9 @@ def _chain(stem_channels: int, table: Iterable[tuple]) -> tuple[Row, ...]:
 def round_channels(channels: int, width: float, *, at_least_90_percent: bool) -> int:
     """Returns `channels * width` rounded to a multiple of 8, half up, 8 or more.
 
-    With `at_least_90_percent`, a result that lost over a tenth goes up one step.
-
-    Source: V1 has that rule and the released V2 code does not: it is why the first
-    row is 24 wide in V1 B3 and 16 in V2 B3.
+    With `at_least_90_percent`, a result that lost over a tenth goes up one step. V1
+    has that rule and the released V2 code does not: V1 B3's first row is 24 wide and
+    V2 B3's is 16.
     """
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
@@ -378,8 +363,9 @@ def _fixed(
 def _resnet(name: str, layers: tuple[int, int, int, int]) -> Arch:
     """He et al., CVPR 2016, Table 1; `layers` of conv2_x to conv5_x."""
     widths, strides = (256, 512, 1024, 2048), (1, 2, 2, 2)
-    columns = zip(strides, widths, layers, strict=True)
-    rows = [(BOTTLENECK, 3, 4, *column) for column in columns]
+    rows = [
+        (BOTTLENECK, 3, 4, *row) for row in zip(strides, widths, layers, strict=True)
+    ]
     return _fixed(name, 64, rows, 224, head_channels=0)
 
 

@@ -264,11 +264,13 @@ def test_drop_path_without_a_key_is_the_identity():
         (layers.Conv(64, 3), (8, 8, 32), (2 / (9 * 64)) ** 0.5),
         (layers.DepthwiseConv(3), (8, 8, 2048), (2 / 9) ** 0.5),
         # Uniform on +-1/sqrt(classes).
-        (layers.Classifier(100), (512,), 0.1 / 3**0.5),
+        (layers.Classifier(100), (1, 1, 512), 0.1 / 3**0.5),
     ],
 )
 def test_initialization(layer, shape, deviation):
-    params = layer.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    inputs = jnp.zeros((1, *shape))
+    options = dict(dropout=0, rng=None) if isinstance(layer, layers.Classifier) else {}
+    params = layer.init(jax.random.key(0), inputs, **options)["params"]
     params = layers.draw_kernels(jax.random.key(1), params)
     assert np.std(params["kernel"]) == pytest.approx(deviation, rel=0.03)
     assert np.mean(params["kernel"]) == pytest.approx(0, abs=deviation * 0.03)

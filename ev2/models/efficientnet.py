@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2 import arch
+from ev2 import arch as architectures
 from ev2.models import blocks, layers
 
 # Released code, hparams.py. (Momentum differs from the paper's: a config value.)
@@ -33,7 +33,7 @@ class EfficientNet(nn.Module):
         bn_group_images: as `layers.BatchNorm.group_images`.
     """
 
-    arch: arch.Arch
+    arch: architectures.Arch
     num_classes: int
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
@@ -58,8 +58,8 @@ class EfficientNet(nn.Module):
             drop_path: rate of the last block, in [0, 1); see `layers.drop_path_at`.
             rng: key of both; None drops nothing.
         """
+        dropout_rng, path_rng = (None, None) if rng is None else jax.random.split(rng)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
-        depthwise = functools.partial(layers.DepthwiseConv, dtype=self.dtype)
         norm = functools.partial(
             layers.BatchNorm,
             momentum=self.bn_momentum,
@@ -68,31 +68,22 @@ class EfficientNet(nn.Module):
             dtype=self.dtype,
         )
         conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=nn.silu)
-        make_block = {
-            arch.MBCONV: functools.partial(
-                blocks.MBConv, conv=conv, depthwise=depthwise, norm=norm
-            ),
-            arch.FUSED_MBCONV: functools.partial(
-                blocks.FusedMBConv, conv=conv, norm=norm
-            ),
-        }
 
-        stem = functools.partial(
-            conv, self.arch.stem_channels, 3, self.arch.stem_stride
-        )
+        stem = functools.partial(conv, self.arch.stem_channels, kernel=3, stride=2)
         x = conv_norm(stem, name="stem")(x, train=train)
-        num_blocks = self.arch.num_blocks
         for index, (name, row) in enumerate(self.arch.named_blocks):
-            drop = layers.drop_path_at(index, num_blocks, rate=drop_path, rng=rng)
-            block = make_block[row.operator](row, name=name)
+            drop = layers.drop_path_at(
+                index, self.arch.num_blocks, rate=drop_path, rng=path_rng
+            )
+            block = self._block(row, conv=conv, norm=norm, name=name)
             x = block(x, train=train, drop_path=drop)
         head = functools.partial(conv, self.arch.head_channels)
         x = conv_norm(head, name="head")(x, train=train)
+        classifier = layers.Classifier(self.num_classes, name="classifier")
+        return classifier(x, dropout=dropout, rng=dropout_rng)
 
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
-        if not self.num_classes:
-            return x
-        if rng is not None:
-            dropout_rng = jax.random.fold_in(rng, num_blocks)
-            x = layers.drop(x, dropout, dropout_rng, mask_shape=x.shape)
-        return layers.Classifier(self.num_classes, name="classifier")(x)
+    def _block(self, row: architectures.Row, **options: Any) -> nn.Module:
+        if row.operator == architectures.FUSED_MBCONV:
+            return blocks.FusedMBConv(row, **options)
+        depthwise = functools.partial(layers.DepthwiseConv, dtype=self.dtype)
+        return blocks.MBConv(row, depthwise=depthwise, **options)

@@ -8,6 +8,7 @@ Decisions:
 - a dropped unit or path is decided in float32, at a rate that may be traced.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,7 @@ class DepthwiseConv(nn.Module):
         return depthwise_conv(x.astype(self.dtype), kernel, stride=self.stride)
 
 
+@functools.partial(jax.jit, static_argnames="stride")  # traced once per shape
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     """Returns `x` convolved channel by channel, SAME padding.
 
@@ -303,19 +305,30 @@ class SqueezeExcite(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Dense layer in float32: `[N, C]` to logits `[N, num_classes]`.
+    """Global pool, dropout, dense layer: `[N, H, W, C]` to logits `[N, num_classes]`.
 
-    Initialized uniformly in +-1/sqrt(num_classes), bias zero, as the released code.
+    All in float32. With `num_classes` 0 the pooled features `[N, C]` come out and
+    there are no parameters.
+
+    The kernel starts uniform on +-1/sqrt(num_classes), the bias at zero, as in the
+    released code.
     """
 
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, dropout: jax.Array | float, rng: jax.Array | None
+    ) -> jax.Array:
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
+        if not self.num_classes:
+            return x
+        if rng is not None:
+            x = drop(x, dropout, rng, mask_shape=x.shape)
         shape = (x.shape[-1], self.num_classes)
         kernel = self.param("kernel", _spread(self.num_classes**-0.5), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return x.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
+        return x @ kernel + bias.reshape(1, -1)
 
 
 def drop(

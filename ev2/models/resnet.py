@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2 import arch
+from ev2 import arch as architectures
 from ev2.models import blocks, layers
 
 # What torchvision, timm and Flax's example use (Keras: 1.001e-5).
@@ -31,7 +31,7 @@ class ResNet(nn.Module):
     that weights trained with symmetric padding are off by a pixel at each stride.
     """
 
-    arch: arch.Arch
+    arch: architectures.Arch
     num_classes: int
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
@@ -48,6 +48,7 @@ class ResNet(nn.Module):
         rng: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits `[N, num_classes]` or features `[N, 2048]`, float32."""
+        dropout_rng, path_rng = (None, None) if rng is None else jax.random.split(rng)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         norm = functools.partial(
             layers.BatchNorm,
@@ -57,21 +58,14 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
 
-        stem = functools.partial(
-            conv, self.arch.stem_channels, 7, self.arch.stem_stride
-        )
+        stem = functools.partial(conv, self.arch.stem_channels, kernel=7, stride=2)
         x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
-        num_blocks = self.arch.num_blocks
         for index, (name, row) in enumerate(self.arch.named_blocks):
-            drop = layers.drop_path_at(index, num_blocks, rate=drop_path, rng=rng)
+            drop = layers.drop_path_at(
+                index, self.arch.num_blocks, rate=drop_path, rng=path_rng
+            )
             block = blocks.Bottleneck(row, conv=conv, norm=norm, name=name)
             x = block(x, train=train, drop_path=drop)
-
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
-        if not self.num_classes:
-            return x
-        if rng is not None:
-            dropout_rng = jax.random.fold_in(rng, num_blocks)
-            x = layers.drop(x, dropout, dropout_rng, mask_shape=x.shape)
-        return layers.Classifier(self.num_classes, name="classifier")(x)
+        classifier = layers.Classifier(self.num_classes, name="classifier")
+        return classifier(x, dropout=dropout, rng=dropout_rng)
