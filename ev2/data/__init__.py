@@ -4,15 +4,35 @@
 stage, `make_eval_data` those of an evaluation.
 """
 
-import tensorflow as tf
-from absl import logging
+import os
 
-from ev2.data.pipeline import Batches, make_eval_data, make_train_data
-from ev2.data.source import Info, describe
+# oneDNN changes nothing for pictures and prints about itself; set before the import.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def _import_quietly() -> None:
+    """Imports TensorFlow without its notes on CUDA and logging on stderr.
+
+    They come from C++, before TensorFlow reads any setting that would silence them.
+    Errors are Python exceptions and are raised as ever.
+    """
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # the GPU's memory belongs to JAX
+    except RuntimeError:
+        pass  # TensorFlow was started before; it keeps the devices it has
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+_import_quietly()
+
+from ev2.data.pipeline import Batches, make_eval_data, make_train_data  # noqa: E402
+from ev2.data.source import Info, describe  # noqa: E402
 
 __all__ = ["Batches", "Info", "describe", "make_eval_data", "make_train_data"]
-
-try:
-    tf.config.set_visible_devices([], "GPU")  # the GPU's memory belongs to JAX
-except RuntimeError:
-    logging.warning("TensorFlow was started before ev2.data and may hold GPU memory.")
