@@ -16,30 +16,37 @@ def get_config() -> ConfigDict:
     """Returns the demo's recipe, locked."""
     config = defaults.get_config()
 
-    config.batch_size = 128
-    config.epochs = 12.0  # 1,125 steps
+    config.batch_size = 64
+    config.epochs = 12.0  # 2,250 steps
 
     config.model.name = "efficientnetv2-tiny"
     config.model.dtype = "float32"  # CPUs have no fast bfloat16
-    config.model.bn_momentum = 0.9  # about 1,000 steps: 0.99 would lag behind
+    config.model.bn_momentum = 0.9  # about 2,000 steps: 0.99 would lag behind
 
     config.data.source = "embedded"
     config.data.name = "fashion_mnist"
-    config.data.crop_area = (0.5, 1.0)  # 28 px leave little to crop
+    # Whole pictures: the objects are centred, and at 28 px, where nothing is resized,
+    # training then sees the sharp pixels that the test has.
+    config.data.crop_area = (1.0, 1.0)
+    config.data.randaugment_layers = 1
 
-    config.progressive.image_size = (16, 28)  # 16, 20, 24, 28; the originals are 28
-    config.progressive.dropout = (0.0, 0.2)
-    config.progressive.randaugment = (1.0, 4.0)
-    config.progressive.drop_path = (0.0, 0.1)
+    config.progressive.stages = 3
+    config.progressive.image_size = (20, 28)  # 20, 24, 28; the originals are 28
+    config.progressive.dropout = (0.0, 0.1)
+    config.progressive.randaugment = (1.0, 2.0)
+    config.progressive.drop_path = (0.0, 0.0)
 
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.lr = 0.04  # per 256 images
+    # The paper's stairs, hurried: still high enough to adapt to each new size.
+    config.optimizer.decay_rate = 0.85
+    config.optimizer.decay_epochs = 1.0
+    config.optimizer.warmup_epochs = 0.5
 
-    config.ema.decay = 0.995  # averages the last 200 steps, 2 epochs
+    config.ema.decay = 0.998  # averages the last 500 steps, 3 epochs
 
     config.eval.image_size = 28
     config.eval.batch_size = 512
 
-    config.checkpoint.every_steps = 200
-    config.log.every_steps = 25
+    config.checkpoint.every_steps = 250
+    config.log.every_steps = 50
     return config

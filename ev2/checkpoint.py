@@ -21,6 +21,11 @@ from ev2.state import TrainState
 _FOLDER = "checkpoints"
 
 
+def exists(workdir: str) -> bool:
+    """Whether the run in `workdir` has a complete checkpoint."""
+    return _newest(pathlib.Path(workdir) / _FOLDER) is not None
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest ones and the best by EMA top-1.
 
@@ -140,8 +145,7 @@ def load_pretrained(
     """
     errors.check_choice("weights", weights, ("ema", "raw"))
     folder = _find(path)
-    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    meta = handler.restore(folder / "meta")
+    meta = _read_meta(folder)
     model = models.create_model(
         meta["model"]["name"],
         num_classes=meta["model"]["num_classes"],
@@ -162,23 +166,41 @@ def load_pretrained(
     return model, state["ema"] if weights == "ema" else state, meta
 
 
+def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
+        _ = meta["model"]["name"], meta["preprocessing"], meta["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.InputError(
+            f"checkpoint: {str(folder)!r} is damaged (its meta data cannot be read); "
+            "give another checkpoint of the run"
+        ) from error
+    return meta
+
+
 def _find(path: str) -> pathlib.Path:
     """Returns the folder of one complete checkpoint."""
     root = pathlib.Path(path).absolute()
     for folder in (root, root / _FOLDER):
         if (folder / "meta").is_dir() and (folder / "state").is_dir():
             return folder
-        steps = [
-            child
-            for child in (folder.iterdir() if folder.is_dir() else ())
-            if child.name.isdigit() and (child / "meta").is_dir()
-        ]
-        if steps:
-            return max(steps, key=lambda child: int(child.name))
+        newest = _newest(folder)
+        if newest is not None:
+            return newest
     raise errors.InputError(
         f"checkpoint: {path!r} holds no complete checkpoint; give a run folder or a "
         f"folder such as RUN/{_FOLDER}/1000"
     )
+
+
+def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+    """The complete checkpoint of the highest step in `folder`, or None."""
+    steps = [
+        child
+        for child in (folder.iterdir() if folder.is_dir() else ())
+        if child.name.isdigit() and (child / "meta").is_dir()
+    ]
+    return max(steps, key=lambda child: int(child.name), default=None)
 
 
 def load_weights_for(model: models.Model, path: str) -> dict[str, Any]:

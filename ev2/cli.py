@@ -70,6 +70,8 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def _last_line(error: Exception) -> str:
     text = str(error.args[0]) if error.args else repr(error)
+    if isinstance(error, KeyError):  # a key that the config does not have, and a hint
+        return f"config key {' '.join(text.split())} is not known; see configs/defaults"
     return (text.strip() or repr(error)).splitlines()[-1].strip()
 
 
@@ -132,9 +134,13 @@ def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def _train(values: flags.FlagValues) -> None:
+    import jax
+
     from ev2 import report, train
 
     results = train.train_and_evaluate(values.config, values.workdir)
+    if jax.process_index() != 0:
+        return
     page = report.write_report(values.workdir)
     for name, label in (("ema", "averaged"), ("raw", "raw")):
         sums = results[name]

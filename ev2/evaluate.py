@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ev2 import checkpoint, data, errors, metrics, sharding, step
+from ev2 import check, checkpoint, data, errors, metrics, sharding, step
 
 
 def make_compiled_eval_step(model, config: ConfigDict, mesh: Mesh) -> Callable:
@@ -49,10 +49,6 @@ def evaluate(
     """
     started = time.monotonic()
     devices = mesh.devices.size
-    if config.eval.batch_size < 1:
-        raise errors.InputError(
-            f"eval.batch_size: {config.eval.batch_size} is not allowed; give 1 or more"
-        )
     batches = data.make_eval_data(
         config,
         image_size=config.eval.image_size,
@@ -61,11 +57,10 @@ def evaluate(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    total, seen = None, 0
+    total = None
     for batch in prefetch_to_mesh(batches, mesh):
         sums = eval_step(weights, batch)
         total = sums if total is None else _add(total, sums)
-        seen += 1
     assert total is not None, "a split holds at least one image"
     info = data.describe(config)
     num_images = info.num_eval_images if split == "eval" else info.num_train_images
@@ -125,6 +120,7 @@ def evaluate_checkpoint(
     own = _with_preprocessing(meta, config)
     own.eval.batch_size = batch_size or own.eval.batch_size
     own.eval.image_size = image_size or own.eval.image_size
+    check.check(own)
     num_classes = data.describe(own).num_classes
     if num_classes != model.num_classes:
         raise errors.InputError(

@@ -88,10 +88,14 @@ class Logbook:
         seconds = time.monotonic() - self._window_started
         losses = [float(s["loss"] + s["l2"]) for s in sums]
         first = step - len(sums)
-        bad = [first + i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        bad = [
+            first + i
+            for i, loss in enumerate(losses)
+            if not (math.isfinite(loss) and sums[i]["finite"])
+        ]
         if bad:
             raise FloatingPointError(
-                f"the loss is not finite at step {bad[0]} (noticed within steps "
+                f"loss or weights are not finite at step {bad[0]} (noticed in steps "
                 f"{first} to {step - 1}, stage {stage.index}, {stage.image_size} px, "
                 f"learning rate {learning_rate:.6g}); a lower optimizer.lr, a longer "
                 "optimizer.warmup_epochs or optimizer.clip_norm usually helps"

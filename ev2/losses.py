@@ -32,8 +32,9 @@ def l2(params: Any) -> jax.Array:
 
     Biases and BatchNorm's scale and offset are left out, as in the released code.
     """
-    return 0.5 * sum(
+    squares = [
         jnp.sum(jnp.square(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path[-1].key == "kernel"
-    )
+    ]
+    return 0.5 * sum(squares, jnp.float32(0.0))

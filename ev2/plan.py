@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import arch, optim, progressive
+from ev2 import arch, check, optim, progressive
 
 # Sources whose declared counts are believed until the data are opened.
 _COUNTABLE_SOURCES = ("tfds", "tfrecord", "synthetic")
@@ -27,6 +27,7 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
     Raises:
         errors.InputError: the config has a value that no run could use.
     """
+    check.check(config)
     arch.get(config.model.name, tuple(config.model.blocks))  # refuses unknown names
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)

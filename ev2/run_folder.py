@@ -45,29 +45,17 @@ class RunFolder:
         self.path = pathlib.Path(workdir).absolute()
         self.writes = writes
         self._started = time.monotonic()
-        saved = self._read_config()
-        if saved is not None:
-            _refuse_other_config(workdir, saved, _plain(config))
+        self._seconds_before = 0.0
+        refuse_other_run(workdir, config)
         if not writes:
             return
         self._lock = self._take_lock()
-        if saved is None:
+        if not (self.path / "config.json").exists():
             document = {"config": _plain(config), "versions": versions()}
             self.write_json("config.json", document)
         self._seconds_before = max(
             (line["wall_seconds"] for line in self._metrics()), default=0.0
         )
-
-    def _read_config(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.path / "config.json").read_text())["config"]
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError) as error:
-            raise errors.InputError(
-                f"workdir: {str(self.path)!r} holds a config.json that cannot be read "
-                f"({error}); choose another folder"
-            ) from error
 
     def _take_lock(self):
         try:
@@ -104,9 +92,8 @@ class RunFolder:
             files.write_atomically(self.path / name, content)
 
     def read_json(self, name: str) -> Any:
-        """Returns the content of `name`, or None if it does not exist."""
-        path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        """Returns the object in the file `name`, or None if it does not exist."""
+        return _read_object(self.path / name)
 
     @property
     def wall_seconds(self) -> float:
@@ -130,7 +117,13 @@ class RunFolder:
         """Lines of metrics.jsonl; a last line cut off by a kill is left out."""
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        try:
+            whole = text[: text.rfind("\n") + 1].splitlines()
+            lines = [json.loads(line) for line in whole]
+            _ = [(line["step"], line["wall_seconds"]) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path) from error
+        return lines
 
 
 def versions() -> dict[str, str]:
@@ -157,8 +150,42 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_config(workdir: str, saved: dict, config: dict) -> None:
-    old, new = _flat(saved), _flat(config)
+def refuse_other_run(
+    workdir: str, config: ConfigDict, data: Mapping[str, Any] | None = None
+) -> None:
+    """Raises InputError if `workdir` holds a run of another config or other data.
+
+    Writes nothing.
+
+    Args:
+      workdir: a run folder, or one to be made.
+      config: the run's config.
+      data: counts and class names that stages.json must agree with, if given.
+    """
+    path = pathlib.Path(workdir)
+    if "://" in str(workdir):
+        raise errors.InputError(
+            f"workdir: {str(workdir)!r} is not a local folder; runs are kept on a disk "
+            "of their own machine"
+        )
+    saved, stages = (_read_object(path / f"{n}.json") for n in ("config", "stages"))
+    if saved is None:
+        if (path / "checkpoints").is_dir():
+            raise errors.InputError(
+                f"workdir: {str(path)!r} has checkpoints but no config.json to say "
+                "of what run; choose another folder"
+            )
+        return
+    if not isinstance(saved.get("config"), dict):
+        raise _damaged(path / "config.json")
+    _refuse_differing(path, _flat(saved["config"]), _flat(_plain(config)))
+    if data is not None and stages is not None:
+        now = {key: json.loads(json.dumps(value)) for key, value in data.items()}
+        before = {key: stages.get(key) for key in now}
+        _refuse_differing(path, before, now)
+
+
+def _refuse_differing(path: pathlib.Path, old: dict, new: dict) -> None:
     differing = [
         f"{key}={new.get(key)!r} (there: {old.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
@@ -166,6 +193,25 @@ def _refuse_other_config(workdir: str, saved: dict, config: dict) -> None:
     ]
     if differing:
         raise errors.InputError(
-            f"workdir: {str(workdir)!r} holds a run of another config; it differs in "
+            f"workdir: {str(path)!r} holds a run of another config; it differs in "
             f"{', '.join(differing)}; choose another folder or the same config"
         )
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: pathlib.Path) -> errors.InputError:
+    return errors.InputError(
+        f"workdir: {str(path)!r} cannot be read or is damaged; restore it or choose "
+        "another folder"
+    )

@@ -23,7 +23,8 @@ def make_train_step(
     batch: "image" `[N, H, W, 3]` uint8, "label" `[N]` int32, "mask" `[N]` float32.
     strengths: float32 scalars "learning_rate", "dropout", "drop_path", "mixup" and
       "cutmix". They are arguments, so one program serves every strength of a size.
-    sums: "loss" and "l2" (of the step), "top1", "top5" and "count".
+    sums: "loss" and "l2" (of the step), "top1", "top5" and "count", and "finite":
+      whether the averages, and so all weights until now, are finite.
 
     Random draws are a function of (config.seed, state.step) over the global batch.
     """
@@ -76,6 +77,7 @@ def make_train_step(
             config, state.ema, {"params": params, "batch_stats": batch_stats}, step
         )
         sums = metrics.accuracy_sums(logits, batch["label"], mask)
+        sums["finite"] = jnp.isfinite(optax.tree.norm(ema))
         state = dataclasses.replace(
             state,
             step=step,

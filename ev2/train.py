@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import (
+    check,
     checkpoint,
     data,
     errors,
@@ -64,26 +65,32 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         run.
       FloatingPointError: if the loss is not finite; names the steps.
     """
-    job = _prepare(config)
-    is_first = jax.process_index() == 0
-    with (
-        contextlib.closing(
-            run_folder.RunFolder(workdir, config, writes=is_first)
-        ) as folder,
-        contextlib.closing(
+    job = _prepare(config, workdir)
+    writes = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:  # closed on every way out, in reverse order
+
+        def opened(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
+        checkpoints = opened(
             checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-        ) as checkpoints,
-    ):
-        results = _train(job, folder, checkpoints)
+        )
+        start = checkpoints.latest_step() or 0
+        images = job.info.num_train_images
+        log = opened(logbook.Logbook(folder, job.stages, images, first_step=start))
+        results = _train(job, folder, checkpoints, log, opened)
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
-def _prepare(config: ConfigDict) -> _Job:
+def _prepare(config: ConfigDict, workdir: str) -> _Job:
     """Checks the whole config and returns what it means."""
+    table = plan.make_plan(config)  # checks the config's values
+    data.check(config)
     mesh = sharding.make_mesh()
     info = data.describe(config)
     stages = progressive.make_stages(config, info.num_train_images)
-    _check(config, stages, mesh)
+    _check_batches(config, stages, mesh)
     model = models.create_model(
         config.model.name,
         num_classes=info.num_classes,
@@ -93,13 +100,14 @@ def _prepare(config: ConfigDict) -> _Job:
         blocks=tuple(config.model.blocks),
     )
     initial = None
-    if config.init.checkpoint:
+    run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
+    if config.init.checkpoint and not checkpoint.exists(workdir):
         initial = checkpoint.load_weights_for(model, config.init.checkpoint)
     return _Job(
         config=config,
         mesh=mesh,
         info=info,
-        table=plan.make_plan(config),
+        table=table,
         stages=stages,
         learning_rate=optim.make_learning_rate(config, stages, info.num_train_images),
         model=model,
@@ -109,9 +117,13 @@ def _prepare(config: ConfigDict) -> _Job:
 
 
 def _train(
-    job: _Job, folder: run_folder.RunFolder, checkpoints: checkpoint.Checkpoints
+    job: _Job,
+    folder: run_folder.RunFolder,
+    checkpoints: checkpoint.Checkpoints,
+    log: logbook.Logbook,
+    opened: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """The loop. Returns the last evaluation."""
+    """The loop. Returns the last evaluation; `opened` sees to closing."""
     config, stages, mesh = job.config, job.stages, job.mesh
     start = checkpoints.latest_step() or 0
     programs = _Programs(job)
@@ -122,7 +134,6 @@ def _train(
     folder.drop_metrics_after(start)
     notes = _stage_notes(folder, job, state)
     meta = checkpoint.make_meta(config, job.model, job.info.class_names)
-    log = logbook.Logbook(folder, stages, job.info.num_train_images, first_step=start)
     log.say(plan.format_table(job.table))
     log.say(_summary(job, notes, folder, start))
     eval_step = evaluate.make_compiled_eval_step(job.model, config, mesh)
@@ -131,12 +142,14 @@ def _train(
     for stage in [s for s in stages if s.last_step > start]:
         first = max(stage.first_step, start)
         train_step, compile_seconds = programs.train_step(stage)
-        batches = data.make_train_data(
-            config,
-            stage,
-            first_step=first,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        batches = opened(
+            data.make_train_data(
+                config,
+                stage,
+                first_step=first,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
         )
         on_device = log.batches(evaluate.prefetch_to_mesh(batches, mesh))
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
@@ -166,7 +179,6 @@ def _train(
         }
         folder.write_json("stages.json", notes)
 
-    log.close()
     if results is None:  # the run was complete but for its results
         results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
     return results
@@ -217,10 +229,9 @@ class _Programs:
         return self._compiled[key], time.monotonic() - started
 
 
-def _check(config: ConfigDict, stages, mesh: Mesh) -> None:
+def _check_batches(config: ConfigDict, stages, mesh: Mesh) -> None:
     """Refuses here what would otherwise fail after a long compilation."""
-    mixes = max(config.progressive.mixup + config.progressive.cutmix) > 0
-    group = config.loss.mix_group_images if mixes else 0
+    group = config.loss.mix_group_images if check.mixes(config) else 0
     divisors = (
         ("batch_size", mesh.devices.size, "devices"),
         ("model.bn_group_images", config.model.bn_group_images, "images per group"),
@@ -234,14 +245,6 @@ def _check(config: ConfigDict, stages, mesh: Mesh) -> None:
                     f"{key}: a global batch of {batch_size} images does not divide by "
                     f"{divisor} {unit}; {near} does"
                 )
-    ranges = (
-        ("loss.label_smoothing", config.loss.label_smoothing, 0, 1),
-        ("loss.mix_group_images", config.loss.mix_group_images % 2, 0, 1),
-        ("ema.decay", config.ema.decay, 0, 1),
-    )
-    for key, value, low, high in ranges:
-        if not low <= value < high:
-            raise errors.InputError(f"{key}: {value} is not in [{low}, {high})")
 
 
 def _weights(state) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ev2 import models, optim
 from ev2 import state as states
 from ev2 import step as steps
 
-BATCH, SIZE = 2, 32
+BATCH, SIZE = 4, 32
 ARGS = [(model, recipe) for recipe, rows in imagenet1k.ROWS.items() for model in rows]
 
 

@@ -3,6 +3,8 @@
 The step is a function of the global batch: devices, sharding and pmap change nothing.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from configs import defaults
 from ev2 import models, optim, sharding
 from ev2 import state as states
 from ev2 import step as steps
+from tests import tiny
 
 BATCH, SIZE, CLASSES = 32, 16, 10
 ALL_ON = {"dropout": 0.3, "drop_path": 0.2, "mixup": 0.4, "cutmix": 0.7}
@@ -24,6 +27,7 @@ def _config(**changes):
     config.model.update({"name": "efficientnetv2-tiny", "dtype": "float32"})
     config.progressive.update({"mixup": (0.0, 0.4), "cutmix": (0.0, 0.7)})
     config.loss.mix_group_images = 4
+    config.model.blocks = tiny.BLOCKS
     config.update_from_flattened_dict(changes)
     return config
 
@@ -34,6 +38,7 @@ def _parts(config: ConfigDict):
         num_classes=CLASSES,
         bn_momentum=config.model.bn_momentum,
         bn_group_images=config.model.bn_group_images,
+        blocks=tuple(config.model.blocks),
     )
     optimizer = optim.make_optimizer(config)
     return model, optimizer, steps.make_train_step(model, optimizer, config)
@@ -112,7 +117,7 @@ def test_pmap_with_statistics_per_device_is_the_jitted_step_with_groups():
 
     def device_step(images, labels):
         images = steps.normalize(images, own.data.mean, own.data.std)
-        targets = optax_targets(labels, own.loss.label_smoothing)
+        targets = smoothed_rows(labels, own.loss.label_smoothing)
 
         def loss_fn(params):
             logits, batch_stats = model.apply(
@@ -144,7 +149,7 @@ def test_pmap_with_statistics_per_device_is_the_jitted_step_with_groups():
     assert int(sums["count"]) == BATCH
 
 
-def optax_targets(labels, smoothing):
+def smoothed_rows(labels, smoothing):
     """Smoothed one-hot rows, written out."""
     one_hot = (labels[:, None] == jnp.arange(CLASSES)[None, :]).astype(jnp.float32)
     return one_hot * (1 - smoothing) + smoothing / CLASSES
@@ -180,8 +185,6 @@ def test_draws_follow_the_step_and_the_seed():
 
     def loss(state):
         return float(jitted(state, batch, _strengths(ALL_ON, lr=0.0))[1]["loss"])
-
-    import dataclasses
 
     later = dataclasses.replace(state, step=state.step + 1)
     assert loss(state) == loss(state)

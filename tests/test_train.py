@@ -12,6 +12,7 @@ import pytest
 
 from ev2 import checkpoint, errors, logbook, sharding, train
 from ev2 import step as steps
+from ev2.data import source
 from tests import tiny
 
 
@@ -66,7 +67,7 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     assert list(workdir.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 7])
+@pytest.mark.parametrize("stop", [3, 4])
 def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, stop):
     class Stopped(Exception):
         pass
@@ -232,3 +233,52 @@ def test_a_run_starts_from_the_averaged_weights_of_another(whole_run, tmp_path):
     )
     with pytest.raises(errors.InputError, match="num_classes"):
         train.train_and_evaluate(other, str(tmp_path / "other"))
+
+
+def _photographs(folder):
+    """Two classes of JPEGs: plain, one truncated, one grey, one CMYK."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (folder / name).mkdir(parents=True)
+        for i in range(16):
+            noise = random.integers(-50, 50, (40, 48, 3))
+            picture = Image.fromarray((level + noise).astype(np.uint8))
+            mode = {3: "L", 4: "CMYK"}.get(i, "RGB")
+            picture.convert(mode).save(folder / name / f"{i}.jpg", quality=90)
+    cut = folder / "dark" / "5.jpg"
+    cut.write_bytes(cut.read_bytes()[:600])
+    return cut
+
+
+def _folder_config(folder):
+    return tiny.make_config(
+        **{
+            "data.source": "folder",
+            "data.path": str(folder),
+            "data.num_train_images": 0,
+            "data.num_eval_images": 0,
+            "data.num_classes": 0,
+            "data.eval_fraction": 0.25,
+            "steps": 4,
+        }
+    )
+
+
+def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_picture(tmp_path, caplog):
+    folder, workdir = tmp_path / "pictures", tmp_path / "run"
+    cut = _photographs(folder)
+    results = train.train_and_evaluate(_folder_config(folder), str(workdir))
+    stages = json.loads((workdir / "stages.json").read_text())
+    skipped = {s["skipped"] for s in stages["stages"]} | {results["ema"]["skipped"]}
+    assert 1 in skipped and skipped <= {0, 1}
+    assert results["ema"]["count"] + results["ema"]["skipped"] == 8
+    assert str(cut) in caplog.text
+    # More pictures are other data: the finished run is not touched.
+    source._open.cache_clear()  # another process would list the folder anew
+    (folder / "dark" / "new.jpg").write_bytes((folder / "dark" / "0.jpg").read_bytes())
+    before = (workdir / "eval.json").read_text()
+    with pytest.raises(errors.InputError, match="num_train_images|num_eval_images"):
+        train.train_and_evaluate(_folder_config(folder), str(workdir))
+    assert (workdir / "eval.json").read_text() == before

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 
-BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r2_k3_s2_e2_i16_o24_se0.25")
+BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r1_k3_s1_e2_i16_o16_se0.25")
 
 
 def make_config(**changes) -> ConfigDict:

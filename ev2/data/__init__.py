@@ -32,7 +32,12 @@ def _import_quietly() -> None:
 
 _import_quietly()
 
-from ev2.data.pipeline import Batches, make_eval_data, make_train_data  # noqa: E402
+from ev2.data.pipeline import (  # noqa: E402
+    Batches,
+    check,
+    make_eval_data,
+    make_train_data,
+)
 from ev2.data.source import Info, describe  # noqa: E402
 
-__all__ = ["Batches", "Info", "describe", "make_eval_data", "make_train_data"]
+__all__ = ["Batches", "Info", "check", "describe", "make_eval_data", "make_train_data"]

@@ -28,10 +28,11 @@ def check(config: Any) -> None:
     errors.check_choice("data.interpolation", data.interpolation, INTERPOLATIONS)
     errors.check_choice("data.eval_crop", data.eval_crop, EVAL_CROPS)
     for key, limit in (("crop_area", 1.0), ("crop_aspect", float("inf"))):
-        low, high = data[key]
-        if not 0.0 < low <= high <= limit:
+        pair = tuple(data[key])
+        numbers = all(isinstance(value, int | float) for value in pair)
+        if len(pair) != 2 or not numbers or not 0.0 < pair[0] <= pair[1] <= limit:
             raise errors.InputError(
-                f"data.{key}: ({low}, {high}); allowed is (low, high) with"
+                f"data.{key}: {pair}; allowed is (low, high) with"
                 f" 0 < low <= high <= {limit}"
             )
 
@@ -74,9 +75,11 @@ def _tiff_orientation(tiff: bytes) -> int:
 def can_decode_part(encoded: bytes) -> bool:
     """True for a JPEG of which a part can be decoded without the rest.
 
-    The end marker is asked for, so that a truncated file fails whatever its crop.
+    The file must end with the end marker, so that a truncated one fails whatever its
+    crop; one with other bytes behind it is decoded whole.
     """
-    return encoded.startswith(JPEG_START) and encoded.rfind(JPEG_END) >= 0
+    ends = encoded.rstrip(b"\0").endswith(JPEG_END)
+    return ends and encoded.startswith(JPEG_START)
 
 
 def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -190,6 +190,18 @@ def make_eval_data(
     return _batches(config, opened, steps, choose, draw, size, image_size)
 
 
+def check(config: Any) -> None:
+    """Opens both splits and checks every setting, before anything is built.
+
+    Raises:
+        InputError: the data cannot be had as the config says.
+    """
+    image.check(config)
+    randaugment.check(config.data.randaugment_variant, config.data.randaugment_layers)
+    for split in ("train", "eval"):
+        source.open_source(config, split)
+
+
 def _check(config: Any, batch_size: int, process_count: int) -> None:
     image.check(config)
     randaugment.check(config.data.randaugment_variant, config.data.randaugment_layers)
