@@ -85,11 +85,15 @@ def _run(config, num_devices, num_steps, values):
 
 
 def _assert_close(a, b, tolerance):
-    """Each leaf within `tolerance` of the other, relative to the leaf's norm."""
+    """Each leaf within `tolerance` of the other, relative to the leaf's norm.
+
+    An offset before a BatchNorm has no gradient but rounding; a leaf whose norm is
+    below 1e-4, a tenth of what one step moves the others by, is held to that instead.
+    """
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
     ):
-        error = np.linalg.norm(np.float64(x) - y) / max(np.linalg.norm(x), 1e-30)
+        error = np.linalg.norm(np.float64(x) - y) / max(np.linalg.norm(x), 1e-4)
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
