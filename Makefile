@@ -35,8 +35,7 @@ $(INSTALLED): requirements.txt setup.py
 	    exit 2; }
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Bytecode is written when a module is first imported; most never are.
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
-	@# pip compiles on one core, this on all of them
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

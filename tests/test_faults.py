@@ -84,7 +84,7 @@ def test_five_kills_end_in_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert not _kill_when(whole, lambda: False)
     stages = json.loads((whole / "stages.json").read_text())["stages"]
-    change = stages[1]["last_step"]  # the second of three stage changes, at least
+    change = stages[1]["last_step"]  # the last stage change
     last = stages[-1]["last_step"]
     draw = random.Random(int(time.time()))
 
