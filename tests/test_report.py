@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import ev2
-from configs import demo
 from ev2 import errors, page, progressive, records, report
 from tests import fake_run
 
@@ -320,8 +319,7 @@ def test_samples_are_the_images_the_run_trained_on(tmp_path):
     samples = report._read_samples(run)
     from ev2 import data
 
-    config = demo.get_config()
-    config.update_from_flattened_dict(overrides)
+    config = fake_run.make_config(**overrides)
     stage = progressive.make_stages(config, fake_run.NUM_TRAIN_IMAGES)[1]
     batches = data.make_train_data(config, stage, first_step=stage.first_step)
     batch = next(iter(batches))
