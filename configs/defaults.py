@@ -106,8 +106,9 @@ def _data() -> ConfigDict:
     data.randaugment_variant = "standard"
     data.randaugment_layers = 2  # operations per image; 0 = no RandAugment
     # "resize": the whole image to a square, aspect not kept; "center": the central
-    # size / (size + 32) of the short side, then resize.
+    # size / (size + eval_crop_padding) of the short side, then resize.
     data.eval_crop = "resize"
+    data.eval_crop_padding = 32  # px, for "center" alone; 0 = the whole short side
 
     data.exif = False  # turn the picture as its EXIF orientation says
     # Folder without train/ and val/: share of each class held out for evaluation,

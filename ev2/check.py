@@ -17,6 +17,7 @@ _WHOLE = {
     "data.num_eval_images": (0, math.inf),
     "data.num_classes": (0, math.inf),
     "data.randaugment_layers": (0, math.inf),
+    "data.eval_crop_padding": (0, math.inf),
     "data.workers": (0, math.inf),
     "loss.mix_group_images": (0, math.inf),
     "eval.image_size": (8, math.inf),

@@ -118,6 +118,7 @@ def make_meta(
             "std": list(config.data.std),
             "interpolation": config.data.interpolation,
             "eval_crop": config.data.eval_crop,
+            "eval_crop_padding": config.data.eval_crop_padding,
             "exif": config.data.exif,
             "image_size": config.eval.image_size,
         },
@@ -169,8 +170,9 @@ def load_pretrained(
 def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        _ = meta["model"]["name"], meta["preprocessing"], meta["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = meta["model"]["name"], meta["config"]
+        meta["preprocessing"].setdefault("eval_crop_padding", 32)  # once a constant
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.InputError(
             f"checkpoint: {str(folder)!r} is damaged (its meta data cannot be read); "
             "give another checkpoint of the run"

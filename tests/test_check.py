@@ -26,6 +26,7 @@ def test_recipes_pass():
         ("loss.mix_group_images", 6),
         ("data.std", (128.0, 0.0, 128.0)),
         ("data.mean", (1.0, 2.0)),
+        ("data.eval_crop_padding", -1),
     ],
 )
 def test_values_out_of_range_are_named(key, value):

@@ -177,10 +177,29 @@ def test_random_boxes_lie_inside_and_keep_their_ranges():
 
 def test_center_box_by_hand():
     # 375 * 128 / (128 + 32) = 300; (375 - 300 + 1) // 2 = 38; (500 - 300 + 1) // 2.
-    box = image.center_box(tf.constant([375, 500, 3]), image_size=128)
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=32)
     assert [int(v) for v in box] == [38, 100, 300, 300]
-    box = image.center_box(tf.constant([1, 9, 3]), image_size=28)
+    box = image.center_box(tf.constant([1, 9, 3]), image_size=28, padding=32)
     assert [int(v) for v in box] == [0, 4, 1, 1]
+    # 375 * 128 / (128 + 64) = 250; no padding, the whole short side.
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=64)
+    assert [int(v) for v in box] == [63, 125, 250, 250]
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=0)
+    assert [int(v) for v in box] == [0, 63, 375, 375]
+
+
+def test_center_crop_takes_the_configured_padding():
+    data = defaults.get_config().data
+    data.eval_crop = "center"
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[10:30, 10:30] = 200  # the central 8 / (8 + 8) of the side
+    encoded = _encode(Image.fromarray(pixels), "PNG")
+    darkest = {}
+    for padding in (0, 8, 32):
+        data.eval_crop_padding = padding
+        cropped = image.eval_picture(encoded, 1, True, image_size=8, data=data)
+        darkest[padding] = int(cropped.numpy().min())
+    assert darkest == {0: 0, 8: 200, 32: 200}
 
 
 def test_resize_by_hand():

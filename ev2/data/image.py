@@ -14,7 +14,6 @@ from ev2 import errors
 INTERPOLATIONS = ("bilinear", "bicubic")
 EVAL_CROPS = ("resize", "center")
 CROP_ATTEMPTS = 100  # draws of a box before the whole picture is taken
-CENTER_PADDING_PX = 32  # eval_crop "center": share of the short side size/(size + 32)
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 JPEG_APP1, JPEG_SCAN = 0xE1, 0xDA
@@ -161,14 +160,19 @@ def random_box(shape, *, seed, area, aspect) -> list[tf.Tensor]:
     return [*tf.unstack(begin)[:2], *tf.unstack(size)[:2]]
 
 
-def center_box(shape: tf.Tensor, *, image_size: int) -> list[tf.Tensor]:
-    """The central square of size / (size + 32) of the short side.
+def center_box(shape: tf.Tensor, *, image_size: int, padding: int) -> list[tf.Tensor]:
+    """The central square of size / (size + padding) of the short side.
 
-    Source: tables.md, input pipeline, evaluation below 320 px.
+    Args:
+        shape: `[3] int32` of the picture.
+        image_size: side that the square will be resized to, px.
+        padding: px around it at that size, 0 or more; 0 takes the whole short side.
+
+    Source: tables.md, input pipeline, evaluation below 320 px, with a padding of 32.
     """
     height, width = shape[0], shape[1]
     short = tf.cast(tf.minimum(height, width), tf.float32)
-    side = tf.cast(short * (image_size / (image_size + CENTER_PADDING_PX)), tf.int32)
+    side = tf.cast(short * (image_size / (image_size + padding)), tf.int32)
     side = tf.maximum(side, 1)
     return [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
 
@@ -213,7 +217,9 @@ def train_picture(encoded, orientation, whole, seed, mirrored, *, image_size, da
 def eval_picture(encoded, orientation, whole, *, image_size, data):
     """The whole picture or its centre, resized: `[S, S, 3] uint8`."""
     if data.eval_crop == "center":
-        choose_box = functools.partial(center_box, image_size=image_size)
+        choose_box = functools.partial(
+            center_box, image_size=image_size, padding=data.eval_crop_padding
+        )
         picture = decode_part(encoded, orientation, whole, choose_box)
     else:
         picture = decode(encoded, orientation)
