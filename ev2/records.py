@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ev2 import errors
+from ev2 import class_names, errors
 
 Record = dict[str, Any]
 
@@ -64,8 +64,9 @@ class Run:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes; their numbers where the run has no names."""
-        names = self.plan.get("class_names") or []
+        """Names of the classes for people; numbers where the run has no names."""
+        given = self.plan.get("class_names") or []
+        names = [class_names.readable(name) for name in given]
         classes = self.plan.get("num_classes", 0)
         if self.confusion is not None:
             classes = max(classes, len(self.confusion))

@@ -228,6 +228,14 @@ def test_tables_of_classes(tmp_path):
     ]
 
 
+def test_wordnet_ids_are_shown_by_name(tmp_path):
+    workdir = fake_run.make_run(tmp_path, classes=3)
+    plan = json.loads((workdir / "stages.json").read_text())
+    plan["class_names"] = ["n01440764", "n01443537"]
+    (workdir / "stages.json").write_text(json.dumps(plan))
+    assert records.read(workdir).class_names == ["tench", "goldfish", "2"]
+
+
 def test_many_classes_give_the_best_and_the_worst(tmp_path):
     seen = render(fake_run.make_run(tmp_path, classes=100))
     tables = [table[1:] for table in seen.tables if "Accuracy" in table[0]]

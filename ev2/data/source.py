@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import message
 
-from ev2 import errors
+from ev2 import class_names, errors
 from ev2.data import files, folder, tfrecord
 
 SOURCES = ("embedded", "tfds", "folder", "tfrecord", "synthetic")
@@ -72,7 +72,7 @@ def describe(config: Any) -> Info:
     if data.source in ("tfds", "tfrecord", "synthetic") and all(counts):
         names = _read_labels(data.path) if data.path else None
         if names is None or len(names) != data.num_classes:
-            names = _numbers(data.num_classes)
+            names = class_names.numbers(data.num_classes)
         return Info(*counts, names)
     train, evaluation = open_source(config, "train"), open_source(config, "eval")
     names = train.class_names
@@ -148,7 +148,7 @@ def _open_shards(path: str, split: str, num_classes: int, *, keep_index: bool = 
                 "data.num_classes: 0, but TFRecord shards do not name their classes;"
                 f" give the number, or put labels.txt (a name per line) into {path}"
             )
-        names = _numbers(num_classes)
+        names = class_names.numbers(num_classes)
     shards = tfrecord.find_shards(path, split)
     records = tfrecord.open_records(shards, keep_index=keep_index)
     return RecordSource(records, names)
@@ -161,10 +161,6 @@ def _read_labels(path: str) -> tuple[str, ...] | None:
     except (OSError, tf.errors.OpError):
         return None
     return tuple(text.decode("utf-8").splitlines()) or None
-
-
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(count))
 
 
 class RecordSource:
@@ -245,7 +241,7 @@ class SyntheticSource:
                     f"data.{key}: {value}, but data.source 'synthetic' has no files to"
                     " count; give a number above 0"
                 )
-        self.class_names = _numbers(num_classes)
+        self.class_names = class_names.numbers(num_classes)
         self._num_images = num_images
         self._split = split
 
