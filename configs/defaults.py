@@ -74,6 +74,9 @@ def _model() -> ConfigDict:
     # Block strings such as "r2_k3_s2_e4_i24_o48_c1" in place of the table's rows;
     # () = the architecture of `name`.
     model.blocks = ()
+    # "same" (TensorFlow's) | "symmetric" (PyTorch's) | "" = the network's own. Weights
+    # work with the padding they were trained with.
+    model.padding = ""
     return model
 
 

@@ -5,7 +5,9 @@ writes to a temporary folder and renames it when it is complete, so a killed sav
 leaves the checkpoints before it untouched.
 """
 
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -15,7 +17,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from ev2 import errors, models
+from ev2 import arch, class_names, errors, models
+from ev2.models import convert, readers
 from ev2.state import TrainState
 
 _FOLDER = "checkpoints"
@@ -112,6 +115,7 @@ def make_meta(
             "name": model.name,
             "num_classes": model.num_classes,
             "blocks": list(config.model.blocks),
+            "padding": model.arch.padding,
         },
         "preprocessing": {
             "mean": list(config.data.mean),
@@ -127,31 +131,103 @@ def make_meta(
     }
 
 
+def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
+    """Returns the meta data of a published file, of the form of `make_meta`."""
+    model = converted.model
+    imagenet = tuple(row.id for row in class_names.imagenet1k())
+    known = len(imagenet) == model.num_classes
+    names = imagenet if known else class_names.numbers(model.num_classes)
+    rows = model.arch.rows
+    own = arch.get(model.name).rows
+    return {
+        "model": {
+            "name": model.name,
+            "num_classes": model.num_classes,
+            "blocks": list(() if rows == own else arch.encode(rows)),
+            "padding": model.arch.padding,
+        },
+        "preprocessing": converted.preprocessing,
+        "class_names": list(names),
+        "config": None,
+        "source": converted.report,
+        "one_set": True,
+    }
+
+
+def save_weights(path: str, variables: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes weights as a checkpoint that `load_pretrained` reads.
+
+    Args:
+      path: folder to make; moved into place when it is complete.
+      variables: `{"params", "batch_stats"}`.
+      meta: of the form of `make_published_meta`.
+
+    Raises:
+      InputError: `path` exists, or cannot be written.
+    """
+    folder = pathlib.Path(path).absolute()
+    refuse_existing(path)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        ocp.PyTreeCheckpointer().save(aside / "state", {"ema": variables})
+        ocp.Checkpointer(ocp.JsonCheckpointHandler()).save(aside / "meta", meta)
+        aside.rename(folder)
+    except OSError as error:
+        raise errors.InputError(
+            f"out: {path!r} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_existing(path: str) -> None:
+    """Raises InputError if there is something at `path` already."""
+    if os.path.lexists(path):
+        raise errors.InputError(
+            f"out: {path!r} exists and is not overwritten; choose another name"
+        )
+
+
 def load_pretrained(
     path: str, *, weights: str = "ema"
 ) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
-    """Returns `(model, variables, meta)` of an ev2 checkpoint.
+    """Returns `(model, variables, meta)` of an ev2 checkpoint or a published file.
 
     Args:
       path: a run folder (its latest checkpoint is taken), its `checkpoints` folder,
-        or one checkpoint in it.
-      weights: "ema" for the running averages or "raw".
+        one checkpoint in it, weights that `ev2 convert` wrote, or a published file,
+        whose format and network are detected; see `models.convert`.
+      weights: "ema" for the running averages or "raw". Where there is but one set of
+        weights, either is that one.
 
     Returns:
       The network (float32), `{"params", "batch_stats"}` as float32 NumPy arrays, and
-      the meta data: model, preprocessing, class names and config.
+      the meta data: model, preprocessing, class names and config (None if the weights
+      do not come from a run).
 
     Raises:
       InputError: if there is no complete checkpoint at `path`.
     """
     errors.check_choice("weights", weights, ("ema", "raw"))
     folder = _find(path)
+    if folder is None and readers.is_published(path):
+        found = convert.convert(path, averaged=weights == "ema")
+        return found.model, found.variables, make_published_meta(found)
+    if folder is None:
+        raise errors.InputError(
+            f"checkpoint: {path!r} holds no complete checkpoint; give a run folder, a "
+            f"folder such as RUN/{_FOLDER}/1000, or {readers.FORMATS}"
+        )
     meta = _read_meta(folder)
     model = models.create_model(
         meta["model"]["name"],
         num_classes=meta["model"]["num_classes"],
         blocks=tuple(meta["model"]["blocks"]),
+        padding=meta["model"].get("padding", "same"),  # once there was no other
     )
+    if meta.get("one_set"):
+        weights = "ema"
     size = meta["preprocessing"]["image_size"]
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_size=size))
     item = {"ema": shapes} if weights == "ema" else dict(shapes)
@@ -180,8 +256,8 @@ def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
-def _find(path: str) -> pathlib.Path:
-    """Returns the folder of one complete checkpoint."""
+def _find(path: str) -> pathlib.Path | None:
+    """Returns the folder of one complete checkpoint, if there is one."""
     root = pathlib.Path(path).absolute()
     for folder in (root, root / _FOLDER):
         if (folder / "meta").is_dir() and (folder / "state").is_dir():
@@ -189,10 +265,7 @@ def _find(path: str) -> pathlib.Path:
         newest = _newest(folder)
         if newest is not None:
             return newest
-    raise errors.InputError(
-        f"checkpoint: {path!r} holds no complete checkpoint; give a run folder or a "
-        f"folder such as RUN/{_FOLDER}/1000"
-    )
+    return None
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:

@@ -98,6 +98,7 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
         bn_momentum=config.model.bn_momentum,
         bn_group_images=config.model.bn_group_images,
         blocks=tuple(config.model.blocks),
+        padding=config.model.padding,
     )
     initial = None
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))

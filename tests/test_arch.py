@@ -15,6 +15,7 @@ def test_list_models_is_sorted_and_has_the_promised_names():
         *(f"efficientnetv2-{size}" for size in ("b0", "b1", "b2", "b3")),
         *(f"efficientnetv2-{size}" for size in ("s", "m", "l", "xl", "tiny")),
         *(f"efficientnet-b{size}" for size in range(8)),
+        *(f"efficientnet-lite{size}" for size in range(5)),
         *(f"resnet{layers}" for layers in (50, 101, 152)),
     }
 
@@ -93,7 +94,29 @@ def test_evaluation_sizes():
     assert [sizes[f"efficientnet-b{i}"] for i in range(8)] == [
         *(224, 240, 260, 300, 380, 456, 528, 600)
     ]
+    assert [sizes[f"efficientnet-lite{i}"] for i in range(5)] == [
+        *(224, 240, 260, 280, 300)
+    ]
     assert {sizes[f"resnet{n}"] for n in (50, 101, 152)} == {224}
+
+
+def test_lite_is_v1_without_what_phones_do_slowly():
+    lite, v1 = arch.get("efficientnet-lite4"), arch.get("efficientnet-b4")
+    assert (lite.stem_channels, lite.head_channels) == (32, 1280)  # not scaled
+    assert {row.se_ratio for row in lite.rows} == {0.0} and lite.activation == "relu6"
+    assert [row.out_channels for row in lite.rows] == [
+        row.out_channels for row in v1.rows
+    ]
+    layers = [row.layers for row in v1.rows]
+    assert [row.layers for row in lite.rows] == [1, *layers[1:-1], 1]
+
+
+def test_padding_is_the_networks_own_unless_told():
+    assert arch.get("efficientnet-b0").padding == "same"
+    assert arch.get("resnet50").padding == "symmetric"
+    assert arch.get("efficientnet-b0", padding="symmetric").padding == "symmetric"
+    with pytest.raises(errors.InputError, match="model.padding: 'valid' is not known"):
+        arch.get("efficientnet-b0", padding="valid")
 
 
 def test_a_row_is_its_blocks():

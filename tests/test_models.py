@@ -16,7 +16,7 @@ from ev2 import arch, errors, models
 
 # Trainable parameters, and with BatchNorm statistics, at 1000 classes (tiny: 10).
 # V2: totals from the released effnetv2_model_test.py; V1 and ResNet: the published
-# trainable counts, plus two statistics per normalized channel.
+# trainable counts, plus two statistics per normalized channel; Lite: timm's.
 COUNTS = {
     "efficientnetv2-b0": (7_139_704, 7_200_312),
     "efficientnetv2-b1": (8_141_052, 8_212_124),
@@ -35,6 +35,11 @@ COUNTS = {
     "efficientnet-b5": (30_389_784, 30_562_520),
     "efficientnet-b6": (43_040_704, 43_265_136),
     "efficientnet-b7": (66_347_960, 66_658_680),
+    "efficientnet-lite0": (4_652_008, 4_694_024),
+    "efficientnet-lite1": (5_416_680, 5_470_344),
+    "efficientnet-lite2": (6_092_072, 6_150_168),
+    "efficientnet-lite3": (8_197_096, 8_273_768),
+    "efficientnet-lite4": (13_006_568, 13_118_936),
     "resnet50": (25_557_032, 25_610_152),
     "resnet101": (44_549_160, 44_654_504),
     "resnet152": (60_192_808, 60_344_232),
@@ -195,6 +200,77 @@ def test_resnet_blocks_start_as_their_shortcuts():
     np.testing.assert_array_equal(
         jax.jit(deep.apply)(variables, images), jax.jit(flat.apply)(variables, images)
     )
+
+
+ENDPOINTS = {  # side at 64 px and width of reduction_1 to reduction_5, features
+    "efficientnetv2-s": ([24, 48, 64, 160, 256], 1280),
+    "efficientnet-b0": ([16, 24, 40, 112, 320], 1280),
+    "efficientnet-lite0": ([16, 24, 40, 112, 320], 1280),
+    "resnet50": ([64, 256, 512, 1024, 2048], 2048),
+}
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_endpoints_of_real_networks(name):
+    widths, features = ENDPOINTS[name]
+    model = ev2.create_model(name)
+    logits, ends = jax.eval_shape(
+        lambda v, x: model.apply(v, x, endpoints=True),
+        shapes(model),
+        jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32),
+    )
+    assert logits.shape == (2, 1000)
+    for level, width in enumerate(widths, start=1):
+        side = 64 // 2**level
+        assert ends[f"reduction_{level}"].shape == (2, side, side, width)
+    assert "reduction_6" not in ends
+    assert ends["features"].shape == (2, features)
+    assert sum(key.startswith("stage") for key in ends) == model.arch.num_blocks
+
+
+def test_the_stride_of_version_1_is_in_the_first_1x1():
+    # One pixel in two is all that a 1x1 of stride 2 sees; the 3x3 sees them all.
+    moved = {}
+    for operator in ("c2", "c3"):
+        model = ev2.create_model(
+            "resnet50", num_classes=0, blocks=[f"r1_k3_s2_e4_i64_o256_{operator}"]
+        )
+        variables = model.init(jax.random.key(0))
+        block = variables["params"]["stage1_block0"]
+        block["expand"]["norm"]["scale"] = jnp.ones(256)
+        block["shortcut"]["norm"]["scale"] = jnp.zeros(256)  # the branch alone
+        jacobian = jax.jit(
+            jax.grad(lambda x, v=variables, m=model: m.apply(v, x).sum())
+        )
+        image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+        moved[operator] = float(np.mean(np.asarray(jacobian(image)) != 0))
+    assert moved["c2"] > moved["c3"] > 0
+
+
+def test_endpoints_are_what_the_logits_come_from(variables, images):
+    model = small()
+    logits, ends = jax.jit(lambda v, x: model.apply(v, x, endpoints=True))(
+        variables, images
+    )
+    alone = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-6)
+    classifier = variables["params"]["classifier"]
+    np.testing.assert_allclose(
+        ends["features"] @ classifier["kernel"] + classifier["bias"].reshape(1, -1),
+        logits,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(ends["reduction_1"], ends["stem"])
+    np.testing.assert_array_equal(ends["reduction_2"], ends["stage2_block0"])
+
+
+def test_endpoints_come_beside_the_statistics_when_training(variables, images):
+    (logits, ends), stats = jax.eval_shape(
+        lambda v, x: small().apply(v, x, train=True, endpoints=True), variables, images
+    )
+    assert logits.shape == (16, 10) and ends["features"].shape[0] == 16
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
 
 
 def test_without_classes_the_features_come_out(images):

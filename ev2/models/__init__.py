@@ -18,6 +18,7 @@ from ev2 import errors
 from ev2.models import efficientnet, layers, resnet
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
+_STATE = ("params", "batch_stats")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Model:
         dropout: jax.Array | float = 0.0,
         drop_path: jax.Array | float = 0.0,
         rng: jax.Array | None = None,
+        endpoints: bool = False,
     ) -> Any:
         """Returns logits; when training, `(logits, batch_stats)`.
 
@@ -70,29 +72,53 @@ class Model:
                 recompile when it moves; 0 is exactly no dropout. Training only.
             drop_path: the same for the rate at the end of the stochastic-depth ramp.
             rng: key of both; without it nothing is dropped.
+            endpoints: whether to return `(logits, endpoints)` in place of the logits.
 
         Returns:
             `[N, num_classes]` float32 logits, or `[N, C]` float32 pooled features if
             `num_classes` is 0.
 
+            Endpoints, for use as a backbone, are a dict. `reduction_1` to
+            `reduction_5` are the last maps of side 1/2 to 1/32 of the image, before
+            the head; `stem`, `stage1_block0` and so on, and `head` are the maps by
+            their names in the parameter tree, all `[N, H, W, C]` in the compute
+            dtype; `features` is pooled, `[N, C]` float32.
+
         Raises:
             InputError: if `bn_group_images` does not divide the batch.
             ValueError: if a rate other than a plain 0 comes without `rng`.
         """
+        mutable = ["endpoints"] if endpoints else []
         if not train:
-            return self.module.apply(variables, images, train=False)
+            logits, made = self.module.apply(
+                variables, images, train=False, mutable=mutable
+            )
+            return (logits, self._name_ends(made)) if endpoints else logits
         if rng is None and not (_is_zero(dropout) and _is_zero(drop_path)):
             raise ValueError("rng: needed with a dropout or drop_path rate; pass a key")
-        logits, updates = self.module.apply(
+        logits, made = self.module.apply(
             variables,
             images,
             train=True,
             dropout=dropout,
             drop_path=drop_path,
             rng=rng,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", *mutable],
         )
-        return logits, updates["batch_stats"]
+        outputs = (logits, self._name_ends(made)) if endpoints else logits
+        return outputs, made["batch_stats"]
+
+    def _name_ends(self, made: dict[str, Any]) -> dict[str, jax.Array]:
+        """The maps by name, and the last of each size as `reduction_i`."""
+        sown = made["endpoints"]["maps"]
+        names = ["stem", *(name for name, _ in self.arch.named_blocks)]
+        strides = [row.stride for _, row in self.arch.named_blocks]
+        if self.arch.is_resnet:
+            strides[0] = 2  # its max pool
+        ends = dict(zip([*names, "head"], sown, strict=False))  # a ResNet has no head
+        last = [name for name, s in zip(names, [*strides, 2], strict=True) if s > 1]
+        ends |= {f"reduction_{i}": ends[name] for i, name in enumerate(last, start=1)}
+        return ends | {"features": jnp.mean(sown[-1], axis=(1, 2), dtype=jnp.float32)}
 
 
 def _is_zero(rate: jax.Array | float) -> bool:
@@ -102,7 +128,7 @@ def _is_zero(rate: jax.Array | float) -> bool:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(model: Model, rng: jax.Array, image_size: int) -> Variables:
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = dict(model.module.init(rng, images, train=False))
+    variables = dict(model.module.init(rng, images, train=False, mutable=_STATE))
     return {**variables, "params": layers.draw_kernels(rng, variables["params"])}
 
 
@@ -114,6 +140,7 @@ def create_model(
     bn_momentum: float = 0.99,
     bn_group_images: int = 0,
     blocks: Sequence[str] = (),
+    padding: str = "",
 ) -> Model:
     """Returns the network called `name`.
 
@@ -127,6 +154,8 @@ def create_model(
             BatchNorm statistics; 0 for all of them.
         blocks: block strings (see `ev2.arch.encode`) in place of the network's rows.
             Stem and head stay; the first row starts at the width of the stem.
+        padding: "same" or "symmetric", see `ev2.arch.PADDINGS`; "" for the network's
+            own, which is "symmetric" for ResNets and "same" for all others.
 
     Raises:
         InputError: if a value is not allowed, or the blocks do not fit.
@@ -145,7 +174,7 @@ def create_model(
             f"model.bn_group_images: {bn_group_images} is negative; use a number of "
             "images, or 0 for the whole batch"
         )
-    arch = architectures.get(name, tuple(blocks))
+    arch = architectures.get(name, tuple(blocks), padding)
     network = resnet.ResNet if arch.is_resnet else efficientnet.EfficientNet
     module = network(
         arch=arch,

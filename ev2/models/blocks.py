@@ -21,7 +21,7 @@ class MBConv(nn.Module):
     """Inverted residual: 1x1 expand, depthwise, squeeze-and-excite, 1x1 project.
 
     Known as `InvertedResidual` elsewhere; with expand ratio 1 there is no 1x1 expand
-    (`DepthwiseSeparable`). SiLU after the first two, nothing after the projection.
+    (`DepthwiseSeparable`). Activation after the first two, none after the projection.
     The input is added where stride and width let it.
 
     Source: paper, Figure 2 and Table 4. SE width from the block's input channels.
@@ -31,6 +31,7 @@ class MBConv(nn.Module):
     conv: Any
     depthwise: Any
     norm: Any
+    activation: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, drop_path: DropPath) -> jax.Array:
@@ -38,9 +39,13 @@ class MBConv(nn.Module):
         conv_norm = functools.partial(layers.ConvNorm, norm=self.norm)
         if row.expand != 1:
             expand = functools.partial(self.conv, row.hidden_channels)
-            x = conv_norm(expand, activation=nn.silu, name="expand")(x, train=train)
+            x = conv_norm(expand, activation=self.activation, name="expand")(
+                x, train=train
+            )
         depthwise = functools.partial(self.depthwise, row.kernel, row.stride)
-        x = conv_norm(depthwise, activation=nn.silu, name="depthwise")(x, train=train)
+        x = conv_norm(depthwise, activation=self.activation, name="depthwise")(
+            x, train=train
+        )
         if row.se_channels:
             x = layers.SqueezeExcite(row.se_channels, self.conv, name="se")(x)
         project = functools.partial(self.conv, row.out_channels)
@@ -51,8 +56,8 @@ class MBConv(nn.Module):
 class FusedMBConv(nn.Module):
     """MBConv with expand and depthwise fused into one full convolution.
 
-    With expand ratio 1 there is no projection either: one convolution, SiLU at its
-    end. No variant of the paper has squeeze-and-excite here; search may.
+    With expand ratio 1 there is no projection either: one convolution, activated at
+    its end. No variant of the paper has squeeze-and-excite here; search may.
 
     Source: paper, Figure 2; the ratio-1 form is the released code's.
     """
@@ -60,6 +65,7 @@ class FusedMBConv(nn.Module):
     row: arch.Row
     conv: Any
     norm: Any
+    activation: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, drop_path: DropPath) -> jax.Array:
@@ -70,10 +76,14 @@ class FusedMBConv(nn.Module):
         if row.expand == 1:
             x = se(name="se")(x) if row.se_channels else x
             fused = functools.partial(spatial, row.out_channels)
-            x = conv_norm(fused, activation=nn.silu, name="fused")(x, train=train)
+            x = conv_norm(fused, activation=self.activation, name="fused")(
+                x, train=train
+            )
         else:
             fused = functools.partial(spatial, row.hidden_channels)
-            x = conv_norm(fused, activation=nn.silu, name="fused")(x, train=train)
+            x = conv_norm(fused, activation=self.activation, name="fused")(
+                x, train=train
+            )
             x = se(name="se")(x) if row.se_channels else x
             project = functools.partial(self.conv, row.out_channels)
             x = conv_norm(project, name="project")(x, train=train)
@@ -81,13 +91,16 @@ class FusedMBConv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResNet block: 1x1 reduce, 3x3 with the stride ("v1.5"), 1x1 expand, add, ReLU.
+    """ResNet block: 1x1 reduce, 3x3, 1x1 expand, add, ReLU.
 
     A 1x1 projection takes the place of the identity where the shape changes. The last
     scale starts at zero, so that every block starts as its shortcut.
 
-    Source: He et al., CVPR 2016, Figure 5; Goyal et al., 2017, section 5.1 (zero).
-    Differs: the first puts the stride in the 1x1; today's ResNet-50 does not.
+    The stride is in the 3x3 ("v1.5"), or in the first 1x1 if the row's operator is
+    `BOTTLENECK_V1`.
+
+    Source: He et al., CVPR 2016, Figure 5 (v1); Goyal et al., 2017, section 5.1
+    (v1.5 and the zero).
     """
 
     row: arch.Row
@@ -98,10 +111,14 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, drop_path: DropPath) -> jax.Array:
         row, shortcut = self.row, x
         conv_norm = functools.partial(layers.ConvNorm, norm=self.norm)
-        reduce = functools.partial(self.conv, row.hidden_channels)
+        early = row.stride if row.operator == arch.BOTTLENECK_V1 else 1
+        reduce = functools.partial(self.conv, row.hidden_channels, stride=early)
         x = conv_norm(reduce, activation=nn.relu, name="reduce")(x, train=train)
         spatial = functools.partial(
-            self.conv, row.hidden_channels, kernel=row.kernel, stride=row.stride
+            self.conv,
+            row.hidden_channels,
+            kernel=row.kernel,
+            stride=row.stride // early,
         )
         x = conv_norm(spatial, activation=nn.relu, name="spatial")(x, train=train)
         expand = functools.partial(self.conv, row.out_channels)

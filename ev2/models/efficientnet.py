@@ -1,4 +1,4 @@
-"""EfficientNet, V1 and V2: stem, rows of MBConv and Fused-MBConv blocks, head.
+"""EfficientNet V1, V2 and Lite: stem, rows of MBConv and Fused-MBConv blocks, head.
 
 The parameter tree; its names are API, for `ev2.models.convert` maps onto them:
 
@@ -17,9 +17,10 @@ from flax import linen as nn
 
 from ev2 import arch as architectures
 from ev2.models import blocks, layers
+from ev2.models import norm as norms
 
 # Released code, hparams.py. (Momentum differs from the paper's: a config value.)
-_BN_EPSILON = 1e-3
+BN_EPSILON = 1e-3
 
 
 class EfficientNet(nn.Module):
@@ -29,8 +30,8 @@ class EfficientNet(nn.Module):
         arch: stem, rows and head.
         num_classes: number of logits; 0 returns the pooled features.
         dtype: compute dtype. Parameters, statistics and logits are float32.
-        bn_momentum: as `layers.BatchNorm.momentum`.
-        bn_group_images: as `layers.BatchNorm.group_images`.
+        bn_momentum: as `norms.BatchNorm.momentum`.
+        bn_group_images: as `norms.BatchNorm.group_images`.
     """
 
     arch: architectures.Arch
@@ -59,31 +60,42 @@ class EfficientNet(nn.Module):
             rng: key of both; None drops nothing.
         """
         dropout_rng, path_rng = (None, None) if rng is None else jax.random.split(rng)
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        padding, activation = (
+            self.arch.padding,
+            layers.ACTIVATIONS[self.arch.activation],
+        )
+        conv = functools.partial(layers.Conv, padding=padding, dtype=self.dtype)
         norm = functools.partial(
-            layers.BatchNorm,
+            norms.BatchNorm,
             momentum=self.bn_momentum,
-            epsilon=_BN_EPSILON,
+            epsilon=BN_EPSILON,
             group_images=self.bn_group_images,
             dtype=self.dtype,
         )
-        conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=nn.silu)
+        conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=activation)
 
         stem = functools.partial(conv, self.arch.stem_channels, kernel=3, stride=2)
         x = conv_norm(stem, name="stem")(x, train=train)
+        self.sow("endpoints", "maps", x)
         for index, (name, row) in enumerate(self.arch.named_blocks):
             drop = layers.drop_path_at(
                 index, self.arch.num_blocks, rate=drop_path, rng=path_rng
             )
-            block = self._block(row, conv=conv, norm=norm, name=name)
+            block = self._block(
+                row, conv=conv, norm=norm, activation=activation, name=name
+            )
             x = block(x, train=train, drop_path=drop)
+            self.sow("endpoints", "maps", x)
         head = functools.partial(conv, self.arch.head_channels)
         x = conv_norm(head, name="head")(x, train=train)
+        self.sow("endpoints", "maps", x)
         classifier = layers.Classifier(self.num_classes, name="classifier")
         return classifier(x, dropout=dropout, rng=dropout_rng)
 
     def _block(self, row: architectures.Row, **options: Any) -> nn.Module:
         if row.operator == architectures.FUSED_MBCONV:
             return blocks.FusedMBConv(row, **options)
-        depthwise = functools.partial(layers.DepthwiseConv, dtype=self.dtype)
+        depthwise = functools.partial(
+            layers.DepthwiseConv, padding=self.arch.padding, dtype=self.dtype
+        )
         return blocks.MBConv(row, depthwise=depthwise, **options)

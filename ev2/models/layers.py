@@ -1,7 +1,7 @@
 """The layers every network here is made of.
 
 Decisions:
-- padding is TensorFlow's SAME: an odd pixel goes to the bottom and the right;
+- padding is TensorFlow's SAME, or PyTorch's for weights that were trained with it;
 - 1x1 convolutions are matrix products, and a depthwise convolution picks its
   lowering by platform, both for speed on CPU;
 - parameters and statistics are float32, `dtype` is the compute dtype;
@@ -10,15 +10,13 @@ Decisions:
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-
-from ev2 import errors
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -54,7 +52,7 @@ def _spread(deviation: float) -> nn.initializers.Initializer:
 
 
 class Conv(nn.Module):
-    """Convolution with SAME padding: `[N, H, W, C]` to `[N, H/stride, W/stride, F]`.
+    """Convolution: `[N, H, W, C]` to `[N, H/stride, W/stride, F]`.
 
     H / stride is rounded up.
 
@@ -63,6 +61,7 @@ class Conv(nn.Module):
         kernel: side of the kernel in pixels.
         stride: in pixels.
         use_bias: whether to add a bias, initialized to zero.
+        padding: one of `arch.PADDINGS`.
         dtype: compute dtype, also of the result.
     """
 
@@ -70,6 +69,7 @@ class Conv(nn.Module):
     kernel: int = 1
     stride: int = 1
     use_bias: bool = False
+    padding: str = "same"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -82,13 +82,26 @@ class Conv(nn.Module):
             x = _pointwise_conv(x, kernel, stride=self.stride)
         else:
             strides = (self.stride, self.stride)
+            pads = pads_of(x.shape, self.kernel, self.stride, self.padding)
             x = lax.conv_general_dilated(
-                x, kernel, strides, "SAME", dimension_numbers=_DIMENSIONS
+                x, kernel, strides, pads, dimension_numbers=_DIMENSIONS
             )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return x
+
+
+def pads_of(
+    shape: tuple[int, ...], kernel: int, stride: int, padding: str
+) -> Sequence[tuple[int, int]]:
+    """Returns the pixels to add above, below and left, right of `[N, H, W, C]`.
+
+    Either padding gives H / stride rows, rounded up, where the kernel is odd.
+    """
+    if padding == "symmetric":
+        return [(kernel // 2, kernel // 2)] * 2
+    return lax.padtype_to_pads(shape[1:3], (kernel,) * 2, (stride,) * 2, "SAME")
 
 
 def _pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
@@ -102,16 +115,18 @@ def _pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Arra
 
 
 class DepthwiseConv(nn.Module):
-    """Convolution of each channel with its own kernel, SAME padding.
+    """Convolution of each channel with its own kernel.
 
     Attributes:
         kernel: side of the kernel in pixels.
         stride: in pixels.
+        padding: one of `arch.PADDINGS`.
         dtype: compute dtype, also of the result.
     """
 
     kernel: int
     stride: int = 1
+    padding: str = "same"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -120,13 +135,19 @@ class DepthwiseConv(nn.Module):
         # fan_out of the released code: the last axis of TensorFlow's kernel is 1.
         fan_out = self.kernel * self.kernel
         kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
-        kernel = kernel.astype(self.dtype)
-        return depthwise_conv(x.astype(self.dtype), kernel, stride=self.stride)
+        return depthwise_conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+        )
 
 
-@functools.partial(jax.jit, static_argnames="stride")  # traced once per shape
-def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    """Returns `x` convolved channel by channel, SAME padding.
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # one trace a shape
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: str = "same"
+) -> jax.Array:
+    """Returns `x` convolved channel by channel.
 
     One function, two lowerings. XLA's grouped convolution is what an accelerator
     wants, and is slow on CPU: with 16x16x16x256 in float32 on 2 cores it takes
@@ -136,36 +157,36 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array
         x: `[N, H, W, C]`.
         kernel: `[k, k, 1, C]`, of the dtype of `x`.
         stride: in pixels.
+        padding: one of `arch.PADDINGS`.
 
     Returns:
         `[N, H/stride, W/stride, C]`, rounded up, of the dtype of `x`.
     """
-
-    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _shifted_products(x, kernel, stride=stride)
-
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _grouped_conv(x, kernel, stride=stride)
-
+    pads = pads_of(x.shape, kernel.shape[0], stride, padding)
+    shifted = functools.partial(_shifted_products, stride=stride, pads=pads)
+    grouped = functools.partial(_grouped_conv, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
 
 
-def _grouped_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+def _grouped_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        pads,
         dimension_numbers=_DIMENSIONS,
         feature_group_count=x.shape[-1],
     )
 
 
-def _shifted_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+def _shifted_products(
+    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
+) -> jax.Array:
     """One strided view of the padded input per kernel position; sums in float32."""
     side, dtype = kernel.shape[0], x.dtype
     x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-    pads = lax.padtype_to_pads(x.shape[1:3], (side, side), (stride, stride), "SAME")
     rows, columns = (-(-size // stride) for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     total = jnp.zeros((x.shape[0], rows, columns, x.shape[-1]), jnp.float32)
@@ -176,94 +197,6 @@ def _shifted_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Ar
             view = view[:, :, j : j + (columns - 1) * stride + 1 : stride]
             total = total + view * kernel[i, j].reshape(1, 1, 1, -1)
     return total.astype(dtype)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalization over the global batch, or over fixed groups of images.
-
-    `y = (x - mean) / sqrt(var + epsilon) * scale + bias`, in float32. The running
-    mean and (biased) variance move by `1 - momentum` towards those of the batch,
-    averaged over the groups.
-
-    Statistics are a matter of images, not of devices: under a global-view jit the
-    result does not depend on how the batch is sharded.
-
-    Attributes:
-        momentum: share of the running statistics kept at each step, in [0, 1).
-        epsilon: added to the variance.
-        group_images: consecutive images that share statistics; 0 for all.
-        dtype: dtype of the result.
-        scale_init: initializer of the scale.
-
-    Raises:
-        InputError: in training, if `group_images` does not divide the batch.
-
-    Differs: the released code averages the statistics of up to 8 neighbouring
-    cores, so that its groups change with the batch per core; here they are named.
-    """
-
-    momentum: float = 0.99
-    epsilon: float = 1e-3
-    group_images: int = 0
-    dtype: Any = jnp.float32
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
-        running_var = self.variable("batch_stats", "var", ones, None, channels)
-
-        x = x.astype(jnp.float32)
-        mean, var = running_mean.value[None], running_var.value[None]  # [1, C]
-        if train:
-            mean, var = self._moments(x)  # [groups, C]
-            self._update(running_mean, mean)
-            self._update(running_var, var)
-            mean, var = _per_image(mean, len(x)), _per_image(var, len(x))
-        gain = lax.rsqrt(var + self.epsilon) * scale[None]
-        # [1 or N, C] -> [1 or N, 1, 1, C]
-        mean, gain = mean[:, None, None], gain[:, None, None]
-        y = (x - mean) * gain + bias.reshape(1, 1, 1, -1)
-        return y.astype(self.dtype)
-
-    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each group, `[groups, C]`.
-
-        One pass over `x`: both moments per image, then averaged within groups, which
-        is exact because all images of a batch have the same size.
-        """
-        group_images = self.group_images or len(x)
-        if len(x) % group_images:
-            raise errors.InputError(
-                f"model.bn_group_images: {group_images} does not divide the batch of "
-                f"{len(x)} images; use a divisor of every stage's batch, or 0 for all"
-            )
-
-        def group_means(values: jax.Array) -> jax.Array:
-            per_image = jnp.mean(values, axis=(1, 2))  # [N, C]
-            grouped = per_image.reshape(-1, group_images, x.shape[-1])
-            return jnp.mean(grouped, axis=1)
-
-        mean = group_means(x)
-        # Rounding may leave a constant channel a hair below zero.
-        var = jnp.maximum(group_means(jnp.square(x)) - jnp.square(mean), 0.0)
-        return mean, var
-
-    def _update(self, running: nn.Variable, batch: jax.Array) -> None:
-        if not self.is_initializing():
-            batch = jnp.mean(batch, axis=0)
-            running.value = self.momentum * running.value + (1 - self.momentum) * batch
-
-
-def _per_image(groups: jax.Array, num_images: int) -> jax.Array:
-    """`[groups, C]` to `[N, C]`, or to `[1, C]` where one group is all there is."""
-    if len(groups) == 1:
-        return groups
-    return jnp.repeat(groups, num_images // len(groups), axis=0)
 
 
 class ConvNorm(nn.Module):
@@ -283,6 +216,9 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = self.norm(name="norm")(self.conv(name="conv")(x), train=train)
         return x if self.activation is None else self.activation(x)
+
+
+ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6, "relu": nn.relu}
 
 
 class SqueezeExcite(nn.Module):

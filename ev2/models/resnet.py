@@ -1,4 +1,4 @@
-"""ResNet-50, 101 and 152, the "v1.5" of today's benchmarks.
+"""ResNet-50, 101 and 152: the "v1.5" of today's benchmarks and, by rows, "v1".
 
 The parameter tree:
 
@@ -16,9 +16,10 @@ from flax import linen as nn
 
 from ev2 import arch as architectures
 from ev2.models import blocks, layers
+from ev2.models import norm as norms
 
 # What torchvision, timm and Flax's example use (Keras: 1.001e-5).
-_BN_EPSILON = 1e-5
+BN_EPSILON = 1e-5
 
 
 class ResNet(nn.Module):
@@ -27,8 +28,7 @@ class ResNet(nn.Module):
     Attributes and arguments are those of `efficientnet.EfficientNet`. Dropout and
     stochastic depth are no part of the original; at rate 0 they do nothing.
 
-    Source: He et al., CVPR 2016, Table 1. Differs: SAME padding as TensorFlow's, so
-    that weights trained with symmetric padding are off by a pixel at each stride.
+    Source: He et al., CVPR 2016, Table 1.
     """
 
     arch: architectures.Arch
@@ -49,23 +49,26 @@ class ResNet(nn.Module):
     ) -> jax.Array:
         """Returns logits `[N, num_classes]` or features `[N, 2048]`, float32."""
         dropout_rng, path_rng = (None, None) if rng is None else jax.random.split(rng)
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        padding = self.arch.padding
+        conv = functools.partial(layers.Conv, padding=padding, dtype=self.dtype)
         norm = functools.partial(
-            layers.BatchNorm,
+            norms.BatchNorm,
             momentum=self.bn_momentum,
-            epsilon=_BN_EPSILON,
+            epsilon=BN_EPSILON,
             group_images=self.bn_group_images,
             dtype=self.dtype,
         )
 
         stem = functools.partial(conv, self.arch.stem_channels, kernel=7, stride=2)
         x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        self.sow("endpoints", "maps", x)
+        x = nn.max_pool(x, (3, 3), (2, 2), layers.pads_of(x.shape, 3, 2, padding))
         for index, (name, row) in enumerate(self.arch.named_blocks):
             drop = layers.drop_path_at(
                 index, self.arch.num_blocks, rate=drop_path, rng=path_rng
             )
             block = blocks.Bottleneck(row, conv=conv, norm=norm, name=name)
             x = block(x, train=train, drop_path=drop)
+            self.sow("endpoints", "maps", x)
         classifier = layers.Classifier(self.num_classes, name="classifier")
         return classifier(x, dropout=dropout, rng=dropout_rng)

@@ -1,0 +1,36 @@
+"""Architectures as rows of a table: what each network is, with nothing to run.
+
+A `Row` is one line of such a table ("stage" in the paper), an `Arch` is a stem, rows
+and a head. Rows can also be written as block strings, the language of architecture
+search and of the released code: `decode(encode(rows)) == rows` for every network.
+
+Standard library only.
+"""
+
+from ev2.arch.rows import (
+    BOTTLENECK,
+    BOTTLENECK_V1,
+    FUSED_MBCONV,
+    MBCONV,
+    PADDINGS,
+    Arch,
+    Row,
+    decode,
+    encode,
+)
+from ev2.arch.table import get, list_models, round_channels
+
+__all__ = [
+    "BOTTLENECK",
+    "BOTTLENECK_V1",
+    "FUSED_MBCONV",
+    "MBCONV",
+    "PADDINGS",
+    "Arch",
+    "Row",
+    "decode",
+    "encode",
+    "get",
+    "list_models",
+    "round_channels",
+]

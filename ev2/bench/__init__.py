@@ -1,0 +1,1 @@
+"""Measurements beside peers; nothing else in ev2 imports them."""

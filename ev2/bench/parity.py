@@ -1,0 +1,215 @@
+"""The same weights elsewhere and here give the same logits: `ev2 bench parity`.
+
+A witness builds a network of its own, with random weights and random BatchNorm
+statistics, writes it to a file as its users would, and computes logits. The file is
+converted by the road that users take, and our logits are compared, in float32 at an
+even and an odd size.
+
+Keras needs nothing more than ev2 does; timm and torchvision: pip install -e '.[peers]'.
+"""
+
+import concurrent.futures
+import importlib.util
+import multiprocessing
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from ev2 import arch, errors
+from ev2.models import convert
+
+BOUND = 1e-4  # on max |theirs - ours| / max |theirs|
+SIZES = (64, 75)  # px; every network here takes them
+IMAGES = 2
+CLASSES = 50  # few: the classifier is one product
+# Pixels [N, S, S, 3] as uint8 and normalized as ours are; to logits [N, CLASSES].
+_Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def compare(
+    models: Sequence[str] = (), witnesses: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns how far our logits are from the witnesses', model by model.
+
+    Args:
+        models: names of `ev2.list_models()`; () for all that a witness has.
+        witnesses: "keras", "timm", "torchvision"; () for those installed.
+
+    Returns:
+        `{"bound", "sizes", "results": [{"model", "witness", "max_relative_error":
+        [one per size], "matched"}]}`.
+
+    Raises:
+        InputError: a model or witness is not known or not installed.
+    """
+    witnesses = tuple(witnesses) or tuple(w for w in WITNESSES if _installed(w))
+    for witness in witnesses:
+        errors.check_choice("witnesses", witness, WITNESSES)
+        if not _installed(witness):
+            raise errors.InputError(
+                f"witnesses: {witness!r} is not installed; pip install -e '.[peers]'"
+            )
+    for name in models:
+        arch.get(name)
+    results = []
+    for witness in witnesses:
+        known = [n for n in models or arch.list_models() if WITNESSES[witness][0](n)]
+        # A process each: TensorFlow and PyTorch crash beside one another.
+        with concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as process:
+            found = process.map(_compare, known, [witness] * len(known))
+            results += tqdm.tqdm(found, witness, len(known), unit="network")
+    return {"bound": BOUND, "sizes": list(SIZES), "results": results}
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """Returns the comparison as an aligned table, the worst figure last."""
+    lines = [f"{'model':<20}{'witness':<13}{'tensors':>8}{'64 px':>10}{'75 px':>10}"]
+    for row in table["results"]:
+        figures = "".join(f"{error:>10.1e}" for error in row["max_relative_error"])
+        lines.append(
+            f"{row['model']:<20}{row['witness']:<13}{row['matched']:>8}{figures}"
+        )
+    worst = max(
+        (e for r in table["results"] for e in r["max_relative_error"]), default=0
+    )
+    lines.append(f"largest relative difference {worst:.1e}, bound {table['bound']:.0e}")
+    return "\n".join(lines)
+
+
+def _installed(witness: str) -> bool:
+    return importlib.util.find_spec(witness) is not None
+
+
+def _compare(name: str, witness: str) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    _, build = WITNESSES[witness]
+    with tempfile.TemporaryDirectory() as folder:
+        path, logits_of = build(name, folder, random)
+        converted = convert.convert(path, name)
+    mean, std = (np.float32(converted.preprocessing[key]) for key in ("mean", "std"))
+    apply = jax.jit(lambda v, images: converted.model.apply(v, images))
+    found = []
+    for size in SIZES:
+        images = random.integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+        normalized = (images - mean) / std
+        theirs = logits_of(images, normalized)
+        ours = apply(converted.variables, normalized)
+        found.append(float(np.abs(theirs - ours).max() / np.abs(theirs).max()))
+    return {
+        "model": name,
+        "witness": witness,
+        "max_relative_error": found,
+        "matched": converted.report["matched"],
+    }
+
+
+def _keras_name(name: str) -> str:
+    """Name in `keras.applications`, or "": it has no XL, Lite or tiny."""
+    family, _, size = name.partition("-")
+    if family.startswith("resnet"):
+        return family.replace("resnet", "ResNet")
+    if size[:4] in ("xl", "tiny", "lite"):
+        return ""
+    return {"efficientnet": "EfficientNet", "efficientnetv2": "EfficientNetV2"}[
+        family
+    ] + size.upper()
+
+
+def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
+    import keras
+
+    build = getattr(keras.applications, _keras_name(name))
+    options = {"weights": None, "classes": CLASSES, "classifier_activation": None}
+    network = build(**options)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights(_statistics(random, layer.gamma.shape[0]))
+    path = str(pathlib.Path(folder, "keras.weights.h5"))
+    network.save_weights(path)
+
+    def logits_of(images: np.ndarray, normalized: np.ndarray) -> np.ndarray:
+        del normalized  # the network's own layers see to it
+        # Keras decides its padding when a network is built.
+        sized = build(input_shape=images.shape[1:], **options)
+        sized.set_weights(network.get_weights())
+        pixels = images.astype(np.float32)
+        if name.startswith("resnet"):
+            pixels = keras.applications.resnet.preprocess_input(pixels)
+        return np.asarray(sized(pixels, training=False))
+
+    return path, logits_of
+
+
+def _statistics(random, channels: int) -> list[np.ndarray]:
+    """Scale, offset, running mean and variance that hide no mistake."""
+    spread = [random.uniform(0.5, 1.5, channels), random.normal(0, 0.1, channels)]
+    spread += [random.normal(0, 0.1, channels), random.uniform(0.5, 1.5, channels)]
+    return [values.astype(np.float32) for values in spread]
+
+
+def _timm_name(name: str) -> str:
+    if name.startswith("resnet"):
+        return name
+    return "" if "tiny" in name else f"tf_{name}".replace("-", "_")
+
+
+def _timm(name: str, folder: str, random) -> tuple[str, _Logits]:
+    import timm
+
+    network = timm.create_model(_timm_name(name), num_classes=CLASSES)
+    return _torch(network, folder, random)
+
+
+def _torchvision_name(name: str) -> str:
+    if name.startswith("resnet"):
+        return name
+    found = re.fullmatch(r"efficientnet(v2)?-(b\d|s|m|l)", name)
+    if not found or bool(found[1]) == found[2].startswith("b"):
+        return ""
+    return f"efficientnet_v2_{found[2]}" if found[1] else f"efficientnet_{found[2]}"
+
+
+def _torchvision(name: str, folder: str, random) -> tuple[str, _Logits]:
+    import torchvision
+
+    network = torchvision.models.get_model(_torchvision_name(name), num_classes=CLASSES)
+    return _torch(network, folder, random)
+
+
+def _torch(network, folder: str, random) -> tuple[str, _Logits]:
+    import torch
+    from safetensors import torch as safetensors
+
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            keys = ("weight", "bias", "running_mean", "running_var")
+            values = _statistics(random, module.num_features)
+            for key, value in zip(keys, values, strict=True):
+                getattr(module, key).data.copy_(torch.from_numpy(value))
+    path = str(pathlib.Path(folder, "torch.safetensors"))
+    safetensors.save_file(network.state_dict(), path)
+
+    def logits_of(images: np.ndarray, normalized: np.ndarray) -> np.ndarray:
+        del images
+        with torch.no_grad():
+            pixels = torch.from_numpy(normalized).permute(0, 3, 1, 2)
+            return network(pixels).numpy()
+
+    return path, logits_of
+
+
+# Name of a network there ("" for none), and what builds it.
+WITNESSES = {
+    "keras": (_keras_name, _keras),
+    "timm": (_timm_name, _timm),
+    "torchvision": (_torchvision_name, _torchvision),
+}

@@ -1,0 +1,228 @@
+"""Published weight files as named arrays: which kind a file is, and what it holds.
+
+Names come out free of what differs from file to file: the model's scope of a released
+checkpoint, what versions of Keras add or rename.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from ev2 import errors
+from ev2.models import torch_file
+
+FORMATS = (
+    "a released TensorFlow checkpoint (prefix, folder or .tgz), a Keras .h5,"
+    " .weights.h5 or .keras file, or PyTorch tensors (.safetensors, .pth)"
+)
+_AVERAGED = "/ExponentialMovingAverage"
+_KERAS_VARIABLES = {  # in the order of a layer's `vars` in .weights.h5
+    "norm": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "input": ("mean", "variance", "count"),
+    "other": ("kernel", "bias"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class File:
+    """What a file holds.
+
+    Attributes:
+        kind: "released", "keras" or "torch".
+        tensors: arrays by name.
+        left_out: names that are no weights of a network, and why.
+        scope: of a released checkpoint: the model's own name for itself.
+    """
+
+    kind: str
+    tensors: dict[str, np.ndarray]
+    left_out: dict[str, str]
+    scope: str = ""
+
+
+def is_published(path: str) -> bool:
+    """Whether `path` looks like a published weight file, without reading it."""
+    return _reader(path) is not None
+
+
+def read(path: str, *, averaged: bool = True) -> File:
+    """Reads a published file.
+
+    Args:
+        path: see `FORMATS`.
+        averaged: of a released checkpoint, whether to take the running averages,
+            which its accuracy belongs to, or the raw values.
+
+    Raises:
+        InputError: there is no such file, it is damaged, of no known format, a pickle
+            that would run code, or it has no averaged values.
+    """
+    reader = _reader(path)
+    if reader is None:
+        exists = os.path.exists(path)
+        problem = "is not a weight file" if exists else "does not exist"
+        raise errors.InputError(f"source: {path!r} {problem}; give {FORMATS}")
+    try:
+        return reader(path, averaged)
+    except torch_file.UnsafeError as error:
+        raise errors.InputError(
+            f"source: {path!r} is refused: {error}, and a weight file has no need to"
+            " run code; save the state dict alone, or give .safetensors"
+        ) from error
+    except errors.InputError:
+        raise
+    except Exception as error:  # whatever the libraries make of a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise errors.InputError(
+            f"source: {path!r} cannot be read, it is cut or damaged ({reason}); fetch"
+            " it again"
+        ) from error
+
+
+def _reader(path: str):
+    name = path.lower()
+    if _checkpoint_prefix(path) or name.endswith((".tgz", ".tar.gz", ".tar")):
+        return _read_released if os.path.exists(path) or _index(path) else None
+    if not os.path.isfile(path):
+        return None
+    if name.endswith((".h5", ".hdf5", ".keras")):
+        return _read_keras
+    if name.endswith(".safetensors"):
+        return _read_safetensors
+    return _read_torch if name.endswith((".pth", ".pt", ".bin", ".tar")) else None
+
+
+def _index(prefix: str) -> bool:
+    return os.path.isfile(f"{prefix}.index")
+
+
+def _checkpoint_prefix(path: str) -> str | None:
+    """The TensorFlow checkpoint at `path`: a prefix, or the newest in a folder."""
+    if _index(path):
+        return path
+    found = sorted(pathlib.Path(path).glob("*.index")) if os.path.isdir(path) else []
+    if not found:
+        return None
+    state = pathlib.Path(path, "checkpoint")
+    named = (
+        state.read_text().partition('"')[2].partition('"')[0] if state.exists() else ""
+    )
+    prefix = os.path.join(path, os.path.basename(named))
+    return prefix if named and _index(prefix) else str(found[-1]).removesuffix(".index")
+
+
+@contextlib.contextmanager
+def _unpacked(path: str) -> Iterator[str]:
+    """The checkpoint prefix at `path`, unpacked for a while if it is an archive."""
+    prefix = _checkpoint_prefix(path)
+    if prefix:
+        yield prefix
+        return
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+        for member in archive.getmembers():
+            base = os.path.basename(member.name)
+            if member.isfile() and (".data-" in base or base.endswith(".index")):
+                member.name = base  # no path of the archive's own
+                archive.extract(member, folder, filter="data")
+        prefix = _checkpoint_prefix(folder)
+        if prefix is None:
+            raise ValueError("the archive holds no TensorFlow checkpoint")
+        yield prefix
+
+
+def _read_released(path: str, averaged: bool) -> File:
+    import tensorflow as tf  # the format's own reader
+
+    tensors, left_out = {}, {}
+    with _unpacked(path) as prefix:
+        reader = tf.train.load_checkpoint(prefix)
+        names = reader.get_variable_to_shape_map()
+        scopes = {
+            n.partition("/")[0] for n in names if n.endswith("stem/conv2d/kernel")
+        }
+        scope = scopes.pop() if len(scopes) == 1 else ""
+        if averaged and not any(name.endswith(_AVERAGED) for name in names):
+            raise errors.InputError(
+                f"source: {path!r} has no averaged values; ask for the raw ones (--raw)"
+            )
+        for name in sorted(names):
+            plain = name.removesuffix(_AVERAGED)
+            is_average = plain != name
+            if not plain.startswith(f"{scope}/"):
+                left_out[name] = "not of the network"
+            elif is_average != averaged:
+                left_out[name] = (
+                    "averaged" if is_average else "raw; the average is used"
+                )
+            elif plain.rpartition("/")[2] in ("RMSProp", "RMSProp_1", "Momentum"):
+                left_out[name] = "of the optimizer"
+            else:
+                tensors[_plain(plain[len(scope) + 1 :])] = reader.get_tensor(name)
+    return File(kind="released", tensors=tensors, left_out=left_out, scope=scope)
+
+
+def _plain(name: str) -> str:
+    """The name free of Keras's versions; V2 calls "dwconv2" what V1 calls "dwconv"."""
+    name = name.removesuffix(":0").replace("depthwise_kernel", "kernel")
+    return name.replace("dwconv2/", "dwconv/")
+
+
+def _read_keras(path: str, averaged: bool) -> File:
+    del averaged
+    import h5py  # comes with TensorFlow
+
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path) as file:
+            return _keras_tensors(file)
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as stream:
+        with h5py.File(stream) as file:
+            return _keras_tensors(file)
+
+
+def _keras_tensors(file) -> File:
+    tensors, left_out = {}, {}
+
+    def visit(name: str, item) -> None:
+        if not hasattr(item, "shape"):
+            return  # a group
+        *outer, layer, leaf = name.split("/")
+        if "optimizer" in name.split("/")[0]:
+            left_out[name] = "of the optimizer"
+        elif layer == "vars":  # .weights.h5 and .keras number a layer's variables
+            variables = item.parent.attrs.get("name", outer[-1])
+            kind = "norm" if "batch_norm" in outer[-1] else "other"
+            kind = "input" if outer[-1].startswith("normalization") else kind
+            leaf = _KERAS_VARIABLES[kind][int(leaf)]
+            tensors[_plain(f"{variables}/{leaf}")] = np.asarray(item)
+        else:
+            tensors[_plain(f"{layer}/{leaf}")] = np.asarray(item)
+
+    file.visititems(visit)
+    return File(kind="keras", tensors=tensors, left_out=left_out)
+
+
+def _read_safetensors(path: str, averaged: bool) -> File:
+    del averaged
+    from safetensors import numpy as safetensors
+
+    return _torch_file(safetensors.load_file(path))
+
+
+def _read_torch(path: str, averaged: bool) -> File:
+    del averaged
+    return _torch_file(torch_file.read(path))
+
+
+def _torch_file(tensors: dict[str, np.ndarray]) -> File:
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    kept = {name: value for name, value in tensors.items() if name not in counters}
+    left_out = dict.fromkeys(counters, "a counter")
+    return File(kind="torch", tensors=kept, left_out=left_out)
