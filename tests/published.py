@@ -33,8 +33,10 @@ def random_variables(model, seed=0):
 
     def draw(path, leaf):
         positive = path[-1].key in ("scale", "var")
-        values = random.uniform(0.5, 1.5, leaf.shape) if positive else random.normal(
-            0, 0.2, leaf.shape
+        values = (
+            random.uniform(0.5, 1.5, leaf.shape)
+            if positive
+            else random.normal(0, 0.2, leaf.shape)
         )
         return values.astype(np.float32)
 

@@ -1,6 +1,6 @@
 """The same weights elsewhere and here give the same logits: `ev2 bench parity`.
 
-A witness builds a network of its own, with random weights and random BatchNorm
+A witness builds a network of its own, with random weights, biases and BatchNorm
 statistics, writes it to a file as its users would, and computes logits. The file is
 converted by the road that users take, and our logits are compared, in float32 at an
 even and an odd size.
@@ -64,7 +64,7 @@ def compare(
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as process:
-            found = process.map(_compare, known, [witness] * len(known))
+            found = process.map(compare_one, known, [witness] * len(known))
             results += tqdm.tqdm(found, witness, len(known), unit="network")
     return {"bound": BOUND, "sizes": list(SIZES), "results": results}
 
@@ -88,7 +88,8 @@ def _installed(witness: str) -> bool:
     return importlib.util.find_spec(witness) is not None
 
 
-def _compare(name: str, witness: str) -> dict[str, Any]:
+def compare_one(name: str, witness: str) -> dict[str, Any]:
+    """Returns the row of one network and witness, in this process; see `compare`."""
     random = np.random.default_rng(0)
     _, build = WITNESSES[witness]
     with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +133,8 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights(_statistics(random, layer.gamma.shape[0]))
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
     path = str(pathlib.Path(folder, "keras.weights.h5"))
     network.save_weights(path)
 
@@ -189,12 +192,15 @@ def _torch(network, folder: str, random) -> tuple[str, _Logits]:
     from safetensors import torch as safetensors
 
     network.eval()
+    torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             keys = ("weight", "bias", "running_mean", "running_var")
             values = _statistics(random, module.num_features)
             for key, value in zip(keys, values, strict=True):
                 getattr(module, key).data.copy_(torch.from_numpy(value))
+        elif getattr(module, "bias", None) is not None:
+            torch.nn.init.normal_(module.bias, 0, 0.1)
     path = str(pathlib.Path(folder, "torch.safetensors"))
     safetensors.save_file(network.state_dict(), path)
 

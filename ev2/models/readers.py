@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -169,8 +170,9 @@ def _read_released(path: str, averaged: bool) -> File:
 
 
 def _plain(name: str) -> str:
-    """The name free of Keras's versions; V2 calls "dwconv2" what V1 calls "dwconv"."""
+    """The name free of Keras's versions and counters; V2 has "dwconv2" as "dwconv"."""
     name = name.removesuffix(":0").replace("depthwise_kernel", "kernel")
+    name = re.sub(r"^normalization_\d+/", "normalization/", name)
     return name.replace("dwconv2/", "dwconv/")
 
 
