@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parse(values, argv)
         _set_up_process()
         verb.run(values)
+        sys.stdout.flush()
     except errors.InputError as error:
         return _refuse(str(error))
     except FloatingPointError as error:
