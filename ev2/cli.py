@@ -44,10 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parse(values, argv)
         _set_up_process()
         verb.run(values)
+        sys.stdout.flush()
     except errors.InputError as error:
         return _refuse(str(error))
     except FloatingPointError as error:
         print(f"ev2: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read stdout has enough, as "| head" does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
@@ -80,6 +84,8 @@ def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:
         if len(rest) != 1:
             raise errors.InputError("prepare: name one dataset: fashion-mnist")
         values.dataset = rest[0]
+    elif "images" in values:
+        values.images = [*values.images, *rest]
     elif rest:
         raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 
@@ -158,7 +164,12 @@ def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
     )
     flags.DEFINE_enum(
-        "split", "eval", ["eval", "train"], "Split to evaluate.", flag_values=values
+        "split",
+        None,
+        ["eval", "train", "all"],
+        "Pictures to evaluate; all is every one of a folder without train/ and val/, "
+        "and the default there for weights that were not trained on a folder.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "batch_size", 0, "Global images; 0 = the config's.", flag_values=values
@@ -180,6 +191,39 @@ def _evaluate(values: flags.FlagValues) -> None:
         image_size=values.image_size,
     )
     print(json.dumps(results))
+
+
+def _define_predict(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    flags.DEFINE_multi_string(
+        "images", [], "Files, folders or globs; simply IMAGE...", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "json", False, "A JSON object per picture on stdout.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
+    )
+    flags.DEFINE_integer("top", 5, "Classes to name.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 32, "Images at once.", flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", 0, "Pixels; 0 = the checkpoint's.", flag_values=values
+    )
+
+
+def _predict(values: flags.FlagValues) -> None:
+    from ev2 import predict
+
+    predict.print_predictions(
+        values.checkpoint,
+        values.images,
+        json_lines=values.json,
+        weights=values.weights,
+        top=values.top,
+        batch_size=values.batch_size,
+        image_size=values.image_size,
+    )
 
 
 def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -239,6 +283,7 @@ def _write_json(path: str, document: object) -> None:
 VERBS = {
     "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
     "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
+    "predict": Verb("names what pictures show", _define_predict, _predict),
     "plan": Verb("prints the stages of a run", _define_plan, _plan),
     "prepare": Verb("turns original files into shards", _define_prepare, _prepare),
     "report": Verb("pictures and one page of a run", _define_report, _report),

@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ev2 import check, checkpoint, data, errors, metrics, sharding, step
+from ev2 import check, checkpoint, class_names, data, errors, metrics, sharding, step
+
+_NAMES_SHOWN = 3  # of the checkpoint's classes, in the error about unknown ones
 
 
 def make_compiled_eval_step(model, config: ConfigDict, mesh: Mesh) -> Callable:
@@ -29,6 +31,7 @@ def evaluate(
     mesh: Mesh,
     *,
     split: str = "eval",
+    classes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns the sums of `eval_step` over every image of the split, each once.
 
@@ -41,7 +44,9 @@ def evaluate(
       weights: `{name: variables}`, evaluated side by side in one pass.
       config: data source and `eval.{image_size, batch_size}`.
       mesh: devices to run on.
-      split: "eval" or "train".
+      split: "eval", "train" or "all"; see `data.make_eval_data`.
+      classes: `[data classes]` int32, the network's class of each of the data's; None
+        where they are the same.
 
     Returns:
       `{name: {"top1", "top5", "count", "skipped", "confusion"}}`, with the fractions
@@ -58,16 +63,15 @@ def evaluate(
         process_count=jax.process_count(),
     )
     total = None
-    for batch in prefetch_to_mesh(batches, mesh):
+    labelled = batches if classes is None else _relabel(batches, classes)
+    for batch in prefetch_to_mesh(labelled, mesh):
         sums = eval_step(weights, batch)
         total = sums if total is None else _add(total, sums)
     assert total is not None, "a split holds at least one image"
-    info = data.describe(config)
-    num_images = info.num_eval_images if split == "eval" else info.num_train_images
     results: dict[str, Any] = {}
     for name, sums in jax.device_get(total).items():
         results[name] = metrics.fractions(sums)
-        results[name]["skipped"] = num_images - results[name]["count"]
+        results[name]["skipped"] = batches.num_images - results[name]["count"]
         if "confusion" in sums:
             results[name]["confusion"] = np.asarray(sums["confusion"], np.int64)
     results["wall_seconds"] = time.monotonic() - started
@@ -78,6 +82,11 @@ def evaluate(
 @jax.jit
 def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jax.numpy.add, a, b)
+
+
+def _relabel(batches: Iterable, classes: np.ndarray):
+    for batch in batches:
+        yield {**batch, "label": classes[batch["label"]]}
 
 
 def prefetch_to_mesh(batches: Iterable, mesh: Mesh, depth: int = 2):
@@ -96,11 +105,14 @@ def evaluate_checkpoint(
     config: ConfigDict | None = None,
     *,
     weights: str = "ema",
-    split: str = "eval",
+    split: str | None = None,
     batch_size: int = 0,
     image_size: int = 0,
 ) -> dict[str, Any]:
     """Returns the accuracy of a checkpoint, as `ev2 evaluate` prints it.
+
+    The data's classes are found among the checkpoint's by name, as `class_names.find`
+    does: they may be fewer and in another order.
 
     Args:
       path: see `checkpoint.load_pretrained`.
@@ -108,31 +120,61 @@ def evaluate_checkpoint(
         checkpoint was trained with. Model and preprocessing always come from the
         checkpoint.
       weights: "ema" or "raw".
-      split: "eval" or "train".
+      split: "eval", "train", "all" (of a folder without train/ and val/), or None: all
+        of such a folder if the checkpoint was not trained on one, else "eval".
       batch_size: global images; 0 means the config's.
       image_size: pixels; 0 means the checkpoint's.
 
     Raises:
-      InputError: no checkpoint, no data, or another number of classes.
+      InputError: no checkpoint, no data, or classes that the checkpoint does not know.
     """
-    errors.check_choice("split", split, ("eval", "train"))
     model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
     own = _with_preprocessing(meta, config)
     own.eval.batch_size = batch_size or own.eval.batch_size
     own.eval.image_size = image_size or own.eval.image_size
     check.check(own)
-    num_classes = data.describe(own).num_classes
-    if num_classes != model.num_classes:
-        raise errors.InputError(
-            f"checkpoint: {path!r} tells {model.num_classes} classes apart and the "
-            f"data has {num_classes}; give data with the same classes"
-        )
+    split = split or _default_split(meta, own)
+    classes = _find_classes(path, meta, data.read_class_names(own, split))
     mesh = sharding.make_mesh()
     eval_step = make_compiled_eval_step(model, own, mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    results = evaluate(eval_step, {weights: variables}, own, mesh, split=split)
+    results = evaluate(
+        eval_step, {weights: variables}, own, mesh, split=split, classes=classes
+    )
     kept = {k: v for k, v in results[weights].items() if k != "confusion"}
-    return {**kept, "image_size": own.eval.image_size, "weights": weights}
+    size = own.eval.image_size
+    return {**kept, "image_size": size, "weights": weights, "split": split}
+
+
+def _default_split(meta: dict[str, Any], config: ConfigDict) -> str:
+    """What was held out; all of a folder of which nothing was, the training elsewhere.
+
+    Whether a checkpoint learnt from a folder decides, not which folder: copies and
+    links have other paths, and pictures that were learnt must not count as a test.
+    """
+    learnt_from_folder = meta["config"]["data"]["source"] == "folder"
+    return "all" if data.is_one_folder(config) and not learnt_from_folder else "eval"
+
+
+def _find_classes(
+    path: str, meta: dict[str, Any], names: tuple[str, ...]
+) -> np.ndarray:
+    """Returns the checkpoint's class of each of the data's: `[len(names)]` int32."""
+    known = meta["class_names"]
+    found = class_names.find(names, known)
+    unknown = [name for name, place in zip(names, found, strict=True) if place is None]
+    if unknown and len(names) == len(known):
+        unnamed = class_names.numbers(len(names))
+        if names == unnamed or (tuple(known) == unnamed and unknown == list(names)):
+            found, unknown = list(range(len(names))), []  # one side is numbered only
+    if unknown:
+        shown = ", ".join(class_names.readable(name) for name in known[:_NAMES_SHOWN])
+        raise errors.InputError(
+            f"checkpoint: {path!r} does not know {len(unknown):,} of the data's "
+            f"{len(names):,} classes, the first being {unknown[0]!r}; name them as its "
+            f"{len(known):,} are: {shown}, ..."
+        )
+    return np.array(found, np.int32)
 
 
 def _with_preprocessing(meta: dict[str, Any], config: ConfigDict | None) -> ConfigDict:

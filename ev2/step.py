@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure, on the global batch, no I/O, no mesh."""
+"""The steps of training, evaluation and prediction: pure, global batch, no I/O."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -117,6 +117,23 @@ def make_eval_step(
         return {name: sums_of(variables) for name, variables in weights.items()}
 
     return eval_step
+
+
+def make_predict_step(
+    model: models.Model, mean: Sequence[float], std: Sequence[float], *, top: int
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns `predict_step(variables, images) -> (probabilities, classes)`.
+
+    images: `[N, H, W, 3]` uint8.
+    probabilities, classes: `[N, top]` float32 and int32, highest first; of equal ones
+      the lower class is first.
+    """
+
+    def predict_step(variables, images):
+        logits = model.apply(variables, normalize(images, mean, std), train=False)
+        return jax.lax.top_k(jax.nn.softmax(logits), top)
+
+    return predict_step
 
 
 def normalize(

@@ -51,6 +51,12 @@ def test_help_lists_the_verbs_that_exist(capsys):
         (["train", DEMO, "--workdir=/proc/ev2"], "/proc/ev2"),
         (["evaluate", "--checkpoint=/nowhere"], "/nowhere"),
         (["evaluate"], "checkpoint"),
+        (["evaluate", "--checkpoint=/nowhere", "--split=test"], "split"),
+        (["evaluate", "--checkpoint=/nowhere", "a.jpg"], "a.jpg"),
+        (["predict", __file__], "checkpoint"),
+        (["predict", "--checkpoint=/nowhere", __file__], "/nowhere"),
+        (["predict", "--checkpoint=/nowhere", "/nothing.jpg"], "/nothing.jpg"),
+        (["predict", "--checkpoint=/nowhere"], "IMAGE"),
         (["report", "--workdir=/nowhere"], "/nowhere"),
         (["prepare", "mnist", "--source=/a", "--out=/b"], "mnist"),
         (["prepare", "--source=/a", "--out=/b"], "prepare"),
@@ -72,6 +78,20 @@ def test_plan_prints_a_table_or_json(capsys, tmp_path):
     code, out, _ = _run(capsys, "plan", DEMO, f"--json={path}")
     assert code == 0
     assert json.loads(path.read_text())["model"] == "efficientnetv2-tiny"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "ev2", "plan", DEMO],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_the_installed_command_works_from_another_folder(tmp_path):

@@ -83,6 +83,26 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
     assert paths["train"] | paths["eval"] == {str(tmp_path / name) for name in names}
 
 
+def test_all_pictures_of_a_folder_without_splits(tmp_path):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(3)] + ["c/0.png"]
+    _write_pictures(tmp_path / "one", names)
+    config = _config(source="folder", path=str(tmp_path / "one"))
+    opened = source.open_source(config, "all")
+    assert [opened.name(i) for i in range(len(opened))] == [
+        str(tmp_path / "one" / name) for name in names
+    ]
+    assert opened.read(np.arange(7))[1].tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert source.is_one_folder(config)
+    _write_pictures(
+        tmp_path / "two", [f"{s}/{n}" for s in ("train", "val") for n in names]
+    )
+    config.data.path = str(tmp_path / "two")
+    assert not source.is_one_folder(config)
+    with pytest.raises(errors.InputError, match="two/train and .*two/val; choose"):
+        source.open_source(config, "all")
+    assert not source.is_one_folder(_config(source="embedded"))
+
+
 def test_the_share_depends_on_names_alone(tmp_path):
     splits = []
     for root in (tmp_path / "here", tmp_path / "there"):

@@ -114,6 +114,11 @@ def test_tfds_in_any_order_and_slices(tmp_path, file_format):
     name = _prepare_tfds(tmp_path, file_format)
     config = _config(source="tfds", name=name, path=str(tmp_path))
     assert data.describe(config) == data.Info(9, 3, 3, ("ant", "bee", "cat"))
+    declared = {"num_train_images": 90, "num_eval_images": 30, "num_classes": 3}
+    elsewhere = {**declared, "source": "tfds", "name": name}
+    for path, names in ((tmp_path, ("ant", "bee", "cat")), ("/no", ("0", "1", "2"))):
+        info = data.describe(_config(path=str(path), **elsewhere))
+        assert info == data.Info(90, 30, 3, names)
     for split, values in (
         ("train", range(9)),
         ("train[3:7]", range(3, 7)),

@@ -1,8 +1,12 @@
 """A run of seconds for tests: two rows of blocks, synthetic pictures, two stages."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from configs import defaults
+from ev2 import checkpoint, models, optim
+from ev2 import state as states
 
 BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r1_k3_s1_e2_i16_o16_se0.25")
 
@@ -33,3 +37,21 @@ def make_config(**changes) -> ConfigDict:
     config.log.every_steps = 2
     config.update_from_flattened_dict(changes)
     return config
+
+
+def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):
+    """Saves a fresh network of the classes under `workdir`; returns its variables.
+
+    `ema` maps the fresh variables to the averaged ones; None: they are the same.
+    """
+    model = models.create_model(
+        config.model.name, num_classes=len(class_names), blocks=config.model.blocks
+    )
+    state = states.create_state(model, optim.make_optimizer(config), config, 16)
+    if ema is not None:
+        state = dataclasses.replace(state, ema=ema(state.ema))
+    checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
+    meta = checkpoint.make_meta(config, model, tuple(class_names))
+    checkpoints.save(state, 1, meta)
+    checkpoints.close()
+    return {"params": state.params, "batch_stats": state.batch_stats}

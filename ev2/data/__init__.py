@@ -1,7 +1,8 @@
 """Pictures from storage to batches of NumPy arrays: the home of TensorFlow.
 
 `describe(config)` tells what the data are, `make_train_data` gives the batches of a
-stage, `make_eval_data` those of an evaluation.
+stage, `make_eval_data` those of an evaluation, `make_picture_data` those of pictures
+that a person names.
 """
 
 import os
@@ -32,12 +33,31 @@ def _import_quietly() -> None:
 
 _import_quietly()
 
+from ev2.data.pictures import find_pictures, why_not  # noqa: E402
 from ev2.data.pipeline import (  # noqa: E402
     Batches,
     check,
     make_eval_data,
+    make_picture_data,
     make_train_data,
 )
-from ev2.data.source import Info, describe  # noqa: E402
+from ev2.data.source import (  # noqa: E402
+    Info,
+    describe,
+    is_one_folder,
+    read_class_names,
+)
 
-__all__ = ["Batches", "Info", "check", "describe", "make_eval_data", "make_train_data"]
+__all__ = [
+    "Batches",
+    "Info",
+    "check",
+    "describe",
+    "find_pictures",
+    "is_one_folder",
+    "make_eval_data",
+    "make_picture_data",
+    "make_train_data",
+    "read_class_names",
+    "why_not",
+]

@@ -17,7 +17,7 @@ EVAL_FOLDERS = ("val", "validation", "test")  # beside the configured name
 
 
 class FolderSource:
-    """One split of a folder of class folders.
+    """One split of a folder of class folders, or "all" of one that has no splits.
 
     Without a folder for each split, a share `eval_fraction` of each class is held
     out: the pictures are put in the order of a hash of their path inside the
@@ -36,12 +36,17 @@ class FolderSource:
         root = folders["train"] if folders else path
         self.class_names = tuple(_class_names(root))
         by_class = [_pictures(root, name) for name in self.class_names]
-        if not folders:
-            _check_fraction(eval_fraction)
-            by_class = [_hold_out(found, eval_fraction)[split] for found in by_class]
-        elif split == "eval":
+        if folders and split == "all":
+            raise errors.InputError(
+                f"split: 'all' of {path!r}, which has {' and '.join(folders.values())};"
+                " choose eval or train, or give one of the two as data.path"
+            )
+        if folders and split == "eval":
             root = folders["eval"]
             by_class = _eval_pictures(root, self.class_names)
+        elif not folders and split != "all":
+            _check_fraction(eval_fraction)
+            by_class = [_hold_out(found, eval_fraction)[split] for found in by_class]
         self._root = root
         self._pictures = [picture for found in by_class for picture in found]
         self._labels = np.repeat(
@@ -50,7 +55,8 @@ class FolderSource:
         if not self._pictures:
             raise errors.InputError(
                 f"data.path: no pictures left for {split!r} in {path!r}; give more, or"
-                f" change data.eval_fraction ({eval_fraction})"
+                f" change data.eval_fraction ({eval_fraction}); to evaluate every"
+                " picture of the folder, --split=all"
             )
 
     def __len__(self) -> int:
@@ -71,6 +77,11 @@ def _read(path: str) -> bytes:
         return files.read_file(path)
     except OSError as error:  # not a damaged picture: the storage refuses
         raise errors.InputError(f"data.path: cannot read {error}") from None
+
+
+def has_splits(path: str, eval_name: str) -> bool:
+    """Whether `path` holds a folder to train on beside one to evaluate on."""
+    return _split_folders(path, "eval", eval_name) is not None
 
 
 def _split_folders(path: str, split: str, split_name: str) -> dict[str, str] | None:

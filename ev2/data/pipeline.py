@@ -9,15 +9,16 @@ through to reach the next.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.data import image, randaugment, source
+from ev2.data import image, pictures, randaugment, source
 
 STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step
@@ -31,17 +32,27 @@ class Batches:
     `image` uint8 `[b, s, s, 3]` RGB, `label` int32 `[b]`, `mask` float32 `[b]`,
     `index` int64 `[b]`: position in the split. Where the mask is 0 the picture was
     corrupt, or the row is padding (index -1); the label is then 0, the image grey.
-    `len()` is the number of batches left.
+    `len()` is the number of batches left, `num_images` that of the split's pictures.
 
-    A corrupt picture is named in one warning when it is first met, and counted in
-    `skipped`; `skipped_paths` names them all.
+    A corrupt picture is named in one warning (if `warns`) when it is first met, and
+    counted in `skipped`; `skipped_paths` names them all.
     """
 
-    def __init__(self, dataset, opened: source.Source, num_steps: int, failures: list):
+    def __init__(
+        self,
+        dataset,
+        opened: source.Source,
+        num_steps: int,
+        failures: list,
+        *,
+        warns: bool = True,
+    ):
+        self.num_images = len(opened)
         self._iterator = iter(dataset)
         self._source = opened
         self._left = num_steps
         self._failures = failures
+        self._warns = warns
         self._corrupt: dict[int, str] = {}
 
     def __iter__(self) -> "Batches":
@@ -82,7 +93,10 @@ class Batches:
         for index in indices.tolist():
             if index != PADDING and index not in self._corrupt:
                 self._corrupt[index] = self._source.name(index)
-                logging.warning("Skipped a corrupt picture: %s", self._corrupt[index])
+                if self._warns:
+                    logging.warning(
+                        "Skipped a corrupt picture: %s", self._corrupt[index]
+                    )
 
 
 def make_train_data(
@@ -146,7 +160,7 @@ def make_train_data(
         return augment(picture, draws[1:])
 
     steps = range(first_step, stage.last_step)
-    return _batches(config, opened, steps, choose, draw, size, stage.image_size)
+    return _batches(config.data, opened, steps, choose, draw, size, stage.image_size)
 
 
 def make_eval_data(
@@ -164,17 +178,48 @@ def make_eval_data(
         config: keys `data.*`.
         image_size: side of the pictures, px.
         batch_size: global images; the last batch is padded with masked rows.
-        split: "eval", or "train" for the training pictures.
+        split: "eval", "train" for the training pictures, or "all" of a folder without
+            train/ and val/.
         process_index, process_count: as `make_train_data`.
 
     Raises:
         InputError: the source is missing or disagrees with the config.
     """
     _check(config, batch_size, process_count)
-    errors.check_choice("split", split, ("eval", "train"))
+    errors.check_choice("split", split, source.SPLITS)
     opened = source.open_source(config, split)
     size = batch_size // process_count
     rows = process_index * size + np.arange(size)
+    return _once(config.data, opened, image_size, batch_size, rows)
+
+
+def make_picture_data(
+    preprocessing: Mapping[str, Any],
+    paths: Sequence[str],
+    *,
+    image_size: int,
+    batch_size: int,
+) -> Batches:
+    """Returns the pictures at `paths` once, in order, as an evaluation sees them.
+
+    Labels are 0. A picture that cannot be read has mask 0, and no warning is given:
+    `pictures.why_not` says what is wrong with it.
+
+    Args:
+        preprocessing: "interpolation", "eval_crop", "eval_crop_padding" and "exif", as
+            a checkpoint has them.
+        paths: local files.
+        image_size: side of the pictures, px.
+        batch_size: images; the last batch is padded with masked rows.
+    """
+    data = ConfigDict({**preprocessing, "workers": 0})
+    opened = pictures.PathSource(paths)
+    rows = np.arange(batch_size)
+    return _once(data, opened, image_size, batch_size, rows, warns=False)
+
+
+def _once(data, opened, image_size, batch_size, rows, *, warns=True) -> Batches:
+    """Every picture once, in order; `rows` of each batch belong to this process."""
 
     def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = int(step) * batch_size + rows
@@ -183,11 +228,13 @@ def make_eval_data(
     def draw(encoded, orientation, whole, position):
         del position
         return image.eval_picture(
-            encoded, orientation, whole, image_size=image_size, data=config.data
+            encoded, orientation, whole, image_size=image_size, data=data
         )
 
     steps = range(-(-len(opened) // batch_size))
-    return _batches(config, opened, steps, choose, draw, size, image_size)
+    return _batches(
+        data, opened, steps, choose, draw, len(rows), image_size, warns=warns
+    )
 
 
 def check(config: Any) -> None:
@@ -238,18 +285,20 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 def _batches(
-    config: Any,
+    data: Any,
     opened: source.Source,
     steps: range,
     choose: Callable,
     draw: Callable,
     size: int,
     image_size: int,
+    *,
+    warns: bool = True,
 ) -> Batches:
     """Assembles the graph: steps, one read per step, pictures in parallel, batches."""
-    workers = config.data.workers or os.cpu_count() or 1
+    workers = data.workers or os.cpu_count() or 1
     failures: list[Exception] = []
-    read = functools.partial(_read_step, opened, choose, config.data.exif, failures)
+    read = functools.partial(_read_step, opened, choose, data.exif, failures)
     no_row = (np.int64(size), np.full((image_size, image_size, 3), GREY, np.uint8))
 
     @tf.autograph.experimental.do_not_convert  # plain tensor code, quicker to trace
@@ -279,7 +328,7 @@ def _batches(
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1
     dataset = dataset.prefetch(BATCHES_AHEAD).with_options(options)
-    return Batches(dataset, opened, len(steps), failures)
+    return Batches(dataset, opened, len(steps), failures, warns=warns)
 
 
 # labels [b], indices [b]; then of the rows to decode: row, bytes, orientation, whole,

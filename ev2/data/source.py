@@ -19,6 +19,7 @@ from ev2 import class_names, errors
 from ev2.data import files, folder, tfrecord
 
 SOURCES = ("embedded", "tfds", "folder", "tfrecord", "synthetic")
+SPLITS = ("eval", "train", "all")
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
 SYNTHETIC_SIDE = 32  # px
@@ -59,8 +60,8 @@ def describe(config: Any) -> Info:
 
     Declared counts are taken as they are, without touching the data, for sources
     that can be elsewhere when a run is planned ("tfds", "tfrecord", "synthetic");
-    class names are then those of `labels.txt` in `data.path` if it can be read, else
-    numbers.
+    class names are then those of `labels.txt` in `data.path`, or of the description
+    of a prepared TFDS dataset, if they can be read, else numbers.
 
     Raises:
         InputError: unknown or unreadable source, or it disagrees with a declared
@@ -70,7 +71,7 @@ def describe(config: Any) -> Info:
     errors.check_choice("data.source", data.source, SOURCES)
     counts = (data.num_train_images, data.num_eval_images, data.num_classes)
     if data.source in ("tfds", "tfrecord", "synthetic") and all(counts):
-        names = _read_labels(data.path) if data.path else None
+        names = _read_names(data)
         if names is None or len(names) != data.num_classes:
             names = class_names.numbers(data.num_classes)
         return Info(*counts, names)
@@ -79,16 +80,51 @@ def describe(config: Any) -> Info:
     return Info(len(train), len(evaluation), len(names), names)
 
 
+def _read_names(data: Any) -> tuple[str, ...] | None:
+    """Class names, without reading a record; None if nothing tells them."""
+    names = _read_labels(data.path) if data.path else None
+    if names is not None or data.source != "tfds":
+        return names
+    from ev2.data import tfds  # TFDS takes a second to import
+
+    try:
+        return tfds.read_class_names(data.name, data.path)
+    except errors.InputError:  # not prepared on this machine
+        return None
+
+
+def read_class_names(config: Any, split: str) -> tuple[str, ...]:
+    """Returns the names of the classes of a split; numbers where it has no names.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(config, split).class_names
+
+
+def is_one_folder(config: Any) -> bool:
+    """Whether the data are a folder without train/ and val/, and so without a split."""
+    data = config.data
+    is_folder = data.source == "folder"
+    return is_folder and not folder.has_splits(data.path, data.eval_split)
+
+
 def open_source(config: Any, split: str) -> Source:
-    """Opens the "train" or "eval" split of the configured data.
+    """Opens a split of the configured data: "train", "eval", or "all" of one folder.
 
     Raises:
         InputError: as `describe`.
     """
     data = config.data
     errors.check_choice("data.source", data.source, SOURCES)
+    if split == "all" and data.source != "folder":
+        raise errors.InputError(
+            f"split: 'all' is for data.source 'folder', not {data.source!r}; choose"
+            " eval or train"
+        )
     split_name = data.train_split if split == "train" else data.eval_split
     count_key = f"num_{split}_images"
+    declared = data[count_key] if split != "all" else 0
     source = _open(
         data.source,
         data.name,
@@ -96,10 +132,10 @@ def open_source(config: Any, split: str) -> Source:
         split,
         split_name,
         data.num_classes,
-        data[count_key],
+        declared,
         data.eval_fraction,
     )
-    _check_declared(f"data.{count_key}", data[count_key], len(source))
+    _check_declared(f"data.{count_key}", declared, len(source))
     _check_declared("data.num_classes", data.num_classes, len(source.class_names))
     if len(source.class_names) < 2:
         raise errors.InputError(

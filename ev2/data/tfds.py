@@ -47,6 +47,19 @@ def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:
     )
 
 
+def read_class_names(name: str, data_dir: str) -> tuple[str, ...]:
+    """Returns the names of the classes, from the dataset's description alone.
+
+    Args:
+        name, data_dir: as `open_tfds`.
+
+    Raises:
+        InputError: as `open_tfds`.
+    """
+    info = _open_builder(name, data_dir).info
+    return tuple(info.features[_keys(name, info)[1]].names)
+
+
 def _open_builder(name: str, data_dir: str) -> Any:
     if not name:
         raise errors.InputError("data.name: ''; give the name of a TFDS dataset")
