@@ -154,6 +154,59 @@ def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
     }
 
 
+def convert_published(
+    source: str, out: str, *, preprocessing: dict[str, Any], **options: Any
+) -> dict[str, Any]:
+    """Writes a published file as a checkpoint; returns the mapping report.
+
+    Args:
+      source: see `models.convert`.
+      out: folder to make.
+      preprocessing: values in place of the published ones, by their names in the meta
+        data; means and deviations as numbers or strings, one or three.
+      options: of `models.convert.convert`.
+
+    Raises:
+      InputError: what `models.convert` refuses, a preprocessing that cannot be, or
+        `out` exists or cannot be written.
+    """
+    refuse_existing(out)
+    chosen = {k: _plain_value(k, v) for k, v in preprocessing.items()}
+    converted = convert.convert(source, **options)
+    converted.preprocessing.update(chosen)
+    meta = make_published_meta(converted)
+    save_weights(out, converted.variables, meta)
+    return {**converted.report, "preprocessing": converted.preprocessing}
+
+
+def _plain_value(key: str, value: Any) -> Any:
+    """A preprocessing value as the meta data holds it."""
+    allowed = {
+        "interpolation": ("bilinear", "bicubic"),
+        "eval_crop": ("resize", "center"),
+    }
+    if key in allowed:
+        errors.check_choice(key, value, allowed[key])
+    elif key == "image_size":
+        if value < 8:
+            raise errors.InputError(
+                f"image_size: {value} is not allowed; give 8 or more"
+            )
+    else:
+        try:
+            numbers = tuple(float(v) for v in value)
+        except ValueError:
+            numbers = ()
+        lowest = 0 if key == "mean" else 1e-6
+        if len(numbers) not in (1, 3) or not all(lowest <= v <= 255 for v in numbers):
+            raise errors.InputError(
+                f"{key}: {','.join(map(str, value))} is not allowed; give one number, "
+                f"or three, from {lowest:g} to 255"
+            )
+        return numbers * (3 // len(numbers))
+    return value
+
+
 def save_weights(path: str, variables: dict[str, Any], meta: dict[str, Any]) -> None:
     """Writes weights as a checkpoint that `load_pretrained` reads.
 

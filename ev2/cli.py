@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change).
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ev2 import errors
+from ev2 import arch, errors
 
 _CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
 
@@ -86,6 +87,10 @@ def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:
         values.dataset = rest[0]
     elif "images" in values:
         values.images = [*values.images, *rest]
+    elif "source_file" in values:
+        if len(rest) != 1:
+            raise errors.InputError("convert: name one file or folder of weights")
+        values.source_file = rest[0]
     elif rest:
         raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 
@@ -226,6 +231,83 @@ def _predict(values: flags.FlagValues) -> None:
     )
 
 
+def _define_convert(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    flags.DEFINE_string(
+        "source_file", None, "Published weights; simply SOURCE.", flag_values=values
+    )
+    _string(values, "model", "Name of the network; found from the file if not given.")
+    _string(values, "out", "Folder to write the checkpoint to.", required=True)
+    flags.DEFINE_bool(
+        "raw", False, "Of a released checkpoint, not the averages.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_classes", None, "Classes; the file's if not given.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "new_head", False, "Draws the classifier anew.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "padding",
+        "",
+        ["", *arch.PADDINGS],
+        "symmetric for timm's networks without tf_ in their name.",
+        flag_values=values,
+    )
+    for name, text in (("mean", "subtracted"), ("std", "divided by")):
+        flags.DEFINE_list(
+            name,
+            None,
+            f"What pixels in 0..255 are {text}: one number or red,green,blue. The "
+            "published one if not given; so for the flags below.",
+            flag_values=values,
+        )
+    flags.DEFINE_integer("image_size", None, "Pixels.", flag_values=values)
+    _string(values, "interpolation", "bilinear or bicubic.")
+    _string(values, "eval_crop", "resize or center.")
+    _string(values, "json", "File to write the mapping report to.")
+
+
+def _convert(values: flags.FlagValues) -> None:
+    from ev2 import checkpoint
+
+    names = ("mean", "std", "image_size", "interpolation", "eval_crop")
+    report = checkpoint.convert_published(
+        values.source_file,
+        values.out,
+        name=values.model or "",
+        averaged=not values.raw,
+        num_classes=values.num_classes,
+        new_head=values.new_head,
+        padding=values.padding,
+        preprocessing={
+            n: values[n].value for n in names if values[n].value is not None
+        },
+    )
+    if values.json:
+        _write_json(values.json, report)
+    print(_format_report(report, values.out))
+
+
+def _format_report(report: dict, out: str) -> str:
+    """The mapping report for people: counts, then what was left out by reason."""
+    skipped = collections.Counter(row["reason"] for row in report["skipped"])
+    lines = [
+        f"{report['model']} from {report['format']} names: {report['matched']:,} "
+        f"tensors matched, {report['transposed']:,} of them transposed",
+        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
+        *report["notes"],
+        "preprocessing: "
+        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
+        f"weights: {out}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
 def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _define_config(values, argv, required=True)
     _string(values, "json", "File to write the plan to.")
@@ -284,6 +366,7 @@ VERBS = {
     "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
     "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
     "predict": Verb("names what pictures show", _define_predict, _predict),
+    "convert": Verb("published weights to a checkpoint", _define_convert, _convert),
     "plan": Verb("prints the stages of a run", _define_plan, _plan),
     "prepare": Verb("turns original files into shards", _define_prepare, _prepare),
     "report": Verb("pictures and one page of a run", _define_report, _report),

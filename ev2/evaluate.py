@@ -152,7 +152,8 @@ def _default_split(meta: dict[str, Any], config: ConfigDict) -> str:
     Whether a checkpoint learnt from a folder decides, not which folder: copies and
     links have other paths, and pictures that were learnt must not count as a test.
     """
-    learnt_from_folder = meta["config"]["data"]["source"] == "folder"
+    run = meta["config"]
+    learnt_from_folder = run is not None and run["data"]["source"] == "folder"
     return "all" if data.is_one_folder(config) and not learnt_from_folder else "eval"
 
 
@@ -179,6 +180,11 @@ def _find_classes(
 
 def _with_preprocessing(meta: dict[str, Any], config: ConfigDict | None) -> ConfigDict:
     """The config of the data, with the preprocessing that the weights were made for."""
+    if config is None and meta["config"] is None:
+        raise errors.InputError(
+            "config: missing, and published weights do not say where pictures are; "
+            "give --config=configs/folder.py --config.data.path=DIR"
+        )
     merged = ConfigDict(meta["config"] if config is None else config.to_dict())
     for key, value in meta["preprocessing"].items():
         section = merged.eval if key == "image_size" else merged.data
