@@ -18,7 +18,12 @@ _ALLOWED = {"top": 1, "batch_size": 1, "image_size": 8}  # lowest values
 
 
 def print_predictions(
-    path: str, images: Sequence[str], *, json_lines: bool, **options: Any
+    path: str,
+    images: Sequence[str],
+    *,
+    json_lines: bool,
+    batch_size: int = 32,
+    **options: Any,
 ) -> None:
     """Prints the predictions for all pictures as they are made, with a progress bar.
 
@@ -26,25 +31,26 @@ def print_predictions(
       path: see `checkpoint.load_pretrained`.
       images: files, folders and globs; see `data.find_pictures`.
       json_lines: one JSON object per picture on stdout, else a table for people.
-      options: those of `predict`.
+      batch_size, options: as `predict`.
 
     Raises:
       InputError: as `predict`, or no picture at all could be read.
     """
-    check_options(**options)
+    check_options(batch_size=batch_size, **options)
     paths = data.find_pictures(images)
     _check_paths(paths)
+    results = predict(path, paths, batch_size=batch_size, **options)
     failed = []
     # One batch has no progress to show. Lines in a log file come less often.
     bar = tqdm.tqdm(
         total=len(paths),
         unit="img",
-        disable=len(paths) <= options["batch_size"],
+        disable=len(paths) <= batch_size,
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
     )
     with bar:
-        for result in predict(path, paths, **options):
+        for result in results:
             text = json.dumps(result) if json_lines else format_result(result)
             if sys.stdout.isatty():
                 bar.write(text, file=sys.stdout)  # above the bar
@@ -96,12 +102,12 @@ def predict(
     batch_size: int = 32,
     image_size: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the prediction for each of `paths`, in their order.
+    """Loads the network; returns the prediction for each of `paths`, in their order.
 
-    A prediction is `{"path", "top"}`: the classes of highest probability, each
-    `{"index", "name", "probability"}`, and "id" where the class is one of ImageNet's
-    with a WordNet id. Where a picture cannot be read it is `{"path", "error"}`, with
-    the reason in words.
+    They are made as they are asked for, batch by batch. A prediction is `{"path",
+    "top"}`: the classes of highest probability, each `{"index", "name",
+    "probability"}`, and "id" where the class is one of ImageNet's with a WordNet id.
+    Where a picture cannot be read it is `{"path", "error"}`, the reason in words.
 
     Args:
       path: see `checkpoint.load_pretrained`; preprocessing comes from there.
@@ -132,18 +138,31 @@ def predict(
         preprocessing,
         paths,
         image_size=image_size or preprocessing["image_size"],
-        batch_size=-(-min(batch_size, len(paths)) // devices) * devices,
+        batch_size=-(-min(batch_size, len(paths) or 1) // devices) * devices,
     )
+
+    def run_step(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        on_devices = sharding.to_global(mesh, {"image": images})["image"]
+        return jax.device_get(predict_step(variables, on_devices))
+
+    return _results(batches, paths, run_step, meta["class_names"])
+
+
+def _results(
+    batches: data.Batches,
+    paths: Sequence[str],
+    run_step: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    names: list[str],
+) -> Iterator[dict[str, Any]]:
     with contextlib.closing(batches):
         for batch in batches:
-            images = sharding.to_global(mesh, {"image": batch["image"]})["image"]
-            likely, classes = jax.device_get(predict_step(variables, images))
+            likely, classes = run_step(batch["image"])
             for row in np.flatnonzero(batch["index"] >= 0):
-                place = paths[int(batch["index"][row])]
+                path = paths[int(batch["index"][row])]
                 if batch["mask"][row]:
-                    yield {"path": place, **_top(likely[row], classes[row], meta)}
+                    yield {"path": path, **_top(likely[row], classes[row], names)}
                 else:
-                    yield {"path": place, "error": data.why_not(place)}
+                    yield {"path": path, "error": data.why_not(path)}
 
 
 def _make_compiled_step(
@@ -160,13 +179,13 @@ def _make_compiled_step(
 
 
 def _top(
-    probabilities: np.ndarray, classes: np.ndarray, meta: dict[str, Any]
+    probabilities: np.ndarray, classes: np.ndarray, names: list[str]
 ) -> dict[str, Any]:
     if not np.isfinite(probabilities).all():
         return {"error": "the network's output is not finite"}
     top = []
     for index, probability in zip(classes.tolist(), probabilities, strict=True):
-        name = meta["class_names"][index]
+        name = names[index]
         known = {"id": name} if class_names.is_wordnet_id(name) else {}
         top.append(
             {

@@ -92,6 +92,7 @@ def test_the_networks_own_probabilities_in_the_order_given(
 
 
 def test_top_is_at_most_all_classes(saved, tmp_path):
+    assert list(predict.predict(saved[0], [])) == []
     paths = _write(tmp_path, 1)
     for top, shown in ((1, 1), (6, 6), (1000, 6)):
         (result,) = predict.predict(saved[0], paths, top=top)
@@ -290,6 +291,11 @@ def test_progress_bar_is_for_more_than_one_batch(saved, tmp_path, capsys):
         (["text.jpg", "--weights=best"], 0, "weights"),
         (["text.jpg", "--json=out.json"], 0, "json"),
         (["text.jpg", "--checkpoint=/nowhere"], 0, "'/nowhere' holds no complete"),
+        (
+            ["text.jpg", "zero.png", "--batch_size=1", "--checkpoint=/nowhere"],
+            0,  # and no bar
+            "'/nowhere' holds no complete",
+        ),
     ],
 )
 def test_bad_input(saved, tmp_path, capsys, monkeypatch, argv, printed, message):
@@ -310,4 +316,15 @@ def test_features_have_no_classes(saved, monkeypatch):
         checkpoint, "load_pretrained", lambda path, weights: (Features, {}, {})
     )
     with pytest.raises(errors.InputError, match="features and no classes"):
-        next(predict.predict("run", ["a.png"]))
+        predict.predict("run", ["a.png"])
+
+
+def test_names_of_files_need_not_be_text(saved, tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    with open(path, "wb") as file:
+        file.write(_encode(_pixels(0), "PNG"))
+    flag = f"--checkpoint={saved[0]}"
+    code, out, _ = _run(capsys, flag, path)
+    assert code == 0 and out.startswith(f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n")
+    code, out, _ = _run(capsys, flag, "--json", path)
+    assert code == 0 and json.loads(out)["path"] == path
