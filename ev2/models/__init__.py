@@ -93,7 +93,7 @@ class Model:
             logits, made = self.module.apply(
                 variables, images, train=False, mutable=mutable
             )
-            return (logits, self._name_ends(made)) if endpoints else logits
+            return (logits, self._name_ends(made["endpoints"])) if endpoints else logits
         if rng is None and not (_is_zero(dropout) and _is_zero(drop_path)):
             raise ValueError("rng: needed with a dropout or drop_path rate; pass a key")
         logits, made = self.module.apply(
@@ -105,12 +105,12 @@ class Model:
             rng=rng,
             mutable=["batch_stats", *mutable],
         )
-        outputs = (logits, self._name_ends(made)) if endpoints else logits
+        outputs = (logits, self._name_ends(made["endpoints"])) if endpoints else logits
         return outputs, made["batch_stats"]
 
-    def _name_ends(self, made: dict[str, Any]) -> dict[str, jax.Array]:
+    def _name_ends(self, made: Any) -> dict[str, jax.Array]:
         """The maps by name, and the last of each size as `reduction_i`."""
-        sown = made["endpoints"]["maps"]
+        sown = made["maps"]
         names = ["stem", *(name for name, _ in self.arch.named_blocks)]
         strides = [row.stride for _, row in self.arch.named_blocks]
         if self.arch.is_resnet:

@@ -62,7 +62,8 @@ class ResNet(nn.Module):
         stem = functools.partial(conv, self.arch.stem_channels, kernel=7, stride=2)
         x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
         self.sow("endpoints", "maps", x)
-        x = nn.max_pool(x, (3, 3), (2, 2), layers.pads_of(x.shape, 3, 2, padding))
+        pads: Any = layers.pads_of(x.shape, 3, 2, padding)  # Flax declares a string
+        x = nn.max_pool(x, (3, 3), (2, 2), pads)
         for index, (name, row) in enumerate(self.arch.named_blocks):
             drop = layers.drop_path_at(
                 index, self.arch.num_blocks, rate=drop_path, rng=path_rng
