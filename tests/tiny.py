@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs import defaults
+from ev2 import models
 
 BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r1_k3_s1_e2_i16_o16_se0.25")
 
@@ -33,3 +34,15 @@ def make_config(**changes) -> ConfigDict:
     config.log.every_steps = 2
     config.update_from_flattened_dict(changes)
     return config
+
+
+def create_model(config: ConfigDict, num_classes: int = 10) -> models.Model:
+    """Returns the network that a run of `config` would train."""
+    return models.create_model(
+        config.model.name,
+        num_classes=num_classes,
+        dtype=config.model.dtype,
+        bn_momentum=config.model.bn_momentum,
+        bn_group_images=config.model.bn_group_images,
+        blocks=tuple(config.model.blocks),
+    )
