@@ -42,15 +42,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
-                        checkpoint_managers.LatestN(max(keep, 1)),
-                        checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics["ema_top1"],
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
+                        checkpoint_managers.LatestN(keep),
+                        checkpoint_managers.BestN(get_metric_fn=_ema_top1, n=1),
                     ]
                 ),
-                best_fn=lambda metrics: metrics["ema_top1"],
+                best_fn=_ema_top1,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
@@ -61,13 +57,12 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def restore(self, abstract_state: TrainState) -> TrainState:
-        """Returns the newest checkpoint, laid out as `abstract_state` says.
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """Returns the checkpoint of `step`, laid out as `abstract_state` says.
 
         `abstract_state` holds shapes, dtypes and shardings; the number of devices
         need not be that of the run that saved.
         """
-        step = self._manager.latest_step()
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
@@ -97,13 +92,19 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             ),
-            metrics=None if ema_top1 is None else {"ema_top1": ema_top1},
+            # Always given: the library warns at every save without metrics.
+            metrics={"ema_top1": ema_top1},
         )
 
     def close(self) -> None:
         """Waits for the save in flight and releases the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _ema_top1(metrics: dict[str, Any]) -> float:
+    """What the best checkpoint is best in; one without an evaluation comes last."""
+    return -1.0 if metrics["ema_top1"] is None else metrics["ema_top1"]
 
 
 def make_meta(

@@ -74,10 +74,13 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else repr(error)
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]  # a key of a section arrives wrapped in another error
+    text = (str(error.args[0]) if error.args else repr(error)).strip()
     if isinstance(error, KeyError):  # a key that the config does not have, and a hint
-        return f"config key {' '.join(text.split())} is not known; see configs/defaults"
-    return (text.strip() or repr(error)).splitlines()[-1].strip()
+        key, _, hint = text.partition("\n")
+        return f"config key {key} is not known; see configs/defaults.py. {hint}".strip()
+    return (text or repr(error)).splitlines()[-1].strip()
 
 
 def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import tqdm
 
-from ev2 import progressive
-from ev2.run_folder import RunFolder
+from ev2 import progressive, run_folder
 
 _IN_FLIGHT_STEPS = 3
 
@@ -21,7 +20,7 @@ class Logbook:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: run_folder.RunFolder,
         stages: Sequence[progressive.Stage],
         num_train_images: int,
         *,
@@ -165,7 +164,7 @@ class Logbook:
             {**head, "image_size": stage.image_size, **more, **line}
         )
         if self._writer is not None:
-            scalars = {f"{split}/{k}": v for k, v in _flat(line).items()}
+            scalars = run_folder.flatten(line, "/", f"{split}/")
             scalars[f"{split}/image_size"] = more.get("image_size", stage.image_size)
             self._writer.write_scalars(step, scalars)
 
@@ -179,16 +178,6 @@ class Logbook:
 def _pixels(stage: progressive.Stage, first: int, last: int) -> int:
     steps = max(0, last - max(first, stage.first_step))
     return steps * stage.batch_size * stage.image_size**2
-
-
-def _flat(line: dict[str, Any]) -> dict[str, float]:
-    flat = {}
-    for key, value in line.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}/{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _events_writer(path: str):

@@ -137,17 +137,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def flatten(
+    tree: Mapping[str, Any], separator: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Returns the leaves of nested dicts by `prefix` and their keys, joined."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, separator, f"{prefix}{key}{separator}")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _plain(config: ConfigDict) -> dict[str, Any]:
     """The config as JSON gives it back: tuples are lists."""
     return json.loads(json.dumps(config.to_dict()))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def refuse_other_run(
@@ -178,7 +183,8 @@ def refuse_other_run(
         return
     if not isinstance(saved.get("config"), dict):
         raise _damaged(path / "config.json")
-    _refuse_differing(path, _flat(saved["config"]), _flat(_plain(config)))
+    before, now = (flatten(x, ".") for x in (saved["config"], _plain(config)))
+    _refuse_differing(path, before, now)
     if data is not None and stages is not None:
         now = {key: json.loads(json.dumps(value)) for key, value in data.items()}
         before = {key: stages.get(key) for key in now}

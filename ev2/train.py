@@ -5,7 +5,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,7 +79,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         start = checkpoints.latest_step() or 0
         images = job.info.num_train_images
         log = opened(logbook.Logbook(folder, job.stages, images, first_step=start))
-        results = _train(job, folder, checkpoints, log, opened)
+        results = _train(job, folder, checkpoints, log, start, opened)
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
@@ -122,55 +122,48 @@ def _train(
     folder: run_folder.RunFolder,
     checkpoints: checkpoint.Checkpoints,
     log: logbook.Logbook,
+    start: int,
     opened: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """The loop. Returns the last evaluation; `opened` sees to closing."""
-    config, stages, mesh = job.config, job.stages, job.mesh
-    start = checkpoints.latest_step() or 0
+    """The loop, from step `start` on. Returns the last evaluation.
+
+    `opened` sees to closing.
+    """
+    config, mesh = job.config, job.mesh
     programs = _Programs(job)
     if start:
-        state = checkpoints.restore(programs.abstract_state)
+        state = checkpoints.restore(start, programs.abstract_state)
     else:
         state = programs.create_state()
-    folder.drop_metrics_after(start)
-    notes = _stage_notes(folder, job, state)
-    meta = checkpoint.make_meta(config, job.model, job.info.class_names)
+    notes = _begin_notes(job, folder, start, state)
     log.say(plan.format_table(job.table))
     log.say(_summary(job, notes, folder, start))
+    meta = checkpoint.make_meta(config, job.model, job.info.class_names)
     eval_step = evaluate.make_compiled_eval_step(job.model, config, mesh)
     results = None
 
-    for stage in [s for s in stages if s.last_step > start]:
+    for stage in [s for s in job.stages if s.last_step > start]:
         first = max(stage.first_step, start)
         train_step, compile_seconds = programs.train_step(stage)
-        batches = opened(
-            data.make_train_data(
-                config,
-                stage,
-                first_step=first,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-        )
+        batches = opened(_make_batches(config, stage, first))
         on_device = log.batches(evaluate.prefetch_to_mesh(batches, mesh))
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
         log.start_stage()
         for step, batch in zip(range(first, stage.last_step), on_device, strict=True):
-            strengths["learning_rate"] = np.float32(job.learning_rate(step))
+            rate = job.learning_rate(step)
+            strengths["learning_rate"] = np.float32(rate)
             state, sums = train_step(state, batch, strengths)
             log.add(stage, sums)
             done = step + 1
-            evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
-            saves = evaluates or _every(config.checkpoint.every_steps, done)
-            if saves or _every(config.log.every_steps, done):
-                rate = job.learning_rate(step)
+            due = _due(job, stage, done)
+            if due.write:
                 log.write_train(stage, done, rate, batches.skipped)
-            if evaluates:
+            if due.evaluate:
                 results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
                 log.write_eval(stage, done, results, config.eval.image_size)
-            if saves:
-                top1 = results["ema"]["top1"] if evaluates and results else None
+            if due.save:
+                top1 = results["ema"]["top1"] if due.evaluate and results else None
                 checkpoints.save(state, done, meta, ema_top1=top1)
         batches.close()
         notes["stages"][stage.index] |= {
@@ -183,6 +176,17 @@ def _train(
     if results is None:  # the run was complete but for its results
         results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
     return results
+
+
+def _make_batches(config: ConfigDict, stage: progressive.Stage, first_step: int):
+    """This process's share of the batches of `stage`."""
+    return data.make_train_data(
+        config,
+        stage,
+        first_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 class _Programs:
@@ -254,8 +258,26 @@ def _weights(state) -> dict[str, Any]:
     return {"ema": state.ema, "raw": raw}
 
 
-def _every(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0
+class _Due(NamedTuple):
+    """What is to be done after a step."""
+
+    write: bool
+    evaluate: bool
+    save: bool
+
+
+def _due(job: _Job, stage: progressive.Stage, done: int) -> _Due:
+    """What is due when `done` steps are done; nothing is saved unwritten.
+
+    Writing looks at the losses, so no checkpoint holds weights that are not finite.
+    """
+
+    def every(steps: int) -> bool:
+        return steps > 0 and done % steps == 0
+
+    evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
+    saves = evaluates or every(job.config.checkpoint.every_steps)
+    return _Due(saves or every(job.config.log.every_steps), evaluates, saves)
 
 
 def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
@@ -267,8 +289,12 @@ def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
     return before // interval < after // interval
 
 
-def _stage_notes(folder, job: _Job, state) -> dict[str, Any]:
-    """stages.json as far as it is known, with what an earlier start measured."""
+def _begin_notes(job: _Job, folder, start: int, state) -> dict[str, Any]:
+    """stages.json as far as it is known, with what an earlier start measured.
+
+    Lines of metrics.jsonl after step `start` are dropped: those steps come again.
+    """
+    folder.drop_metrics_after(start)
     notes = folder.read_json("stages.json")
     if notes is None:
         params = sum(leaf.size for leaf in jax.tree.leaves(state.params))

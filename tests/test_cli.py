@@ -38,7 +38,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
         (["trian"], "trian"),
         (["plan"], "config"),
         (["plan", "--config=/nowhere.py"], "/nowhere.py"),
-        (["plan", DEMO, "--config.optimizer.lrr=1"], "lrr"),
+        (["plan", DEMO, "--config.optimizer.lrr=1"], "key 'lrr' is not known"),
         (["plan", DEMO, "--config.batch_size=many"], "batch_size"),
         (["plan", DEMO, "--config.batch_size=0"], "batch_size"),
         (["plan", DEMO, "--config.model.name=vgg"], "vgg"),

@@ -1,7 +1,7 @@
 """python -m pytest tests/test_configs.py
 
 Every recipe builds, is locked, and gives stages; one training step of each is in
-tests/test_train.py.
+tests/test_recipes.py.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from configs import defaults, demo, folder, imagenet1k
-from ev2 import arch, progressive
+from ev2 import arch, progressive, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -49,28 +49,22 @@ def test_recipe_builds_locked_and_has_stages(name):
     assert stages[-1].image_size <= config.eval.image_size
 
 
+def _leaves(config):
+    return run_folder.flatten(config.to_dict(), ".")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_adds_no_key(name):
     def keys(config):
-        return {key: type(value) for key, value in _flat(config.to_dict()).items()}
+        return {key: type(value) for key, value in _leaves(config).items()}
 
     assert keys(RECIPES[name]()) == keys(defaults.get_config())
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_values_are_plain(name):
-    for key, value in _flat(RECIPES[name]().to_dict()).items():
+    for key, value in _leaves(RECIPES[name]()).items():
         assert isinstance(value, int | float | str | tuple), key
-
-
-def _flat(tree, prefix=""):
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def test_every_key_has_a_comment_beside_or_above_it():

@@ -3,49 +3,18 @@
 Folders of class folders made here; bad ones of each kind, in one line.
 """
 
-import io
 import os
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from configs import defaults
 from ev2 import data, errors
 from ev2.data import folder, source
-
-
-def _config(**values):
-    config = defaults.get_config()
-    config.data.update(values)
-    return config
-
-
-def _png(value: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _value(encoded: bytes) -> int:
-    return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
-
-
-def _write_pictures(root, names):
-    for value, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_png(value))
-
-
-def _one_line(raised) -> str:
-    text = str(raised.value)
-    assert "\n" not in text
-    return text
+from tests import pictures
 
 
 def test_folder_with_splits(tmp_path):
-    _write_pictures(
+    pictures.write_pngs(
         tmp_path,
         [
             "train/b/z.PNG",
@@ -58,11 +27,11 @@ def test_folder_with_splits(tmp_path):
     (tmp_path / "train/a/notes.txt").write_text("not a picture")
     (tmp_path / "train/a/.hidden.png").write_bytes(b"")
     (tmp_path / "train/.cache").mkdir()
-    config = _config(source="folder", path=str(tmp_path))
+    config = pictures.make_config(source="folder", path=str(tmp_path))
     assert data.describe(config) == data.Info(3, 2, 2, ("a", "b"))
     train = source.open_source(config, "train")
     encoded, labels = train.read(np.arange(3))
-    assert [_value(e) for e in encoded] == [2, 1, 0]
+    assert [pictures.red(e) for e in encoded] == [2, 1, 0]
     assert labels.tolist() == [0, 1, 1]
     assert train.name(1) == str(tmp_path / "train/b/deep/er/a.jpg")
     assert source.open_source(config, "eval").name(0) == str(tmp_path / "val/a/7.png")
@@ -70,8 +39,10 @@ def test_folder_with_splits(tmp_path):
 
 def test_folder_holds_out_a_share_of_each_class(tmp_path):
     names = [f"{c}/{i}.png" for c in "ab" for i in range(20)] + ["c/0.png", "c/1.png"]
-    _write_pictures(tmp_path, names)
-    config = _config(source="folder", path=str(tmp_path), eval_fraction=0.25)
+    pictures.write_pngs(tmp_path, names)
+    config = pictures.make_config(
+        source="folder", path=str(tmp_path), eval_fraction=0.25
+    )
     paths = {}
     for split in ("train", "eval"):
         opened = source.open_source(config, split)
@@ -85,36 +56,38 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
 
 def test_all_pictures_of_a_folder_without_splits(tmp_path):
     names = [f"{c}/{i}.png" for c in "ab" for i in range(3)] + ["c/0.png"]
-    _write_pictures(tmp_path / "one", names)
-    config = _config(source="folder", path=str(tmp_path / "one"))
+    pictures.write_pngs(tmp_path / "one", names)
+    config = pictures.make_config(source="folder", path=str(tmp_path / "one"))
     opened = source.open_source(config, "all")
     assert [opened.name(i) for i in range(len(opened))] == [
         str(tmp_path / "one" / name) for name in names
     ]
     assert opened.read(np.arange(7))[1].tolist() == [0, 0, 0, 1, 1, 1, 2]
     assert source.is_one_folder(config)
-    _write_pictures(
+    pictures.write_pngs(
         tmp_path / "two", [f"{s}/{n}" for s in ("train", "val") for n in names]
     )
     config.data.path = str(tmp_path / "two")
     assert not source.is_one_folder(config)
     with pytest.raises(errors.InputError, match="two/train and .*two/val; choose"):
         source.open_source(config, "all")
-    assert not source.is_one_folder(_config(source="embedded"))
+    assert not source.is_one_folder(pictures.make_config(source="embedded"))
 
 
 def test_the_share_depends_on_names_alone(tmp_path):
     splits = []
     for root in (tmp_path / "here", tmp_path / "there"):
-        _write_pictures(root, [f"{c}/{i}.png" for c in "ab" for i in range(9)])
+        pictures.write_pngs(root, [f"{c}/{i}.png" for c in "ab" for i in range(9)])
         opened = folder.FolderSource(str(root), "eval", "validation", 0.3)
         splits.append([opened.name(i)[len(str(root)) :] for i in range(len(opened))])
     assert splits[0] == splits[1]
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in ("train", "ship") for i in "12"])
-    info = data.describe(_config(source="folder", path=str(tmp_path)))
+    pictures.write_pngs(
+        tmp_path, [f"{c}/{i}.png" for c in ("train", "ship") for i in "12"]
+    )
+    info = data.describe(pictures.make_config(source="folder", path=str(tmp_path)))
     assert info.class_names == ("ship", "train")
 
 
@@ -130,14 +103,14 @@ def test_a_class_may_be_called_train(tmp_path):
     ],
 )
 def test_bad_folders(tmp_path, names, message):
-    _write_pictures(tmp_path, names)
+    pictures.write_pngs(tmp_path, names)
     with pytest.raises(errors.InputError, match=message) as raised:
-        data.describe(_config(source="folder", path=str(tmp_path)))
-    assert _one_line(raised).startswith("data.path: ")
+        data.describe(pictures.make_config(source="folder", path=str(tmp_path)))
+    assert pictures.one_line(raised).startswith("data.path: ")
 
 
 def test_bad_folder_settings(tmp_path):
-    _write_pictures(tmp_path, ["a/0.png", "b/0.png"])
+    pictures.write_pngs(tmp_path, ["a/0.png", "b/0.png"])
     for values, message in (
         ({"path": ""}, "data.path: ''"),
         ({"path": "/does/not/exist"}, "is not a folder"),
@@ -146,13 +119,15 @@ def test_bad_folder_settings(tmp_path):
         ({"path": str(tmp_path)}, "no pictures left for 'eval'"),
     ):
         with pytest.raises(errors.InputError, match=message):
-            data.describe(_config(source="folder", **values))
+            data.describe(pictures.make_config(source="folder", **values))
 
 
 def test_file_that_cannot_be_read(tmp_path):
-    _write_pictures(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
-    opened = source.open_source(_config(source="folder", path=str(tmp_path)), "train")
+    pictures.write_pngs(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
+    opened = source.open_source(
+        pictures.make_config(source="folder", path=str(tmp_path)), "train"
+    )
     os.unlink(opened.name(0))
     with pytest.raises(errors.InputError, match="cannot read") as raised:
         opened.read(np.array([0]))
-    assert opened.name(0) in _one_line(raised)
+    assert opened.name(0) in pictures.one_line(raised)

@@ -9,22 +9,14 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from ev2.data import operations as ops
+from tests import pictures
 
 SIDE = 24
 
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    """Smooth colours with noise, so that every operation changes something."""
-    rng = np.random.RandomState(0)
-    ramp = np.linspace(30, 200, SIDE)
-    channels = [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], ramp[:, None] / 2]
-    smooth = np.stack(np.broadcast_arrays(*channels), -1)
-    return np.clip(smooth + rng.randint(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
-
-
-def _difference(actual, expected) -> int:
-    return int(np.abs(np.asarray(actual, int) - np.asarray(expected, int)).max())
+    return pictures.ramps(SIDE)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +38,7 @@ def _difference(actual, expected) -> int:
     ],
 )
 def test_exactly_as_pil(picture, operation, pil):
-    assert _difference(operation(picture), pil(Image.fromarray(picture))) == 0
+    assert pictures.difference(operation(picture), pil(Image.fromarray(picture))) == 0
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.55, 1.0, 1.9, 3.25])
@@ -62,13 +54,13 @@ def test_exactly_as_pil(picture, operation, pil):
 def test_enhancements_as_pil(picture, operation, pil, tolerance, factor):
     expected = pil(Image.fromarray(picture)).enhance(factor)
     limit = 1 + tolerance * max(1.0, abs(1.0 - factor))
-    assert _difference(operation(picture, factor), expected) <= limit
+    assert pictures.difference(operation(picture, factor), expected) <= limit
 
 
 def test_auto_contrast_stretches_each_channel(picture):
     expected = ImageOps.autocontrast(Image.fromarray(picture))
     stretched = ops.auto_contrast(picture)
-    assert _difference(stretched, expected) <= 1
+    assert pictures.difference(stretched, expected) <= 1
     assert stretched.numpy().min((0, 1)).tolist() == [0, 0, 0]
     assert stretched.numpy().max((0, 1)).tolist() == [255, 255, 255]
 
@@ -77,14 +69,14 @@ def test_auto_contrast_stretches_each_channel(picture):
 @pytest.mark.parametrize("value", [0, 40, 255])
 def test_one_value_stays(operation, value):
     flat = np.full((5, 7, 3), value, np.uint8)
-    assert _difference(operation(flat), flat) == 0
+    assert pictures.difference(operation(flat), flat) == 0
 
 
 def test_equalize_of_one_flat_channel(picture):
     picture = picture.copy()
     picture[..., 1] = 77
     expected = ImageOps.equalize(Image.fromarray(picture))
-    assert _difference(ops.equalize(picture), expected) == 0
+    assert pictures.difference(ops.equalize(picture), expected) == 0
 
 
 def test_solarize_add_by_hand():
@@ -99,7 +91,9 @@ def test_solarize_add_by_hand():
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
 def test_rotate_quarter_turns(picture, degrees, turns):
-    assert _difference(ops.rotate(picture, degrees), np.rot90(picture, turns)) == 0
+    assert (
+        pictures.difference(ops.rotate(picture, degrees), np.rot90(picture, turns)) == 0
+    )
 
 
 def test_rotate_fills_the_corners_with_grey(picture):
@@ -110,20 +104,23 @@ def test_rotate_fills_the_corners_with_grey(picture):
 def test_translate_by_hand(picture):
     expected = np.full_like(picture, 128)
     expected[:, :-3] = picture[:, 3:]
-    assert _difference(ops.translate_x(picture, 3.0), expected) == 0
+    assert pictures.difference(ops.translate_x(picture, 3.0), expected) == 0
     expected = np.full_like(picture, 128)
     expected[5:] = picture[:-5]
-    assert _difference(ops.translate_y(picture, -5.0), expected) == 0
-    assert _difference(ops.translate_x(picture, 100.0), np.full_like(picture, 128)) == 0
+    assert pictures.difference(ops.translate_y(picture, -5.0), expected) == 0
+    assert (
+        pictures.difference(ops.translate_x(picture, 100.0), np.full_like(picture, 128))
+        == 0
+    )
 
 
 def test_shear_by_hand(picture):
     expected = np.full_like(picture, 128)
     for y in range(SIDE):
         expected[y, : SIDE - y] = picture[y, y:]
-    assert _difference(ops.shear_x(picture, 1.0), expected) == 0
+    assert pictures.difference(ops.shear_x(picture, 1.0), expected) == 0
     upright = ops.shear_y(picture.transpose(1, 0, 2), 1.0)
-    assert _difference(upright, expected.transpose(1, 0, 2)) == 0
+    assert pictures.difference(upright, expected.transpose(1, 0, 2)) == 0
 
 
 def test_projection_as_tensorflows(picture):
@@ -152,5 +149,5 @@ def test_grey_as_tensorflows(picture):
 def test_cutout_by_hand(picture, y, x):
     expected = picture.copy()
     expected[max(y - 4, 0) : y + 4, max(x - 4, 0) : x + 4] = 128
-    assert _difference(ops.cutout(picture, 4, y, x), expected) == 0
-    assert _difference(ops.cutout(picture, 0, y, x), picture) == 0
+    assert pictures.difference(ops.cutout(picture, 4, y, x), expected) == 0
+    assert pictures.difference(ops.cutout(picture, 0, y, x), picture) == 0

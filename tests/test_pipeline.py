@@ -11,21 +11,15 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from configs import defaults
 from ev2 import data, errors, progressive
-from ev2.data import pipeline
-
-
-def _config(**values):
-    config = defaults.get_config()
-    config.data.update(values)
-    return config
+from ev2.data import pipeline, source
+from tests import pictures
 
 
 def _synthetic(num_images=50, **values):
     basis = {"source": "synthetic", "workers": 2}
     counts = {"num_train_images": num_images, "num_eval_images": 13, "num_classes": 3}
-    return _config(**(basis | counts | values))
+    return pictures.make_config(**(basis | counts | values))
 
 
 def _stage(**values):
@@ -119,6 +113,20 @@ def test_restart_at_any_step_continues_the_run():
     assert len(data.make_train_data(config, stage, first_step=9)) == 0
 
 
+def test_a_late_start_reads_nothing_of_the_steps_before(monkeypatch):
+    # What makes the first batch after a restart cost the same at any step.
+    config, stage = _synthetic(), _stage(last_step=1_000_002)
+    opened = source.open_source(config, "train")
+    seen, read = [], opened.read
+    monkeypatch.setattr(opened, "read", lambda i: (seen.append(i), read(i))[1])
+    batches = _train(config, stage, first_step=1_000_000)
+    assert len(batches) == len(seen) == 2
+    positions = 8 * 1_000_000 + np.arange(16)
+    expected = pipeline.train_order(config.seed, positions, 50)
+    assert _column(batches, "index").tolist() == expected.tolist()
+    assert sorted(np.concatenate(seen)) == sorted(expected)
+
+
 def test_workers_change_nothing():
     stage = _stage(randaugment=5.0, last_step=4)
     one = _train(_synthetic(workers=1), stage)
@@ -159,9 +167,9 @@ def test_no_augmentation_left_is_the_picture():
     config = _synthetic(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
     batches = _train(config, _stage(image_size=32, last_step=2))
     plain = data.make_eval_data(config, image_size=32, batch_size=50, split="train")
-    pictures = next(plain)["image"]
+    images = next(plain)["image"]
     np.testing.assert_array_equal(
-        _column(batches, "image"), pictures[_column(batches, "index")]
+        _column(batches, "image"), images[_column(batches, "index")]
     )
 
 
@@ -208,7 +216,7 @@ def test_evaluation_by_processes():
 
 
 def test_embedded_evaluation_counts_two_thousand():
-    config = _config(source="embedded", name="")
+    config = pictures.make_config(source="embedded", name="")
     batches = data.make_eval_data(config, image_size=28, batch_size=999)
     batches = list(batches)
     assert sum(batch["mask"].sum() for batch in batches) == 2_000
@@ -265,21 +273,21 @@ CORRUPT = ("1-zero.jpg", "3-text.jpg", "5-cut.jpg", "6-cut.png")
 
 
 def test_corrupt_files_are_masked_and_neighbours_stay(album, warnings):
-    config = _config(source="folder", path=str(album), exif=True)
+    config = pictures.make_config(source="folder", path=str(album), exif=True)
     batches = data.make_eval_data(config, image_size=20, batch_size=4)
     rows = list(batches)
     mask, label = _column(rows, "mask"), _column(rows, "label")
     assert mask.tolist() == [1, 0, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0]
     assert label.tolist() == [0] * 9 + [1] * 6 + [0]
     assert _column(rows, "index").tolist() == [*range(15), -1]
-    pictures = _column(rows, "image").astype(int)
-    assert (pictures[mask == 0] == 128).all()
+    images = _column(rows, "image").astype(int)
+    assert (images[mask == 0] == 128).all()
     for row in (0, 2, 4, 7, 8, 9, 10, 11, 12, 13, 14):
-        expected = pictures[2]
+        expected = images[2]
         if row == 11:  # good/grey.jpg, third of good's sorted names
             expected = expected @ [[0.299], [0.587], [0.114]]
         palette = 12 if row == 12 else 0  # good/palette.png has few colours
-        assert np.abs(pictures[row] - expected).mean() < 6 + palette, row
+        assert np.abs(images[row] - expected).mean() < 6 + palette, row
     assert batches.skipped == 4
     assert batches.skipped_paths == tuple(f"{album}/val/bad/{n}" for n in CORRUPT)
     assert warnings == [
@@ -288,14 +296,14 @@ def test_corrupt_files_are_masked_and_neighbours_stay(album, warnings):
 
 
 def test_a_batch_of_corrupt_files_alone(album):
-    config = _config(source="folder", path=str(album))
+    config = pictures.make_config(source="folder", path=str(album))
     rows = list(data.make_eval_data(config, image_size=8, batch_size=1))
     assert [int(row["mask"][0]) for row in rows] == [1, 0, 1, 0, 1, 0, 0] + [1] * 8
     assert [int(row["index"][0]) for row in rows] == list(range(15))
 
 
 def test_training_skips_corrupt_files_the_same_way_each_epoch(album, warnings):
-    config = _config(source="folder", path=str(album), workers=3)
+    config = pictures.make_config(source="folder", path=str(album), workers=3)
     stage = _stage(batch_size=5, last_step=6, randaugment=5.0)  # two epochs of 15
     batches = data.make_train_data(config, stage, first_step=0)
     rows = list(batches)
@@ -322,7 +330,7 @@ def test_label_out_of_range_reaches_the_training_thread(tmp_path):
             feature["image/encoded"].bytes_list.value.append(picture)
             feature["image/class/label"].int64_list.value.append(label)
             writer.write(example.SerializeToString())
-    config = _config(source="tfrecord", path=str(tmp_path), num_classes=2)
+    config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=2)
     batches = data.make_train_data(config, _stage(batch_size=4), first_step=0)
     with pytest.raises(
         errors.InputError, match="record 2 has label 9; allowed is 1..2"

@@ -10,22 +10,14 @@ from PIL import Image, ImageOps
 
 from ev2 import errors
 from ev2.data import operations, randaugment
+from tests import pictures
 
 SIDE = 24
 
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    """Smooth colours with noise, so that every operation changes something."""
-    rng = np.random.RandomState(0)
-    ramp = np.linspace(30, 200, SIDE)
-    channels = [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], ramp[:, None] / 2]
-    smooth = np.stack(np.broadcast_arrays(*channels), -1)
-    return np.clip(smooth + rng.randint(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
-
-
-def _difference(actual, expected) -> int:
-    return int(np.abs(np.asarray(actual, int) - np.asarray(expected, int)).max())
+    return pictures.ramps(SIDE)
 
 
 def test_standard_grows_with_the_magnitude():
@@ -108,7 +100,7 @@ def test_each_operation_alone_in_a_graph_equals_eager(picture, variant):
             actual = in_graph(tf.constant(picture), draws)
             assert actual.dtype == tf.uint8
             np.testing.assert_array_equal(actual, expected, err_msg=name)
-            assert _difference(actual, picture) > 0, name
+            assert pictures.difference(actual, picture) > 0, name
 
 
 def test_directions_differ(picture):
@@ -118,7 +110,7 @@ def test_directions_differ(picture):
             named[name](tf.constant(picture), tf.constant([0.0, u, 0.5, 0.5]))
             for u in (0.1, 0.9)
         )
-        assert _difference(one, other) > 0, name
+        assert pictures.difference(one, other) > 0, name
 
 
 def test_layers_follow_each_other(picture):
@@ -128,7 +120,7 @@ def test_layers_follow_each_other(picture):
     invert, posterize = (2 + 0.5) / 16, (4 + 0.5) / 16
     draws = tf.constant([invert, 0.0, 0.0, 0.0, posterize, 0.0, 0.0, 0.0])
     expected = ImageOps.posterize(ImageOps.invert(Image.fromarray(picture)), 6)
-    assert _difference(augment(tf.constant(picture), draws), expected) == 0
+    assert pictures.difference(augment(tf.constant(picture), draws), expected) == 0
 
 
 def test_no_magnitude_or_layers_is_no_change(picture):

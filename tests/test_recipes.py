@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import demo, folder, imagenet1k
-from ev2 import models, optim
+from ev2 import optim
 from ev2 import state as states
 from ev2 import step as steps
+from tests import tiny
 
 BATCH, SIZE = 4, 32
 ARGS = [(model, recipe) for recipe, rows in imagenet1k.ROWS.items() for model in rows]
@@ -21,13 +22,7 @@ def _parts(config, num_classes):
     config = config.copy_and_resolve_references()
     config.loss.mix_group_images = BATCH
     config.model.bn_group_images = 0  # the recipe's group does not fit two pictures
-    model = models.create_model(
-        config.model.name,
-        num_classes=num_classes,
-        dtype=config.model.dtype,
-        bn_momentum=config.model.bn_momentum,
-        blocks=tuple(config.model.blocks),
-    )
+    model = tiny.create_model(config, num_classes)
     optimizer = optim.make_optimizer(config)
     create = lambda: states.create_state(model, optimizer, config, SIZE)  # noqa: E731
     return create, steps.make_train_step(model, optimizer, config)

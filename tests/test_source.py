@@ -12,25 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from configs import defaults
 from ev2 import data, errors
 from ev2.data import source, tfrecord
-
-
-def _config(**values):
-    config = defaults.get_config()
-    config.data.update(values)
-    return config
-
-
-def _png(value: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _value(encoded: bytes) -> int:
-    return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
+from tests import pictures
 
 
 def _example(**features) -> bytes:
@@ -52,7 +36,7 @@ def _write_shards(path, split, counts, first=0, num_classes=3):
         with tf.io.TFRecordWriter(paths[-1]) as writer:
             for value in range(first, first + count):
                 label = 1 + value % num_classes
-                writer.write(_example(encoded=_png(value), class__label=label))
+                writer.write(_example(encoded=pictures.png(value), class__label=label))
         first += count
     return paths
 
@@ -65,24 +49,11 @@ def shards(tmp_path):
     return tmp_path
 
 
-def _write_pictures(root, names):
-    for value, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_png(value))
-
-
-def _one_line(raised) -> str:
-    text = str(raised.value)
-    assert "\n" not in text
-    return text
-
-
 # Embedded
 
 
 def test_embedded_counts_and_balance():
-    config = _config(source="embedded", name="")
+    config = pictures.make_config(source="embedded", name="")
     info = data.describe(config)
     assert (info.num_train_images, info.num_eval_images) == (12_000, 2_000)
     assert info.num_classes == len(info.class_names) == 10
@@ -97,7 +68,7 @@ def test_embedded_counts_and_balance():
 
 def test_embedded_is_one_set():
     with pytest.raises(errors.InputError, match="fashion_mnist"):
-        data.describe(_config(source="embedded", name="mnist"))
+        data.describe(pictures.make_config(source="embedded", name="mnist"))
 
 
 # TFRecord shards
@@ -105,12 +76,13 @@ def test_embedded_is_one_set():
 
 def test_records_in_any_order(shards):
     opened = source.open_source(
-        _config(source="tfrecord", path=str(shards), num_classes=3), "train"
+        pictures.make_config(source="tfrecord", path=str(shards), num_classes=3),
+        "train",
     )
     assert len(opened) == 11
     indices = np.array([10, 0, 4, 3, 5, 10, 1])
     encoded, labels = opened.read(indices)
-    assert [_value(e) for e in encoded] == indices.tolist()
+    assert [pictures.red(e) for e in encoded] == indices.tolist()
     assert labels.tolist() == (indices % 3).tolist()
     assert opened.name(4) == f"{shards}/train-00001-of-00003 record 0"
     assert opened.name(10) == f"{shards}/train-00002-of-00003 record 5"
@@ -118,13 +90,13 @@ def test_records_in_any_order(shards):
 
 def test_class_names_from_labels_txt(shards):
     (shards / "labels.txt").write_text("ant\nbee\ncat\n")
-    info = data.describe(_config(source="tfrecord", path=str(shards)))
+    info = data.describe(pictures.make_config(source="tfrecord", path=str(shards)))
     assert info == data.Info(11, 4, 3, ("ant", "bee", "cat"))
 
 
 def test_declared_counts_need_no_data():
     for name in ("tfds", "tfrecord", "synthetic"):
-        config = _config(
+        config = pictures.make_config(
             source=name,
             path="/does/not/exist",
             num_train_images=7,
@@ -139,15 +111,19 @@ def test_declared_counts_need_no_data():
     [("num_train_images", "train"), ("num_eval_images", "eval")],
 )
 def test_declared_counts_that_disagree(shards, key, split):
-    config = _config(source="tfrecord", path=str(shards), num_classes=3, **{key: 12})
+    config = pictures.make_config(
+        source="tfrecord", path=str(shards), num_classes=3, **{key: 12}
+    )
     with pytest.raises(errors.InputError, match=f"data.{key}: 12 declared, but"):
         source.open_source(config, split)
 
 
 def test_declared_classes_that_disagree(tmp_path):
-    _write_pictures(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    pictures.write_pngs(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
     with pytest.raises(errors.InputError, match="data.num_classes: 3 declared"):
-        data.describe(_config(source="folder", path=str(tmp_path), num_classes=3))
+        data.describe(
+            pictures.make_config(source="folder", path=str(tmp_path), num_classes=3)
+        )
 
 
 def test_index_is_kept_and_a_stale_one_is_made_again(shards, monkeypatch):
@@ -194,7 +170,7 @@ def test_cut_shard_is_refused(shards, missing_bytes):
     path.write_bytes(path.read_bytes()[:-missing_bytes])
     with pytest.raises(errors.InputError, match="cut in record 3") as raised:
         tfrecord.open_records(tfrecord.find_shards(str(shards), "train"))
-    assert str(path) in _one_line(raised)
+    assert str(path) in pictures.one_line(raised)
 
 
 def test_file_that_is_no_shard_is_refused(shards):
@@ -217,14 +193,16 @@ def test_missing_shards(shards):
 def test_label_out_of_range_names_the_record(tmp_path, label):
     path = tmp_path / "train-00000-of-00001"
     with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(_example(encoded=_png(0), class__label=1))
-        writer.write(_example(encoded=_png(0), class__label=label))
-    config = _config(source="tfrecord", path=str(tmp_path), num_classes=3)
+        writer.write(_example(encoded=pictures.png(0), class__label=1))
+        writer.write(_example(encoded=pictures.png(0), class__label=label))
+    config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
     opened = source.open_source(config, "train")
     opened.read(np.array([0]))
     with pytest.raises(errors.InputError) as raised:
         opened.read(np.array([0, 1]))
-    assert f"{path} record 1 has label {label}; allowed is 1..3" in _one_line(raised)
+    assert f"{path} record 1 has label {label}; allowed is 1..3" in pictures.one_line(
+        raised
+    )
 
 
 def test_damaged_records_and_other_layouts(tmp_path):
@@ -232,7 +210,7 @@ def test_damaged_records_and_other_layouts(tmp_path):
         writer.write(b"\xff\xff not an Example")
         writer.write(_example(encoded=b"", class__label=2))
         writer.write(_example(class__label=2))
-    config = _config(source="tfrecord", path=str(tmp_path), num_classes=3)
+    config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
     opened = source.open_source(config, "train")
     encoded, labels = opened.read(np.array([0, 1]))
     assert encoded == [b"", b""] and labels.tolist() == [0, 1]
@@ -242,14 +220,14 @@ def test_damaged_records_and_other_layouts(tmp_path):
 
 def test_shards_without_names_need_a_number(shards):
     with pytest.raises(errors.InputError, match="data.num_classes: 0"):
-        data.describe(_config(source="tfrecord", path=str(shards)))
+        data.describe(pictures.make_config(source="tfrecord", path=str(shards)))
 
 
 # Synthetic
 
 
 def test_synthetic_pictures_follow_from_the_index():
-    config = _config(
+    config = pictures.make_config(
         source="synthetic", num_train_images=30, num_eval_images=9, num_classes=3
     )
     opened = source.open_source(config, "train")
@@ -263,9 +241,9 @@ def test_synthetic_pictures_follow_from_the_index():
 
 def test_synthetic_counts_must_be_given():
     with pytest.raises(errors.InputError, match="data.num_train_images: 0"):
-        data.describe(_config(source="synthetic", num_classes=3))
+        data.describe(pictures.make_config(source="synthetic", num_classes=3))
 
 
 def test_unknown_source():
     with pytest.raises(errors.InputError, match="embedded, tfds, folder"):
-        data.describe(_config(source="imagenet"))
+        data.describe(pictures.make_config(source="imagenet"))

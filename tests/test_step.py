@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import defaults
-from ev2 import models, optim, sharding
+from ev2 import optim, sharding
 from ev2 import state as states
 from ev2 import step as steps
 from tests import tiny
@@ -33,13 +33,7 @@ def _config(**changes):
 
 
 def _parts(config: ConfigDict):
-    model = models.create_model(
-        config.model.name,
-        num_classes=CLASSES,
-        bn_momentum=config.model.bn_momentum,
-        bn_group_images=config.model.bn_group_images,
-        blocks=tuple(config.model.blocks),
-    )
+    model = tiny.create_model(config, CLASSES)
     optimizer = optim.make_optimizer(config)
     return model, optimizer, steps.make_train_step(model, optimizer, config)
 

@@ -4,34 +4,16 @@ Datasets as TFDS leaves them on disk, written here in both of its formats.
 """
 
 import importlib.util
-import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from configs import defaults
 from ev2 import data, errors
 from ev2.data import source
+from tests import pictures
 
 has_array_record = importlib.util.find_spec("array_record") is not None
-
-
-def _config(**values):
-    config = defaults.get_config()
-    config.data.update(values)
-    return config
-
-
-def _value(encoded: bytes) -> int:
-    return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
-
-
-def _one_line(raised) -> str:
-    text = str(raised.value)
-    assert "\n" not in text
-    return text
 
 
 def _prepare_tfds(data_dir, file_format: str) -> str:
@@ -112,12 +94,12 @@ def _write_records(path: str, file_format: str, records: list[bytes]):
 )
 def test_tfds_in_any_order_and_slices(tmp_path, file_format):
     name = _prepare_tfds(tmp_path, file_format)
-    config = _config(source="tfds", name=name, path=str(tmp_path))
+    config = pictures.make_config(source="tfds", name=name, path=str(tmp_path))
     assert data.describe(config) == data.Info(9, 3, 3, ("ant", "bee", "cat"))
     declared = {"num_train_images": 90, "num_eval_images": 30, "num_classes": 3}
     elsewhere = {**declared, "source": "tfds", "name": name}
     for path, names in ((tmp_path, ("ant", "bee", "cat")), ("/no", ("0", "1", "2"))):
-        info = data.describe(_config(path=str(path), **elsewhere))
+        info = data.describe(pictures.make_config(path=str(path), **elsewhere))
         assert info == data.Info(90, 30, 3, names)
     for split, values in (
         ("train", range(9)),
@@ -131,7 +113,7 @@ def test_tfds_in_any_order_and_slices(tmp_path, file_format):
         order = np.random.RandomState(0).permutation(len(values))
         encoded, labels = opened.read(order)
         expected = np.array(values)[order]
-        assert [_value(e) for e in encoded] == expected.tolist()
+        assert [pictures.red(e) for e in encoded] == expected.tolist()
         assert labels.tolist() == (expected % 3).tolist()
     assert opened.name(2).endswith("-00000-of-00001 record 2")
 
@@ -147,5 +129,5 @@ def test_tfds_bad_input(tmp_path):
         ({"name": name, "train_split": "tra"}, "no split 'tra'; it has train"),
     ):
         with pytest.raises(errors.InputError, match=message) as raised:
-            data.describe(_config(source="tfds", path=path, **values))
-        _one_line(raised)
+            data.describe(pictures.make_config(source="tfds", path=path, **values))
+        pictures.one_line(raised)

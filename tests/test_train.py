@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from ev2 import checkpoint, errors, logbook, sharding, train
+from ev2 import checkpoint, errors, logbook, optim, sharding, train
+from ev2 import state as states
 from ev2 import step as steps
 from ev2.data import source
 from tests import tiny
@@ -135,7 +136,7 @@ def test_restored_on_other_device_counts(whole_run):
         mesh = sharding.make_mesh(jax.devices()[:count])
         checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
         shapes = _abstract_state(mesh)
-        state = checkpoints.restore(shapes)
+        state = checkpoints.restore(8, shapes)
         checkpoints.close()
         leaf = jax.tree.leaves(state.params)[0]
         assert leaf.sharding.num_devices == count
@@ -157,13 +158,8 @@ def _order(x):
 
 
 def _abstract_state(mesh):
-    from ev2 import models, optim
-    from ev2 import state as states
-
     config = tiny.make_config()
-    model = models.create_model(
-        config.model.name, num_classes=10, blocks=config.model.blocks
-    )
+    model = tiny.create_model(config)
     optimizer = optim.make_optimizer(config)
     shapes = jax.eval_shape(lambda: states.create_state(model, optimizer, config, 8))
     return sharding.abstract(mesh, shapes)

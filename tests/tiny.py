@@ -39,14 +39,25 @@ def make_config(**changes) -> ConfigDict:
     return config
 
 
+def create_model(config: ConfigDict, num_classes: int = 10) -> models.Model:
+    """Returns the network that a run of `config` would train."""
+    return models.create_model(
+        config.model.name,
+        num_classes=num_classes,
+        dtype=config.model.dtype,
+        bn_momentum=config.model.bn_momentum,
+        bn_group_images=config.model.bn_group_images,
+        blocks=tuple(config.model.blocks),
+        padding=config.model.padding,
+    )
+
+
 def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):
     """Saves a fresh network of the classes under `workdir`; returns its variables.
 
     `ema` maps the fresh variables to the averaged ones; None: they are the same.
     """
-    model = models.create_model(
-        config.model.name, num_classes=len(class_names), blocks=config.model.blocks
-    )
+    model = create_model(config, len(class_names))
     state = states.create_state(model, optim.make_optimizer(config), config, 16)
     if ema is not None:
         state = dataclasses.replace(state, ema=ema(state.ema))

@@ -107,8 +107,7 @@ def pads_of(
 def _pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     """1x1 convolution as a product over channels.
 
-    Same value as XLA's convolution. On 2 CPU cores the gradient at
-    64x14x14x64 -> 24 takes 3.0 ms, not 7.0.
+    Same value as XLA's convolution, and a faster gradient on CPU.
     """
     x = x[:, ::stride, ::stride]
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
@@ -150,8 +149,7 @@ def depthwise_conv(
     """Returns `x` convolved channel by channel.
 
     One function, two lowerings. XLA's grouped convolution is what an accelerator
-    wants, and is slow on CPU: with 16x16x16x256 in float32 on 2 cores it takes
-    59 ms (113 ms with gradients), the sum of shifted products 0.8 ms (19 ms).
+    wants; on CPU it is many times slower than the sum of shifted products.
 
     Args:
         x: `[N, H, W, C]`.
