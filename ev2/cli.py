@@ -1,5 +1,7 @@
 """The command line: `ev2 VERB --flag=value ...`. Verbs only; the work is elsewhere.
 
+A verb is one word, or two where it has several subjects: `ev2 bench infer`.
+
 Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change).
 """
 
@@ -32,24 +34,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
-    if argv[0] not in VERBS:
-        return _refuse(f"verb: {argv[0]!r} is not known; choose one of {_names()}")
-    verb, values = VERBS[argv[0]], flags.FlagValues()
-    verb.define(values, argv)
-    flags.DEFINE_bool("help", False, "Shows the flags.", flag_values=values)
-    if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
-        print(f"ev2 {argv[0]}: {verb.summary}\n\n{values.get_help()}")
+    asks_for_help = any(arg in ("--help", "-h", "-help") for arg in argv[1:])
+    subjects = [name for name in VERBS if name.startswith(f"{argv[0]} ")]
+    if subjects and asks_for_help and " ".join(argv[:2]) not in VERBS:
+        print(_usage(subjects))
         return 0
     try:
+        name = _find_verb(argv, subjects)
+        verb, values = VERBS[name], flags.FlagValues()
+        argv = [name, *argv[len(name.split()) :]]
+        verb.define(values, argv)
+        flags.DEFINE_bool("help", False, "Shows the flags.", flag_values=values)
+        if asks_for_help:
+            print(f"ev2 {name}: {verb.summary}\n\n{values.get_help()}")
+            return 0
         _parse(values, argv)
         _set_up_process()
         verb.run(values)
     except errors.InputError as error:
         return _refuse(str(error))
-    except FloatingPointError as error:
+    except (FloatingPointError, errors.CheckError) as error:
         print(f"ev2: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _find_verb(argv: Sequence[str], subjects: Sequence[str]) -> str:
+    """Returns the key in VERBS of the first word, or of the first two."""
+    if argv[0] in VERBS:
+        return argv[0]
+    name = " ".join(argv[:2])
+    if name in subjects:
+        return name
+    if subjects:
+        known = ", ".join(subject.split()[1] for subject in subjects)
+        raise errors.InputError(
+            f"verb: {name!r} is not known; after {argv[0]}, name one of {known}"
+        )
+    words = ", ".join(dict.fromkeys(name.split()[0] for name in VERBS))
+    raise errors.InputError(f"verb: {argv[0]!r} is not known; choose one of {words}")
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -65,7 +88,8 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise errors.InputError(
             f"config: {_last_line(error)}; give a recipe such as configs/demo.py"
         ) from error
-    _check_rest(values, rest)
+    if rest:
+        raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 
 
 def _last_line(error: Exception) -> str:
@@ -73,15 +97,6 @@ def _last_line(error: Exception) -> str:
     if isinstance(error, KeyError):  # a key that the config does not have, and a hint
         return f"config key {' '.join(text.split())} is not known; see configs/defaults"
     return (text.strip() or repr(error)).splitlines()[-1].strip()
-
-
-def _check_rest(values: flags.FlagValues, rest: Sequence[str]) -> None:
-    if "dataset" in values:
-        if len(rest) != 1:
-            raise errors.InputError("prepare: name one dataset: fashion-mnist")
-        values.dataset = rest[0]
-    elif rest:
-        raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 
 
 def _set_up_process() -> None:
@@ -99,12 +114,8 @@ def _refuse(line: str) -> int:
     return 2
 
 
-def _names() -> str:
-    return ", ".join(VERBS)
-
-
-def _usage() -> str:
-    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+def _usage(names: Sequence[str] = ()) -> str:
+    lines = [f"  {name:<23}{VERBS[name].summary}" for name in names or VERBS]
     return "\n".join(
         [
             "usage: ev2 VERB --flag=value ...      (ev2 VERB --help lists the flags)",
@@ -199,7 +210,6 @@ def _plan(values: flags.FlagValues) -> None:
 
 def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    flags.DEFINE_string("dataset", None, "fashion-mnist.", flag_values=values)
     _string(values, "source", "Folder with the original files.", required=True)
     _string(values, "out", "Folder to write the shards to.", required=True)
     _string(values, "json", "File to write the manifest to.")
@@ -208,12 +218,64 @@ def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def _prepare(values: flags.FlagValues) -> None:
     from ev2.data import prepare
 
-    errors.check_choice("prepare", values.dataset, ("fashion-mnist",))
     manifest = prepare.prepare_fashion_mnist(values.source, values.out)
     if values.json:
         _write_json(values.json, manifest)
     else:
         print(json.dumps(manifest, indent=1))
+
+
+def _define_export(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    names = "stablehlo, saved_model, tflite, onnx or safetensors."
+    _string(values, "format", names, required=True)
+    _string(values, "out", "File (or folder) to write, new.", required=True)
+    flags.DEFINE_enum(
+        "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
+    )
+
+
+def _export(values: flags.FlagValues) -> None:
+    from ev2 import export
+
+    report = export.export(
+        values.checkpoint, values.format, values.out, weights=values.weights
+    )
+    print(
+        f"{values.out}: {report['bytes']:,} bytes; largest difference to the source "
+        f"{report['max_abs_difference']:.2g}, allowed {report['bound']:.2g}"
+    )
+
+
+def _define_bench_infer(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    _string(values, "model", "Network with random weights, such as efficientnetv2-s.")
+    _string(values, "checkpoint", "Run folder or checkpoint, in place of --model.")
+    flags.DEFINE_integer("batch", 16, "Images at once.", flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", 0, "Pixels; 0 = what it is evaluated at.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "formats", None, "Exports to measure; all if left out.", flag_values=values
+    )
+    _string(values, "json", "File to write the figures to.")
+
+
+def _bench_infer(values: flags.FlagValues) -> None:
+    from ev2.bench import infer
+
+    figures = infer.measure(
+        model=values.model,
+        checkpoint=values.checkpoint,
+        batch_size=values.batch,
+        image_size=values.image_size,
+        formats=values.formats,
+    )
+    if values.json:
+        _write_json(values.json, figures)
+    else:
+        print(infer.format_table(figures))
 
 
 def _define_report(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -240,7 +302,13 @@ VERBS = {
     "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
     "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
     "plan": Verb("prints the stages of a run", _define_plan, _plan),
-    "prepare": Verb("turns original files into shards", _define_prepare, _prepare),
+    "export": Verb("a file that other tools can serve", _define_export, _export),
+    "bench infer": Verb(
+        "latency, live and exported", _define_bench_infer, _bench_infer
+    ),
+    "prepare fashion-mnist": Verb(
+        "turns original files into shards", _define_prepare, _prepare
+    ),
     "report": Verb("pictures and one page of a run", _define_report, _report),
 }
 

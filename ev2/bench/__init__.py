@@ -1,0 +1,1 @@
+"""Measurements, printed as a table or written as JSON; nothing in ev2 imports them."""
