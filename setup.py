@@ -47,7 +47,7 @@ setuptools.setup(
         "test": ["pre-commit>=4", "pyright>=1.1.400", "pytest>=8", "ruff>=0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # brings the libtpu of that jax
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
-        "export": ["safetensors>=0.5"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "safetensors>=0.5"],
         "nas": ["optuna>=4"],
         "peers": ["keras>=3.10", "timm>=1.0", "torch>=2.6", "torchvision>=0.21"],
     },

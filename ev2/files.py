@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from ev2 import errors
@@ -37,11 +38,13 @@ def check_new(key: str, path: str | os.PathLike) -> None:
     home = path.absolute().parent
     while not os.path.lexists(home):
         home = home.parent
-    if not home.is_dir() or not os.access(home, os.W_OK):
+    try:
+        tempfile.TemporaryFile(dir=home).close()  # permissions alone do not tell
+    except OSError as error:
         raise errors.InputError(
-            f"{key}: {str(path)!r} cannot be written ({str(home)!r} is no folder one "
-            "can write to); choose another path"
-        )
+            f"{key}: {str(path)!r} cannot be written ({error.strerror} in "
+            f"{str(home)!r}); choose another path"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -225,3 +225,9 @@ def test_import_ev2_loads_nothing_heavy():
 def test_model_step_and_plan_do_without_tensorflow():
     loaded = loaded_after("from ev2 import models, plan, sharding, state, step")
     assert "jax" in loaded and not loaded & TENSORFLOW
+
+
+def test_export_and_benches_load_what_a_format_needs_when_it_is_asked_for():
+    loaded = loaded_after("from ev2 import export; from ev2.bench import infer")
+    formats = {"onnx", "onnxruntime", "safetensors"}
+    assert "jax" in loaded and not loaded & (TENSORFLOW | formats)
