@@ -31,6 +31,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "clu>=0.0.12",
         "flax>=0.12,<0.13",
+        "h5py>=3.11",
         "jax>=0.10,<0.13",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
@@ -38,6 +39,7 @@ setuptools.setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
+        "safetensors>=0.5",
         "tensorboard>=2.20",  # clu's writers import it without asking for it
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
@@ -47,7 +49,7 @@ setuptools.setup(
         "test": ["pre-commit>=4", "pyright>=1.1.400", "pytest>=8", "ruff>=0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # brings the libtpu of that jax
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
-        "export": ["safetensors>=0.5"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "nas": ["optuna>=4"],
         "peers": ["keras>=3.10", "timm>=1.0", "torch>=2.6", "torchvision>=0.21"],
     },

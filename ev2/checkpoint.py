@@ -5,9 +5,7 @@ writes to a temporary folder and renames it when it is complete, so a killed sav
 leaves the checkpoints before it untouched.
 """
 
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from ev2 import arch, class_names, errors, models
+from ev2 import arch, class_names, errors, files, models
 from ev2.models import convert, readers
 from ev2.state import TrainState
 
@@ -171,7 +169,7 @@ def convert_published(
       InputError: what `models.convert` refuses, a preprocessing that cannot be, or
         `out` exists or cannot be written.
     """
-    refuse_existing(out)
+    files.check_new("out", out)
     chosen = {k: _plain_value(k, v) for k, v in preprocessing.items()}
     converted = convert.convert(source, **options)
     converted.preprocessing.update(chosen)
@@ -219,28 +217,10 @@ def save_weights(path: str, variables: dict[str, Any], meta: dict[str, Any]) -> 
     Raises:
       InputError: `path` exists, or cannot be written.
     """
-    folder = pathlib.Path(path).absolute()
-    refuse_existing(path)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    files.check_new("out", path)
+    with files.written_aside(pathlib.Path(path).absolute()) as aside:
         ocp.PyTreeCheckpointer().save(aside / "state", {"ema": variables})
         ocp.Checkpointer(ocp.JsonCheckpointHandler()).save(aside / "meta", meta)
-        aside.rename(folder)
-    except OSError as error:
-        raise errors.InputError(
-            f"out: {path!r} cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def refuse_existing(path: str) -> None:
-    """Raises InputError if there is something at `path` already."""
-    if os.path.lexists(path):
-        raise errors.InputError(
-            f"out: {path!r} exists and is not overwritten; choose another name"
-        )
 
 
 def load_pretrained(
@@ -335,12 +315,19 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
 def load_weights_for(model: models.Model, path: str) -> dict[str, Any]:
     """Returns the averaged weights at `path`, which must be of the same network.
 
+    Published files are read too; their network must be the run's.
+
     Raises:
       InputError: no checkpoint there, or one of another model or head.
     """
     source, variables, _ = load_pretrained(path)
-    for key in ("name", "num_classes", "arch"):
-        theirs, ours = getattr(source, key), getattr(model, key)
+    for key, value in {
+        "name": lambda m: m.name,
+        "num_classes": lambda m: m.num_classes,
+        "padding": lambda m: m.arch.padding,
+        "blocks": lambda m: arch.encode(m.arch.rows),
+    }.items():
+        theirs, ours = value(source), value(model)
         if ours != theirs:
             raise errors.InputError(
                 f"init.checkpoint: {path!r} is of another model, with {key} {theirs!r} "

@@ -1,4 +1,4 @@
-"""The one error that means "the input was bad": a line for people, exit code 2."""
+"""The errors that the command line turns into one line for people."""
 
 from collections.abc import Iterable
 
@@ -8,6 +8,13 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2; nothing has
     been written or compiled when it is raised.
+    """
+
+
+class CheckError(RuntimeError):
+    """A result that was written and does not pass its own check; exit code 1.
+
+    The message has the figure and what was allowed; what was written stays.
     """
 
 

@@ -1,5 +1,6 @@
 """Test settings: eight simulated devices, strict dtypes and ranks, no GPU."""
 
+import contextlib
 import os
 import tempfile
 
@@ -12,6 +13,11 @@ os.environ["XLA_FLAGS"] = (
     # Compiling is most of the tests' time; what is computed stays the same program.
     + " --xla_backend_optimization_level=0"
 )
+
+# Where the peers are installed: torchvision 0.29 crashes when TensorFlow 2.21 was
+# imported before it, and does not in this order.
+with contextlib.suppress(ImportError):
+    import torchvision  # noqa: F401
 
 import jax  # noqa: E402
 

@@ -147,9 +147,10 @@ def test_recipes_import_recipes_and_nothing_of_ev2():
     "room, importers",
     [
         ("ev2.cli", ["ev2.__main__"]),
-        ("ev2.train", ["ev2.cli", "ev2.nas"]),
-        ("ev2.nas", ["ev2.cli", "ev2.nas"]),
-        ("ev2.bench", ["ev2.cli", "ev2.bench"]),
+        ("ev2.verbs", ["ev2.cli"]),
+        ("ev2.train", ["ev2.verbs", "ev2.nas"]),
+        ("ev2.nas", ["ev2.verbs", "ev2.nas"]),
+        ("ev2.bench", ["ev2.verbs", "ev2.bench"]),
     ],
 )
 def test_rooms_that_few_may_enter(room, importers):
@@ -233,3 +234,9 @@ def test_import_ev2_loads_nothing_heavy():
 def test_model_step_and_plan_do_without_tensorflow():
     loaded = loaded_after("from ev2 import models, plan, sharding, state, step")
     assert "jax" in loaded and not loaded & TENSORFLOW
+
+
+def test_export_and_benches_load_what_a_format_needs_when_it_is_asked_for():
+    loaded = loaded_after("from ev2 import export; from ev2.bench import infer")
+    formats = {"onnx", "onnxruntime", "safetensors"}
+    assert "jax" in loaded and not loaded & (TENSORFLOW | formats)

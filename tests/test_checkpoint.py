@@ -112,7 +112,7 @@ def test_blocks_and_padding_travel(variables, tmp_path):
 def test_nothing_is_overwritten(source, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
-    with pytest.raises(errors.InputError, match="exists and is not overwritten"):
+    with pytest.raises(errors.InputError, match="exists and is left as it is"):
         checkpoint.convert_published(source, str(kept), preprocessing={})
     assert list(kept.iterdir()) == []
 

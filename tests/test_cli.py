@@ -28,8 +28,13 @@ def test_help_lists_the_verbs_that_exist(capsys):
     assert code == 0
     for verb in cli.VERBS:
         assert verb in out
-        code, text, _ = _run(capsys, verb, "--help")
-        assert code == 0 and f"ev2 {verb}" in text
+        code, text, _ = _run(capsys, *verb.split(), "--help")
+        assert code == 0 and text.startswith(f"ev2 {verb}")
+
+
+def test_help_of_a_verb_with_subjects_lists_them(capsys):
+    code, out, _ = _run(capsys, "bench", "--help")
+    assert code == 0 and "bench infer" in out and "train" not in out
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,14 @@ def test_help_lists_the_verbs_that_exist(capsys):
         (["report", "--workdir=/nowhere"], "/nowhere"),
         (["prepare", "mnist", "--source=/a", "--out=/b"], "mnist"),
         (["prepare", "--source=/a", "--out=/b"], "prepare"),
+        (["prepare"], "fashion-mnist"),
+        (["bench", "speed"], "'bench speed' is not known; after bench, name one of"),
+        (["bench", "infer"], "--model or --checkpoint"),
+        (["bench", "infer", "--model=vgg"], "vgg"),
+        (["bench", "infer", "--model=resnet50", "--batch=0"], "batch: 0"),
+        (["bench", "infer", "--model=resnet50", "--formats=safetensors"], "formats"),
+        (["bench", "infer", "--model=resnet50", "--image_size=-1"], "image_size: -1"),
+        (["export", "--checkpoint=/a", "--format=onnx"], "out"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, argv, message):

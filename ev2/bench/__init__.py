@@ -1,1 +1,1 @@
-"""Measurements beside peers; nothing else in ev2 imports them."""
+"""Measurements, printed as a table or written as JSON; nothing in ev2 imports them."""

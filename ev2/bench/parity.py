@@ -84,6 +84,17 @@ def format_table(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def check(table: dict[str, Any]) -> None:
+    """Raises CheckError if a difference of `compare` is above the bound."""
+    for row in table["results"]:
+        worst = max(row["max_relative_error"])
+        if not worst <= table["bound"]:
+            raise errors.CheckError(
+                f"{row['model']}: logits differ from {row['witness']}'s by "
+                f"{worst:.1e}, allowed is {table['bound']:.0e}"
+            )
+
+
 def _installed(witness: str) -> bool:
     return importlib.util.find_spec(witness) is not None
 

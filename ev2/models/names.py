@@ -140,7 +140,7 @@ def _leaves_of(path: tuple[str, ...], conv_bias: bool) -> list[tuple[str, str]]:
 
 def _modules(block: architectures.Row, names: dict) -> dict[str, str]:
     """Our modules of a block and the scheme's names of them."""
-    form = block.operator.removesuffix("_v1")
+    form = block.operator
     if block.expand == 1 and not block.is_bottleneck:
         form += "_expand1"
     if form not in names:
@@ -228,7 +228,7 @@ SCHEMES = {
         framework="tensorflow",
         outer=_in_order(_OUTER_RESNET, "conv1_conv conv1_bn predictions"),
         blocks={
-            "bottleneck": _in_order(
+            "bottleneck_v1": _in_order(
                 _BOTTLENECK, "1_conv 1_bn 2_conv 2_bn 3_conv 3_bn 0_conv 0_bn"
             )
         },
