@@ -27,20 +27,22 @@ def network(**options):
 
 
 def random_variables(model, seed=0):
-    """Variables with statistics that hide no mistake, as NumPy arrays."""
+    """Variables with which a missing scale, statistic or bias would be seen."""
     random = np.random.default_rng(seed)
+    draws = {
+        "mean": lambda shape: random.normal(0, 0.1, shape),
+        "var": lambda shape: random.uniform(0.5, 1.5, shape),
+        "scale": lambda shape: random.uniform(0.3, 0.9, shape),
+        "bias": lambda shape: random.normal(0, 0.1, shape),
+        # The product of all but the last axis is what a convolution sums over.
+        "kernel": lambda shape: random.normal(
+            0, (2 / np.prod(shape[:-1])) ** 0.5, shape
+        ),
+    }
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
-
-    def draw(path, leaf):
-        positive = path[-1].key in ("scale", "var")
-        values = (
-            random.uniform(0.5, 1.5, leaf.shape)
-            if positive
-            else random.normal(0, 0.2, leaf.shape)
-        )
-        return values.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, dict(shapes))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.float32(draws[path[-1].key](leaf.shape)), dict(shapes)
+    )
 
 
 def leaf(variables, path):

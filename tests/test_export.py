@@ -16,7 +16,7 @@ import ev2
 from ev2 import arch, checkpoint, cli, data, errors, export, optim
 from ev2 import state as states
 from ev2.export import program as programs
-from tests import tiny
+from tests import published, tiny
 
 MEAN, STD = (120.0, 116.0, 104.0), (58.0, 57.0, 56.0)
 CLASSES = 10
@@ -28,37 +28,17 @@ NETWORKS = {
         ("r1_k3_s1_e1_i16_o16_se0.25", "r2_k5_s2_e6_i16_o24_se0.25"),
         17,
     ),
+    "lite": ("efficientnet-lite0", ("r1_k3_s2_e6_i32_o24",), 16),
     "resnet": ("resnet50", ("r2_k3_s1_e4_i64_o64_c2", "r1_k3_s2_e4_i64_o128_c2"), 16),
 }
 FORMATS = sorted(export.FORMATS)
-
-
-def random_variables(model):
-    """Weights with which a missing scale, statistic or bias would be seen."""
-    rng = np.random.default_rng(0)
-    draws = {
-        "mean": lambda shape: rng.normal(0, 0.1, shape),
-        "var": lambda shape: rng.uniform(0.5, 1.5, shape),
-        "scale": lambda shape: rng.uniform(0.3, 0.9, shape),
-        "bias": lambda shape: rng.normal(0, 0.1, shape),
-    }
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return np.float32(rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape))
-        return np.float32(draws[name](leaf.shape))
-
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def make_program(name, blocks=(), size=0, num_classes=CLASSES):
     model = ev2.create_model(name, num_classes=num_classes, blocks=blocks)
     return programs.Program(
         model=model,
-        variables=random_variables(model),
+        variables=published.random_variables(model),
         mean=MEAN,
         std=STD,
         image_size=size or model.eval_image_size,
@@ -145,9 +125,13 @@ def test_tflite_has_plain_operators_and_no_normalization(source, tmp_path):
     blocks = [row for _, row in source.model.arch.named_blocks]
     depthwise = sum(row.operator == arch.MBCONV for row in blocks)
     assert operators.count("DEPTHWISE_CONV_2D") == depthwise
+    # TensorFlow Lite's convolutions pad as TensorFlow does; the rest is written out.
+    symmetric = source.model.arch.padding == "symmetric"
     assert set(operators) <= {
         *("CAST", "SUB", "MUL", "ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC"),
         *("SUM", "RESHAPE", "FULLY_CONNECTED", "MAX_POOL_2D", "STRIDED_SLICE"),
+        *(("PAD", "PADV2") if symmetric else ()),
+        *(("RELU6",) if source.model.arch.activation == "relu6" else ()),
     }
     if not source.model.arch.is_resnet:
         skips = [r for r in blocks if r.stride == 1 and r.in_channels == r.out_channels]

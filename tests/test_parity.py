@@ -46,8 +46,7 @@ def test_every_network_of_pytorch_gives_the_same_logits(witness):
     if importlib.util.find_spec(witness) is None:
         pytest.skip(f"{witness} is not installed; pip install -e '.[peers]'")
     table = parity.compare(witnesses=[witness])
-    has_xl = witness == "timm"
-    assert len(table["results"]) == (28 if has_xl else 14)
+    assert len(table["results"]) == {"timm": 24, "torchvision": 14}[witness]
     for row in table["results"]:
         assert max(row["max_relative_error"]) < parity.BOUND, row
 
