@@ -62,6 +62,7 @@ def test_the_verb_measures_the_live_network_and_exports(tmp_path, capsys, monkey
     figures = json.loads(path.read_text())
     assert (figures["image_size"], figures["batch_size"]) == (12, 2)
     assert [row["name"] for row in figures["results"]] == ["ev2", "stablehlo", "tflite"]
+    assert {"python", "jax", "tensorflow"} <= set(figures["versions"])
     for row in figures["results"]:
         assert row["name"] in table
         assert 0 < row["median_ms"] <= row["p95_ms"] and row["calls"] == 3

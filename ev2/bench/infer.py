@@ -7,6 +7,7 @@ goes from uint8 pictures in the host's memory to logits in the host's memory, on
 after another.
 """
 
+import importlib.metadata
 import pathlib
 import platform
 import tempfile
@@ -52,16 +53,7 @@ def measure(
     Raises:
         InputError: both or none of model and checkpoint, or a value not allowed.
     """
-    if (model is None) == (checkpoint is None):
-        raise errors.InputError("model: give --model or --checkpoint, one of the two")
-    if batch_size < 1:
-        raise errors.InputError(f"batch: {batch_size} is not allowed; use 1 or more")
-    if image_size < 0:
-        raise errors.InputError(f"image_size: {image_size} is negative; use pixels")
-    names = _installed() if formats is None else list(formats)
-    for name in names:
-        errors.check_choice("formats", name, FORMATS)
-        export.check_installed(name)
+    names = _check(model, checkpoint, batch_size, image_size, formats)
     source = _source(model, checkpoint, image_size)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (batch_size, *source.image_shape), np.uint8)
@@ -73,7 +65,7 @@ def measure(
         "image_size": source.image_size,
         "batch_size": batch_size,
         "platform": f"{jax.devices()[0].device_kind}, {platform.machine()}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "versions": _versions(names),
         "results": results,
     }
 
@@ -95,6 +87,27 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _check(
+    model: str | None,
+    checkpoint: str | None,
+    batch_size: int,
+    image_size: int,
+    formats: Sequence[str] | None,
+) -> list[str]:
+    """Returns the formats to measure; raises InputError if a value is not allowed."""
+    if (model is None) == (checkpoint is None):
+        raise errors.InputError("model: give --model or --checkpoint, one of the two")
+    if batch_size < 1:
+        raise errors.InputError(f"batch: {batch_size} is not allowed; use 1 or more")
+    if image_size < 0:
+        raise errors.InputError(f"image_size: {image_size} is negative; use pixels")
+    names = _installed() if formats is None else list(formats)
+    for name in names:
+        errors.check_choice("formats", name, FORMATS)
+        export.check_installed(name)
+    return names
+
+
 def _installed() -> list[str]:
     names = []
     for name in FORMATS:
@@ -104,6 +117,12 @@ def _installed() -> list[str]:
             continue
         names.append(name)
     return names
+
+
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    packages = [package for name in names for package in export.FORMATS[name].packages]
+    versions = {p: importlib.metadata.version(p) for p in ("jax", *packages)}
+    return {"python": platform.python_version(), **versions}
 
 
 def _source(
