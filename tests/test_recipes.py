@@ -1,9 +1,8 @@
 """pytest tests/test_recipes.py; pytest -m slow tests/test_recipes.py
 
 Every recipe takes a step: the small ones here, all of them in the slow test, with the
-network at its true width and depth on four pictures of 32 px. That takes 8 GB (XL) and
-half an hour of one core, nearly all of it compiling: two minutes for L or XL, less than
-one for most.
+network at its true width and depth on four pictures of 32 px. On 2 cores shared with
+three other jobs that took 69 minutes, nearly all of it compiling, and about 8 GB (XL).
 """
 
 import jax
