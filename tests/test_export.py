@@ -3,6 +3,7 @@
 What other runtimes make of an export: the logits of the source, for any batch.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -16,6 +17,7 @@ import ev2
 from ev2 import arch, checkpoint, cli, data, errors, export, optim
 from ev2 import state as states
 from ev2.export import program as programs
+from ev2.models import convert
 from tests import published, tiny
 
 MEAN, STD = (120.0, 116.0, 104.0), (58.0, 57.0, 56.0)
@@ -337,12 +339,11 @@ def test_a_failed_write_leaves_nothing(v2, format_name, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# Ours -> timm's, and a size at which symmetric padding is SAME's, where timm's network
-# pads symmetrically: at each stride the side is odd (65, 33, 17, 9, 5).
-TIMM = {
-    "efficientnetv2-b0": ("tf_efficientnetv2_b0", 96),
-    "efficientnet-b0": ("tf_efficientnet_b0", 96),
-    "resnet50": ("resnet50", 65),
+TIMM = {  # ours: timm's
+    "efficientnetv2-b0": "tf_efficientnetv2_b0",
+    "efficientnet-b0": "tf_efficientnet_b0",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "resnet50": "resnet50",
 }
 
 
@@ -354,12 +355,11 @@ def test_timm_loads_the_weights_and_gives_the_same_logits(name, tmp_path):
     skip_without("safetensors")
     from safetensors import torch as safetensors
 
-    theirs, size = TIMM[name]
-    source = make_program(name, size=size)
+    source = make_program(name, size=96)
     out = tmp_path / "model.safetensors"
     report = export.write_checked(source, "safetensors", out)
     assert report["unequal_tensors"] == 0
-    network = timm.create_model(theirs, num_classes=CLASSES)
+    network = timm.create_model(TIMM[name], num_classes=CLASSES)
     network.load_state_dict(safetensors.load_file(out), strict=True)
     pictures = programs.random_pictures(source, 2)
     expected = expected_logits(source, pictures)
@@ -370,15 +370,18 @@ def test_timm_loads_the_weights_and_gives_the_same_logits(name, tmp_path):
     assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
     # And back, from a file that timm's side wrote.
-    state = {
-        key: value
-        for key, value in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    again = tmp_path / "again.safetensors"
-    safetensors.save_file(state, again)
-    back = export.safetensors.read(again, source)
+    again = str(tmp_path / "again.safetensors")
+    safetensors.save_file(network.state_dict(), again)
+    back = convert.convert(again, name).variables
     jax.tree.map(np.testing.assert_array_equal, back, dict(source.variables))
+
+
+def test_padding_that_timm_does_not_have_is_refused(tmp_path):
+    model = ev2.create_model("resnet50", blocks=NETWORKS["resnet"][1], padding="same")
+    source = dataclasses.replace(make_program(*NETWORKS["resnet"]), model=model)
+    with pytest.raises(errors.InputError, match="pads otherwise .*same"):
+        export.write_checked(source, "safetensors", tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "timm.json"
 TIMM = {
     "efficientnetv2-b0": "tf_efficientnetv2_b0",
     "efficientnet-b0": "tf_efficientnet_b0",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
     "resnet50": "resnet50",
 }
 

@@ -65,10 +65,11 @@ def read(path: pathlib.Path, program: programs.Program) -> dict[str, Any]:
 def _table(program: programs.Program) -> list[names.Tensor]:
     """The tensors that there are: without classes, all but the classifier."""
     arch = program.model.arch
-    if arch.padding == "symmetric" and not arch.is_resnet:
+    own = "symmetric" if arch.is_resnet else "same"
+    if arch.padding != own:
         raise errors.InputError(
-            "format: 'safetensors' has timm's names, and timm's EfficientNets of "
-            "symmetric padding have another epsilon; choose another format"
+            f"format: 'safetensors' has timm's names, and timm's {program.model.name} "
+            f"pads otherwise than this network ({arch.padding}); choose another format"
         )
     table = names.timm(arch).tensors(arch)
     return [t for t in table if t.path[1] in program.variables[t.path[0]]]
