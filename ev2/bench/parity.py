@@ -143,9 +143,12 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     network = build(**options)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights(_statistics(random, layer.gamma.shape[0]))
-        elif getattr(layer, "bias", None) is not None:
-            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
+            layer.set_weights(_norm(random, layer.gamma.shape[0]))
+            continue
+        for weight in layer.trainable_weights:
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            summed = weight.shape[:2] if depthwise else weight.shape[:-1]
+            weight.assign(_weight(random, weight.shape, summed))
     path = str(pathlib.Path(folder, "keras.weights.h5"))
     network.save_weights(path)
 
@@ -162,11 +165,22 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     return path, logits_of
 
 
-def _statistics(random, channels: int) -> list[np.ndarray]:
-    """Scale, offset, running mean and variance that hide no mistake."""
-    spread = [random.uniform(0.5, 1.5, channels), random.normal(0, 0.1, channels)]
-    spread += [random.normal(0, 0.1, channels), random.uniform(0.5, 1.5, channels)]
-    return [values.astype(np.float32) for values in spread]
+def _norm(random, channels: int) -> list[np.ndarray]:
+    """Scale, offset, running mean and variance that hide no mistake.
+
+    With these a branch is weaker than what it is added to. Larger scales let
+    activations grow until every gate of a squeeze-and-excite is at an edge: rounding
+    then decides, and a network in float32 does not agree with itself in float64.
+    """
+    values = [random.uniform(0.3, 0.9, channels), random.normal(0, 0.1, channels)]
+    values += [random.normal(0, 0.1, channels), random.uniform(0.5, 1.5, channels)]
+    return [value.astype(np.float32) for value in values]
+
+
+def _weight(random, shape: Sequence[int], summed: Sequence[int]) -> np.ndarray:
+    """A kernel, whose outputs sum over the axes `summed`, or a bias: they are ()."""
+    spread = (2 / np.prod(summed)) ** 0.5 if len(summed) else 0.1
+    return random.normal(0, spread, shape).astype(np.float32)
 
 
 def _timm_name(name: str) -> str:
@@ -203,15 +217,16 @@ def _torch(network, folder: str, random) -> tuple[str, _Logits]:
     from safetensors import torch as safetensors
 
     network.eval()
-    torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            keys = ("weight", "bias", "running_mean", "running_var")
-            values = _statistics(random, module.num_features)
-            for key, value in zip(keys, values, strict=True):
-                getattr(module, key).data.copy_(torch.from_numpy(value))
-        elif getattr(module, "bias", None) is not None:
-            torch.nn.init.normal_(module.bias, 0, 0.1)
+            stats = [module.running_mean, module.running_var]
+            tensors = [module.weight, module.bias, *stats]
+            values = _norm(random, module.num_features)
+        else:
+            tensors = list(module.parameters(recurse=False))
+            values = [_weight(random, t.shape, t.shape[1:]) for t in tensors]
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data.copy_(torch.from_numpy(value))
     path = str(pathlib.Path(folder, "torch.safetensors"))
     safetensors.save_file(network.state_dict(), path)
 
