@@ -104,10 +104,10 @@ def _check_words(verb: verbs.Verb, name: str, words: Sequence[str]) -> None:
         raise errors.InputError(
             f"flags: {words[0]!r} is not a flag; write --name=value"
         )
-    if verb.words and (not words or (len(words) > 1 and verb.words[-3:] != "...")):
-        raise errors.InputError(
-            f"{name}: {len(words)} names are given; write ev2 {name} {verb.words}"
-        )
+    noun = verb.words.removesuffix("...")
+    if verb.words and (not words or (len(words) > 1 and noun == verb.words)):
+        found = f"{len(words)} given" if words else "none"
+        raise errors.InputError(f"{noun}: {found}; write ev2 {name} {verb.words}")
 
 
 def _set_up_process() -> None:

@@ -148,6 +148,12 @@ def test_bad_flags_are_one_line(argv, line, source, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("words, found", [([], "none"), (["a", "b"], "2 given")])
+def test_one_source_is_converted(words, found, tmp_path, capsys):
+    assert cli.main(["convert", *words, f"--out={tmp_path}/out"]) == 2
+    assert f"SOURCE: {found}; write ev2 convert SOURCE" in capsys.readouterr().err
+
+
 def test_the_command_reports_and_takes_another_preprocessing(source, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "report.json"
     argv = ["--mean=127", "--std=1,2,3", "--image_size=96", f"--json={report}"]

@@ -284,7 +284,7 @@ def test_progress_bar_is_for_more_than_one_batch(saved, tmp_path, capsys):
         (["zero.png", "text.jpg"], 4, "zero.png': the file is empty; and 1 more"),
         (["empty"], 0, "empty': the folder holds no pictures"),
         (["*.gif", "gone"], 0, "*.gif': nothing matches; give files, folders or globs"),
-        ([], 0, "IMAGE: none; give files"),
+        ([], 0, "IMAGE: none; write ev2 predict IMAGE"),
         (["text.jpg", "--image_size=7"], 0, "image_size: 7 is not allowed; give 8"),
         (["text.jpg", "--top=0"], 0, "top: 0 is not allowed; give 1 or more"),
         (["text.jpg", "--batch_size=0"], 0, "batch_size: 0 is not allowed; give 1"),
