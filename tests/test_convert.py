@@ -184,6 +184,20 @@ def test_a_new_head_only_when_asked(tmp_path):
     assert bare.model.num_classes == 0
 
 
+@pytest.mark.parametrize("classes", [1000, 21_843])
+def test_heads_of_imagenet(classes, tmp_path):
+    values = of("timm") | {
+        "classifier.weight": np.ones((classes, 256), np.float32),
+        "classifier.bias": np.arange(classes, dtype=np.float32),
+    }
+    write_safetensors(tmp_path / "small.safetensors", values)
+    model, variables, meta = ev2.load_pretrained(str(tmp_path / "small.safetensors"))
+    assert model.num_classes == classes == len(meta["class_names"])
+    assert variables["params"]["classifier"]["kernel"].shape == (256, classes)
+    # 1,000 are ILSVRC2012's, by WordNet id; nobody has a sure list of the 21,843.
+    assert meta["class_names"][1] == ("n01443537" if classes == 1000 else "1")
+
+
 def test_a_file_without_a_classifier_gives_features(tmp_path):
     values = {k: v for k, v in of("timm").items() if not k.startswith("classifier")}
     write_safetensors(tmp_path / "small.safetensors", values)
