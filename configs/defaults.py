@@ -83,10 +83,11 @@ def _model() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     # "embedded" (the small set inside the package) | "tfds" | "folder" (one folder
-    # per class) | "tfrecord" (ImageNet's layout) | "synthetic".
+    # per class) | "csv" (columns path and label) | "tar" (uncompressed, of class
+    # folders) | "tfrecord" (ImageNet's layout) | "synthetic".
     data.source = "tfds"
     data.name = "imagenet2012"  # TFDS name, with ":version" if wanted
-    data.path = ""  # folder of the data; "" = TFDS's own default
+    data.path = ""  # folder or file of the data; "" = TFDS's own default
     data.train_split = "train"  # split to train on, TFDS slicing allowed
     data.eval_split = "validation"  # split to evaluate on
     # Counts; 0 = taken from the source. A declared count lets `ev2 plan` work

@@ -153,8 +153,8 @@ def _default_split(meta: dict[str, Any], config: ConfigDict) -> str:
     links have other paths, and pictures that were learnt must not count as a test.
     """
     run = meta["config"]
-    learnt_from_folder = run is not None and run["data"]["source"] == "folder"
-    return "all" if data.is_one_folder(config) and not learnt_from_folder else "eval"
+    learnt_from_own = run is not None and run["data"]["source"] in data.OWN_PICTURES
+    return "all" if data.is_undivided(config) and not learnt_from_own else "eval"
 
 
 def _find_classes(

@@ -63,15 +63,15 @@ def test_all_pictures_of_a_folder_without_splits(tmp_path):
         str(tmp_path / "one" / name) for name in names
     ]
     assert opened.read(np.arange(7))[1].tolist() == [0, 0, 0, 1, 1, 1, 2]
-    assert source.is_one_folder(config)
+    assert source.is_undivided(config)
     pictures.write_pngs(
         tmp_path / "two", [f"{s}/{n}" for s in ("train", "val") for n in names]
     )
     config.data.path = str(tmp_path / "two")
-    assert not source.is_one_folder(config)
+    assert not source.is_undivided(config)
     with pytest.raises(errors.InputError, match="two/train and .*two/val; choose"):
         source.open_source(config, "all")
-    assert not source.is_one_folder(pictures.make_config(source="embedded"))
+    assert not source.is_undivided(pictures.make_config(source="embedded"))
 
 
 def test_the_share_depends_on_names_alone(tmp_path):

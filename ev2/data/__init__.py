@@ -42,19 +42,21 @@ from ev2.data.pipeline import (  # noqa: E402
     make_train_data,
 )
 from ev2.data.source import (  # noqa: E402
+    OWN_PICTURES,
     Info,
     describe,
-    is_one_folder,
+    is_undivided,
     read_class_names,
 )
 
 __all__ = [
+    "OWN_PICTURES",
     "Batches",
     "Info",
     "check",
     "describe",
     "find_pictures",
-    "is_one_folder",
+    "is_undivided",
     "make_eval_data",
     "make_picture_data",
     "make_train_data",

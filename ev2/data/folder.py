@@ -45,8 +45,7 @@ class FolderSource:
             root = folders["eval"]
             by_class = _eval_pictures(root, self.class_names)
         elif not folders and split != "all":
-            _check_fraction(eval_fraction)
-            by_class = [_hold_out(found, eval_fraction)[split] for found in by_class]
+            by_class = [hold_out(found, eval_fraction)[split] for found in by_class]
         self._root = root
         self._pictures = [picture for found in by_class for picture in found]
         self._labels = np.repeat(
@@ -156,15 +155,16 @@ def _eval_pictures(root: str, class_names: tuple[str, ...]) -> list[list[str]]:
     return [_pictures(root, name) if name in present else [] for name in class_names]
 
 
-def _check_fraction(eval_fraction: float) -> None:
+def hold_out(pictures: list[str], eval_fraction: float) -> dict[str, list[str]]:
+    """Cuts the pictures of a class into "train" and "eval" by the hash of their path.
+
+    Raises:
+        InputError: if the share is not between 0 and 1.
+    """
     if not 0.0 < eval_fraction < 1.0:
         raise errors.InputError(
             f"data.eval_fraction: {eval_fraction}; allowed is a share between 0 and 1"
         )
-
-
-def _hold_out(pictures: list[str], eval_fraction: float) -> dict[str, list[str]]:
-    """Cuts the pictures of a class in two by the hash of their path."""
     count = max(1, round(eval_fraction * len(pictures)))
     count = min(count, len(pictures) - 1)
     held_out = set(sorted(pictures, key=_path_hash)[:count])

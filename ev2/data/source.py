@@ -16,10 +16,11 @@ import tensorflow as tf
 from google.protobuf import message
 
 from ev2 import class_names, errors
-from ev2.data import files, folder, tfrecord
+from ev2.data import files, folder, listed, tfrecord
 
-SOURCES = ("embedded", "tfds", "folder", "tfrecord", "synthetic")
+SOURCES = ("embedded", "tfds", "folder", "csv", "tar", "tfrecord", "synthetic")
 SPLITS = ("eval", "train", "all")
+OWN_PICTURES = ("folder", *listed.KINDS)  # may come without a split
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
 SYNTHETIC_SIDE = 32  # px
@@ -102,25 +103,27 @@ def read_class_names(config: Any, split: str) -> tuple[str, ...]:
     return open_source(config, split).class_names
 
 
-def is_one_folder(config: Any) -> bool:
-    """Whether the data are a folder without train/ and val/, and so without a split."""
+def is_undivided(config: Any) -> bool:
+    """Whether the data are a folder, a list or an archive without train and val."""
     data = config.data
+    if data.source in listed.KINDS:
+        return not listed.has_splits(data.source, data.path, data.eval_split)
     is_folder = data.source == "folder"
     return is_folder and not folder.has_splits(data.path, data.eval_split)
 
 
 def open_source(config: Any, split: str) -> Source:
-    """Opens a split of the configured data: "train", "eval", or "all" of one folder.
+    """Opens a split of the data: "train", "eval", or "all" of what is undivided.
 
     Raises:
         InputError: as `describe`.
     """
     data = config.data
     errors.check_choice("data.source", data.source, SOURCES)
-    if split == "all" and data.source != "folder":
+    if split == "all" and data.source not in OWN_PICTURES:
         raise errors.InputError(
-            f"split: 'all' is for data.source 'folder', not {data.source!r}; choose"
-            " eval or train"
+            f"split: 'all' is for data.source {', '.join(OWN_PICTURES)}, not"
+            f" {data.source!r}; choose eval or train"
         )
     split_name = data.train_split if split == "train" else data.eval_split
     count_key = f"num_{split}_images"
@@ -169,10 +172,13 @@ def _open(kind, name, path, split, split_name, num_classes, num_images, fraction
         return SyntheticSource(num_images, num_classes, split)
     if not path:
         raise errors.InputError(
-            f"data.path: '' with data.source {kind!r}; give the folder of the data"
+            f"data.path: '' with data.source {kind!r}; give the folder or the file of"
+            " the data"
         )
     if kind == "folder":
         return folder.FolderSource(path, split, split_name, fraction)
+    if kind in listed.KINDS:
+        return listed.ListedSource(kind, path, split, split_name, fraction)
     return _open_shards(path, split_name, num_classes)
 
 
