@@ -289,6 +289,28 @@ def _bench_infer(values: flags.FlagValues) -> None:
         print(infer.format_table(figures))
 
 
+def _define_bench_input(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    _define_config(values, argv, required=True)
+    flags.DEFINE_integer("images", 2000, "Images a figure.", flag_values=values)
+    flags.DEFINE_list(
+        "sizes", [], "Pixels; the recipe's if left out.", flag_values=values
+    )
+    _string(values, "json", "File to write the figures to.")
+
+
+def _bench_input(values: flags.FlagValues) -> None:
+    from ev2.bench import input as bench
+
+    try:
+        sizes = [int(size) for size in values.sizes]
+    except ValueError as error:
+        raise errors.InputError(f"sizes: {error}; give whole numbers") from error
+    figures = bench.measure(values.config, images=values.images, sizes=sizes)
+    if values.json:
+        _write_json(values.json, figures)
+    print(bench.format_table(figures))
+
+
 def _define_bench_parity(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     flags.DEFINE_list("models", [], "Networks; all if left out.", flag_values=values)
@@ -340,6 +362,9 @@ VERBS = {
     ),
     "plan": Verb("prints the stages of a run", _define_plan, _plan),
     "export": Verb("a file that other tools can serve", _define_export, _export),
+    "bench input": Verb(
+        "images a second, beside other loaders", _define_bench_input, _bench_input
+    ),
     "bench parity": Verb(
         "our logits beside those of others", _define_bench_parity, _bench_parity
     ),

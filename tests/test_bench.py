@@ -1,14 +1,17 @@
 """pytest tests/test_bench.py
 
-Latency: which calls count, and what is printed.
+Latency and input: which calls count, and what is printed.
 """
 
 import json
+import pathlib
 
 import pytest
 
 from ev2 import cli, export
 from ev2.bench import infer
+from ev2.bench import input as pipelines
+from tests import tiny
 
 
 class Clock:
@@ -72,3 +75,41 @@ def test_formats_left_out_are_those_installed(monkeypatch):
     without = export.FORMATS["onnx"]._replace(packages=("no_such_package",))
     monkeypatch.setitem(export.FORMATS, "onnx", without)
     assert infer._installed() == ["stablehlo", "saved_model", "tflite"]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A figure costs no process of its own: TensorFlow takes seconds to start."""
+
+    def run(name, config, stage, images):
+        return pipelines.time_own(name, config.to_dict(), stage, images)
+
+    monkeypatch.setattr(pipelines, "_measure", run)
+    monkeypatch.setattr(pipelines, "_installed_peers", lambda config: [])
+
+
+def test_input_measures_each_size_of_the_recipe(in_this_process):
+    figures = pipelines.measure(tiny.make_config(), images=70)
+    assert [stage["image_size"] for stage in figures["stages"]] == [8, 12]
+    for stage in figures["stages"]:
+        assert [row["name"] for row in stage["results"]] == ["decode", "crop", "ev2"]
+        for row in stage["results"]:
+            assert row["images_per_second"] > 0 and row["peak_mib"] > 100
+    table = pipelines.format_table(figures)
+    assert "8 px" in table and "12 px" in table and table.count("\n") == 4
+
+
+def test_input_takes_sizes_of_ones_own(in_this_process):
+    figures = pipelines.measure(tiny.make_config(), images=1, sizes=[10])
+    assert [stage["image_size"] for stage in figures["stages"]] == [10]
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [("--images=0", "images: 0"), ("--sizes=4", "sizes: 4"), ("--sizes=x", "sizes:")],
+)
+def test_input_refuses(flag, message, capsys):
+    demo = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
+    assert cli.main(["bench", "input", f"--config={demo}", flag]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
