@@ -5,6 +5,7 @@ writes to a temporary folder and renames it when it is complete, so a killed sav
 leaves the checkpoints before it untouched.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -20,6 +21,11 @@ from ev2.models import convert, readers
 from ev2.state import TrainState
 
 _FOLDER = "checkpoints"
+# What the meta data say of the pictures, beside the weights they belong to.
+PREPROCESSING = (
+    *("mean", "std", "interpolation", "eval_crop", "eval_crop_padding"),
+    *("exif", "image_size"),
+)
 
 
 def exists(workdir: str) -> bool:
@@ -135,6 +141,7 @@ def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
     model = converted.model
     imagenet = tuple(row.id for row in class_names.imagenet1k())
     known = len(imagenet) == model.num_classes
+    known = known and not converted.new_head  # a new one means what it will learn
     names = imagenet if known else class_names.numbers(model.num_classes)
     rows = model.arch.rows
     own = arch.get(model.name).rows
@@ -146,64 +153,11 @@ def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
             "padding": model.arch.padding,
         },
         "preprocessing": converted.preprocessing,
-        "class_names": list(names),
+        "class_names": list(converted.class_names or names),
         "config": None,
         "source": converted.report,
         "one_set": True,
     }
-
-
-def convert_published(
-    source: str, out: str, *, preprocessing: dict[str, Any], **options: Any
-) -> dict[str, Any]:
-    """Writes a published file as a checkpoint; returns the mapping report.
-
-    Args:
-      source: see `models.convert`.
-      out: folder to make.
-      preprocessing: values in place of the published ones, by their names in the meta
-        data; means and deviations as numbers or strings, one or three.
-      options: of `models.convert.convert`.
-
-    Raises:
-      InputError: what `models.convert` refuses, a preprocessing that cannot be, or
-        `out` exists or cannot be written.
-    """
-    files.check_new("out", out)
-    chosen = {k: _plain_value(k, v) for k, v in preprocessing.items()}
-    converted = convert.convert(source, **options)
-    converted.preprocessing.update(chosen)
-    meta = make_published_meta(converted)
-    save_weights(out, converted.variables, meta)
-    return {**converted.report, "preprocessing": converted.preprocessing}
-
-
-def _plain_value(key: str, value: Any) -> Any:
-    """A preprocessing value as the meta data holds it."""
-    allowed = {
-        "interpolation": ("bilinear", "bicubic"),
-        "eval_crop": ("resize", "center"),
-    }
-    if key in allowed:
-        errors.check_choice(key, value, allowed[key])
-    elif key == "image_size":
-        if value < 8:
-            raise errors.InputError(
-                f"image_size: {value} is not allowed; give 8 or more"
-            )
-    else:
-        try:
-            numbers = tuple(float(v) for v in value)
-        except ValueError:
-            numbers = ()
-        lowest = 0 if key == "mean" else 1e-6
-        if len(numbers) not in (1, 3) or not all(lowest <= v <= 255 for v in numbers):
-            raise errors.InputError(
-                f"{key}: {','.join(map(str, value))} is not allowed; give one number, "
-                f"or three, from {lowest:g} to 255"
-            )
-        return numbers * (3 // len(numbers))
-    return value
 
 
 def save_weights(path: str, variables: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -241,9 +195,11 @@ def load_pretrained(
       do not come from a run).
 
     Raises:
-      InputError: if there is no complete checkpoint at `path`.
+      InputError: if there is no complete checkpoint at `path`, it is damaged, or a
+        published file fits no network.
     """
     errors.check_choice("weights", weights, ("ema", "raw"))
+    path = os.fspath(path)
     folder = _find(path)
     if folder is None and readers.is_published(path):
         found = convert.convert(path, averaged=weights == "ema")
@@ -262,19 +218,36 @@ def load_pretrained(
     )
     if meta.get("one_set"):
         weights = "ema"
-    size = meta["preprocessing"]["image_size"]
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_size=size))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_size=32))
     item = {"ema": shapes} if weights == "ema" else dict(shapes)
-    item = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), item)
-    state = ocp.PyTreeCheckpointer().restore(
-        folder / "state",
-        args=ocp.args.PyTreeRestore(
-            item=item,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-            partial_restore=True,
-        ),
-    )
+    state = _restore(folder, item)
     return model, state["ema"] if weights == "ema" else state, meta
+
+
+def _restore(folder: pathlib.Path, shapes: Any) -> Any:
+    """The part of a checkpoint's state that has these shapes, as NumPy arrays."""
+    item = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    try:
+        state = ocp.PyTreeCheckpointer().restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            ),
+        )
+        whole = jax.tree.map(lambda a, b: a.shape == b.shape, state, item)
+    except Exception as error:  # whatever the library makes of damaged files
+        raise _damaged(folder, "its weights cannot be read") from error
+    if not all(jax.tree.leaves(whole)):
+        raise _damaged(folder, "its weights are of another network")
+    return state
+
+
+def _damaged(folder: pathlib.Path, why: str) -> errors.InputError:
+    return errors.InputError(
+        f"checkpoint: {str(folder)!r} is damaged ({why}); give another checkpoint"
+    )
 
 
 def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
@@ -282,11 +255,12 @@ def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
         _ = meta["model"]["name"], meta["config"]
         meta["preprocessing"].setdefault("eval_crop_padding", 32)  # once a constant
+        _ = [meta["preprocessing"][key] for key in PREPROCESSING]
+        complete = len(meta["class_names"]) == meta["model"]["num_classes"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise errors.InputError(
-            f"checkpoint: {str(folder)!r} is damaged (its meta data cannot be read); "
-            "give another checkpoint of the run"
-        ) from error
+        raise _damaged(folder, "its meta data cannot be read") from error
+    if not complete:
+        raise _damaged(folder, "it has not one name for each class")
     return meta
 
 

@@ -2,11 +2,13 @@
 
 A verb is one word, or two where it has several subjects: `ev2 bench infer`.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change).
+Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change), 130
+stopped by Ctrl-C.
 """
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         words = _parse(values, argv)
         _check_words(verb, name, words)
+        if "json" in values and isinstance(values["json"].value, str):
+            verbs.check_json(values["json"].value)
         _set_up_process()
         verb.run(values, words) if verb.words else verb.run(values)
         sys.stdout.flush()
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FloatingPointError, errors.CheckError) as error:
         print(f"ev2: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("ev2: stopped; what was saved stays", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read stdout has enough, as "| head" does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -79,6 +86,13 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         if "config" in values and values.config is not None:
             values.config.to_dict()  # a file that failed to load says so only now
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
+        missing = re.search(
+            r"Flag --(\w+) must have a value other than None", str(error)
+        )
+        if missing:
+            raise errors.InputError(
+                f"{missing[1]}: missing; give --{missing[1]}=..."
+            ) from error
         # A recipe's own error arrives with its traceback; the last line is for people.
         raise errors.InputError(f"flags: {_last_line(error)}") from error
     except (OSError, ImportError, SyntaxError) as error:
@@ -112,12 +126,22 @@ def _check_words(verb: verbs.Verb, name: str, words: Sequence[str]) -> None:
 
 def _set_up_process() -> None:
     """Logging for people, and the cache of compiled programs."""
+    sys.unraisablehook = _report_unraisable
     flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
+
+
+def _report_unraisable(found) -> None:
+    """Reports errors that nobody waits for, but those of reading a damaged checkpoint.
+
+    Orbax leaves reads running when one fails, and each then finds its loop closed.
+    """
+    if "Event loop is closed" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
 
 
 def _refuse(line: str) -> int:

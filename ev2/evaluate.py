@@ -1,11 +1,13 @@
 """Exact accuracy over a finite split, for any batch size and number of devices."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -32,6 +34,7 @@ def evaluate(
     *,
     split: str = "eval",
     classes: np.ndarray | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Returns the sums of `eval_step` over every image of the split, each once.
 
@@ -47,6 +50,7 @@ def evaluate(
       split: "eval", "train" or "all"; see `data.make_eval_data`.
       classes: `[data classes]` int32, the network's class of each of the data's; None
         where they are the same.
+      progress: whether to draw a progress bar.
 
     Returns:
       `{name: {"top1", "top5", "count", "skipped", "confusion"}}`, with the fractions
@@ -64,7 +68,10 @@ def evaluate(
     )
     total = None
     labelled = batches if classes is None else _relabel(batches, classes)
-    for batch in prefetch_to_mesh(labelled, mesh):
+    on_device = prefetch_to_mesh(labelled, mesh)
+    bar = {"total": len(batches), "unit": "batch", "disable": not progress}
+    waits = 0.5 if sys.stderr.isatty() else 10.0  # a log file gets fewer lines
+    for batch in tqdm.tqdm(on_device, mininterval=waits, **bar):
         sums = eval_step(weights, batch)
         total = sums if total is None else _add(total, sums)
     assert total is not None, "a split holds at least one image"
@@ -139,7 +146,13 @@ def evaluate_checkpoint(
     eval_step = make_compiled_eval_step(model, own, mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
     results = evaluate(
-        eval_step, {weights: variables}, own, mesh, split=split, classes=classes
+        eval_step,
+        {weights: variables},
+        own,
+        mesh,
+        split=split,
+        classes=classes,
+        progress=jax.process_index() == 0,
     )
     kept = {k: v for k, v in results[weights].items() if k != "confusion"}
     size = own.eval.image_size
@@ -162,6 +175,10 @@ def _find_classes(
 ) -> np.ndarray:
     """Returns the checkpoint's class of each of the data's: `[len(names)]` int32."""
     known = meta["class_names"]
+    if not known:
+        raise errors.InputError(
+            f"checkpoint: {path!r} gives features and no classes; give one with classes"
+        )
     found = class_names.find(names, known)
     unknown = [name for name, place in zip(names, found, strict=True) if place is None]
     if unknown and len(names) == len(known):

@@ -20,8 +20,9 @@ CAPTIONS = {
     "learning_curves": (
         "Loss and accuracy",
         "Training values are of augmented images, with dropout and drop path on, and "
-        "mostly lie below the test values. Shaded bands are the stages, with their "
-        "image size; test images are always evaluated at the same size.",
+        "need not lie above the test values. Shaded bands are the stages, with their "
+        "image size; test images are always of the last size or more, at which weights "
+        "of a small stage may do badly until they have met it.",
     ),
     "stages": (
         "Image size and regularization",

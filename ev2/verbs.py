@@ -9,7 +9,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import arch, errors
+from ev2 import arch, errors, files
 
 _CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
 
@@ -66,7 +66,9 @@ def _train(values: flags.FlagValues) -> None:
 
 def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _define_config(values, argv, required=False)
-    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    _string(
+        values, "checkpoint", "Run, checkpoint or published weights.", required=True
+    )
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
     )
@@ -102,7 +104,9 @@ def _evaluate(values: flags.FlagValues) -> None:
 
 def _define_predict(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    _string(
+        values, "checkpoint", "Run, checkpoint or published weights.", required=True
+    )
     flags.DEFINE_bool(
         "json", False, "A JSON object per picture on stdout.", flag_values=values
     )
@@ -165,10 +169,10 @@ def _define_convert(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def _convert(values: flags.FlagValues, sources: Sequence[str]) -> None:
-    from ev2 import checkpoint
+    from ev2 import convert
 
     names = ("mean", "std", "image_size", "interpolation", "eval_crop")
-    report = checkpoint.convert_published(
+    report = convert.convert_published(
         sources[0],
         values.out,
         name=values.model or "",
@@ -238,7 +242,9 @@ def _prepare(values: flags.FlagValues) -> None:
 
 def _define_export(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(values, "checkpoint", "Run folder, or one checkpoint in it.", required=True)
+    _string(
+        values, "checkpoint", "Run, checkpoint or published weights.", required=True
+    )
     names = "stablehlo, saved_model, tflite, onnx or safetensors."
     _string(values, "format", names, required=True)
     _string(values, "out", "File (or folder) to write, new.", required=True)
@@ -262,7 +268,9 @@ def _export(values: flags.FlagValues) -> None:
 def _define_bench_infer(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     _string(values, "model", "Network with random weights, such as efficientnetv2-s.")
-    _string(values, "checkpoint", "Run folder or checkpoint, in place of --model.")
+    _string(
+        values, "checkpoint", "Checkpoint or published weights, in place of --model."
+    )
     flags.DEFINE_integer("batch", 16, "Images at once.", flag_values=values)
     flags.DEFINE_integer(
         "image_size", 0, "Pixels; 0 = what it is evaluated at.", flag_values=values
@@ -342,6 +350,27 @@ def _report(values: flags.FlagValues) -> None:
     from ev2 import report
 
     print(f"report: {report.write_report(values.workdir)}")
+
+
+def check_json(path: str) -> None:
+    """Raises InputError if a result cannot be written to `path`, before there is one.
+
+    A file that is there may be an earlier result, and nothing else.
+    """
+    if not pathlib.Path(path).absolute().parent.is_dir():
+        raise errors.InputError(
+            f"json: {path!r} cannot be written (its folder does not exist); choose "
+            "another file"
+        )
+    if not pathlib.Path(path).exists():
+        files.check_new("json", path)
+        return
+    try:
+        json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise errors.InputError(
+            f"json: {path!r} exists and is no JSON file; choose another file"
+        ) from error
 
 
 def _write_json(path: str, document: object) -> None:

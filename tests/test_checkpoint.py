@@ -4,6 +4,8 @@ Which checkpoints of a run are kept; weights without a run: written, read back, 
 """
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import pytest
 from safetensors import numpy as safetensors
 
 import ev2
-from ev2 import arch, checkpoint, cli, errors
+from ev2 import arch, checkpoint, cli, convert, errors
+from ev2.models import preprocessing
 from tests import published
 
 NAME = "resnet50"
@@ -64,7 +67,7 @@ def source(variables, tmp_path, monkeypatch):
 
 def test_what_is_converted_is_read_back(source, variables, tmp_path):
     out = str(tmp_path / "out")
-    report = checkpoint.convert_published(source, out, preprocessing={})
+    report = convert.convert_published(source, out, preprocessing={})
     assert report["model"] == NAME and report["matched"] == len(
         jax.tree.leaves(variables)
     )
@@ -79,8 +82,8 @@ def test_what_is_converted_is_read_back(source, variables, tmp_path):
     )
     assert model.arch.padding == "symmetric" and meta["config"] is None
     assert meta["class_names"] == direct_meta["class_names"] == list("01234")
-    preprocessing = meta["preprocessing"]
-    assert (preprocessing["image_size"], preprocessing["eval_crop"]) == (224, "center")
+    found = meta["preprocessing"]
+    assert (found["image_size"], found["eval_crop"]) == (224, "center")
     assert meta["source"]["format"] == "torch_resnet"
 
 
@@ -95,7 +98,7 @@ def test_blocks_and_padding_travel(variables, tmp_path):
             "blocks": rows,
             "padding": "same",
         },
-        "preprocessing": {"image_size": 64},
+        "preprocessing": preprocessing.of_published("torch_resnet", model.arch),
         "class_names": list("abcde"),
         "config": None,
         "one_set": True,
@@ -109,18 +112,76 @@ def test_blocks_and_padding_travel(variables, tmp_path):
     )
 
 
+def cut_weights(folder):
+    for file in (folder / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+
+
+def change_meta(**changes):
+    def change(folder):
+        (file,) = [f for f in (folder / "meta").rglob("*") if f.name == "metadata"]
+        meta = json.loads(file.read_text())
+        for key, value in changes.items():
+            meta[key] = value
+        file.write_text(json.dumps(meta))
+
+    return change
+
+
+# What the library left running when it failed says so later, by itself.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lambda folder: shutil.rmtree(folder / "state" / "d"), "cannot be read"),
+        (cut_weights, "cannot be read"),
+        (change_meta(preprocessing={"image_size": 224}), "cannot be read"),
+        (change_meta(class_names=["a"]), "one name for each class"),
+        (
+            change_meta(model={"name": NAME, "num_classes": 5, "blocks": BLOCKS[:1]}),
+            "damaged",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(damage, complaint, source, tmp_path):
+    out = tmp_path / "out"
+    convert.convert_published(source, str(out), preprocessing={})
+    damage(out)
+    with pytest.raises(errors.InputError, match=complaint) as error:
+        checkpoint.load_pretrained(str(out))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [None, 1000])
+def test_a_new_head_has_no_names(classes, source, tmp_path):
+    out = str(tmp_path / "out")
+    options = {"num_classes": classes, "new_head": True}
+    convert.convert_published(source, out, preprocessing={}, **options)
+    names = checkpoint.load_pretrained(out)[2]["class_names"]
+    assert names == [str(i) for i in range(classes or 5)]
+
+
+def test_raw_values_are_asked_of_a_file_that_has_them(source, tmp_path):
+    with pytest.raises(errors.InputError, match="raw: .* one set of weights"):
+        convert.convert_published(
+            source, str(tmp_path / "out"), preprocessing={}, averaged=False
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_overwritten(source, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     with pytest.raises(errors.InputError, match="exists and is left as it is"):
-        checkpoint.convert_published(source, str(kept), preprocessing={})
+        convert.convert_published(source, str(kept), preprocessing={})
     assert list(kept.iterdir()) == []
 
 
 def test_a_refused_source_leaves_nothing(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"nothing")
     with pytest.raises(errors.InputError, match="cut or damaged"):
-        checkpoint.convert_published(
+        convert.convert_published(
             str(tmp_path / "weights.h5"), str(tmp_path / "out"), preprocessing={}
         )
     assert [path.name for path in tmp_path.iterdir()] == ["weights.h5"]
@@ -130,7 +191,10 @@ def test_a_refused_source_leaves_nothing(tmp_path):
     "argv, line",
     [
         (["--mean=1,2", "--out=OUT"], "mean: 1,2 is not allowed"),
-        (["--std=0", "--out=OUT"], "std: 0 is not allowed"),
+        (["--std=0.229", "--out=OUT"], "std: 0.229 is not allowed"),
+        (["--image_size=99999", "--out=OUT"], "image_size: 99999 is not allowed"),
+        (["--json=/nowhere/x.json", "--out=OUT"], "json: '/nowhere/x.json'"),
+        ([f"--json={__file__}", "--out=OUT"], "is no JSON file"),
         (["--image_size=4", "--out=OUT"], "image_size: 4 is not allowed"),
         (["--interpolation=cubic", "--out=OUT"], "interpolation: 'cubic'"),
         (["--num_classes=7", "--out=OUT"], "5 classes"),

@@ -18,6 +18,8 @@ from safetensors import numpy as safetensors
 
 import ev2
 from ev2 import arch, errors
+from ev2.export import program
+from ev2.export import safetensors as exported
 from ev2.models import convert
 from tests import published
 
@@ -65,7 +67,10 @@ def test_format_and_network_are_found(scheme, file, write, tmp_path):
     report = found.report
     leaves = len(jax.tree.leaves(VARIABLES))
     assert (report["format"], report["matched"]) == (scheme, leaves)
-    assert report["missing"] == [] and report["notes"] == []
+    assert report["missing"] == []
+    assert [note[:17] for note in report["notes"]] == (
+        ["taken as timm's t"] if scheme == "timm" else []
+    )
     kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(VARIABLES))
     depthwise = 3  # the only kernels that TensorFlow's axes need to be turned for
     assert report["transposed"] == (depthwise if scheme == "keras" else kernels)
@@ -120,6 +125,30 @@ def test_the_released_names_are_covered(name, tmp_path):
     stem = found.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(stem, plain["stem/conv2d/kernel"])
     assert all(leaf.min() >= 1 for leaf in jax.tree.leaves(found.variables))
+
+
+def test_the_newest_of_several_checkpoints_is_taken(tmp_path):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for step in (9999, 10000):  # by number, not by name
+        values = of("released") | {"head_1/dense/bias": np.full(5, step, np.float32)}
+        prefix = folder / f"model.ckpt-{step}"
+        published.write_released(prefix, "own", of("released"), values)
+    (folder / "checkpoint").unlink()
+    with tarfile.open(tmp_path / "released.tgz", "w:gz") as tar:
+        tar.add(folder, "released")
+
+    def bias(path):
+        return convert.convert(str(path)).variables["params"]["classifier"]["bias"][0]
+
+    assert bias(folder) == bias(tmp_path / "released.tgz") == 10000
+    # Where there is a file that names one, it decides, in an archive too.
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-9999"\n')
+    with tarfile.open(tmp_path / "named.tgz", "w:gz") as tar:
+        tar.add(folder, "released")
+    assert bias(folder) == bias(tmp_path / "named.tgz") == 9999
+    (folder / "checkpoint").write_bytes(b"\xff\xfe")
+    assert bias(folder) == 10000
 
 
 def test_what_is_folded_leaves_the_logits_alone(tmp_path):
@@ -198,6 +227,67 @@ def test_heads_of_imagenet(classes, tmp_path):
     assert meta["class_names"][1] == ("n01443537" if classes == 1000 else "1")
 
 
+def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
+    values = {k: v for k, v in of("keras").items() if "predictions" not in k}
+    values |= {"dense/kernel": np.ones((256, 3)), "dense/bias": np.ones(3)}
+    published.write_keras_v3(tmp_path / "own.keras.h5", values)
+    path = str(tmp_path / "own.keras.h5")
+    with pytest.raises(errors.InputError, match="it has dense/bias too"):
+        convert.convert(path, NAME)
+    found = convert.convert(path, NAME, num_classes=7, new_head=True)
+    assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
+    skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
+    assert skipped["dense/kernel"] == "no place in ours"
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    bad = np.full((16, 3, 3, 3), np.nan, np.float32)
+    write_safetensors(tmp_path / "bad.safetensors", spoilt(conv_stem__weight=bad))
+    with pytest.raises(errors.InputError, match="conv_stem.weight is not finite"):
+        convert.convert(str(tmp_path / "bad.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "scheme, padding",
+    [("keras", "symmetric"), ("efficientnet_pytorch", "symmetric")],
+)
+def test_padding_is_refused_where_the_format_has_its_own(scheme, padding, tmp_path):
+    if scheme == "keras":
+        path = tmp_path / "own.h5"
+        published.write_keras_h5(path, of("keras"))
+    else:
+        path = tmp_path / "own.safetensors"
+        blocks = ("r1_k3_s1_e1_i16_o16", "r1_k3_s2_e6_i16_o24")
+        model = published.network(blocks=blocks)
+        values = published.tensors(scheme, model, published.random_variables(model))
+        write_safetensors(path, values)
+    with pytest.raises(errors.InputError, match=f"padding: .* not that of {scheme}"):
+        convert.convert(str(path), padding=padding)
+
+
+def test_a_file_that_was_exported_brings_everything_back(tmp_path):
+    source = program.Program(
+        model=MODEL,
+        variables=VARIABLES,
+        mean=(1, 2, 3),
+        std=(4, 5, 6),
+        image_size=40,
+        meta={
+            "model": {"name": NAME, "num_classes": 5, "blocks": published.BLOCKS},
+            "preprocessing": {"mean": [1, 2, 3], "std": [4, 5, 6], "image_size": 40},
+            "class_names": list("abcde"),
+        },
+    )
+    exported.write(source, tmp_path / "own.safetensors")
+    model, variables, meta = ev2.load_pretrained(tmp_path / "own.safetensors")
+    assert_same(variables, VARIABLES)
+    assert model.arch.rows == MODEL.arch.rows
+    assert meta["class_names"] == list("abcde")
+    found = meta["preprocessing"]
+    assert (found["mean"], found["std"]) == ([1, 2, 3], [4, 5, 6])
+    assert found["image_size"] == 40
+
+
 def test_a_file_without_a_classifier_gives_features(tmp_path):
     values = {k: v for k, v in of("timm").items() if not k.startswith("classifier")}
     write_safetensors(tmp_path / "small.safetensors", values)
@@ -228,6 +318,7 @@ def spoilt(**changes):
         (spoilt(bn1__running_var=None), NAME, "it has no bn1.running_var"),
         (spoilt(blocks__0__9__bn=np.zeros(3)), NAME, "it has blocks.0.9.bn too"),
         (of("timm"), "efficientnetv2-b0", f"the file fits {NAME}"),
+        (of("timm"), "resnet50", "'resnet50' is a ResNet, and the file is of an Eff"),
         ({"layer.weight": np.zeros(3)}, "", "tensors called layer.weight"),
         (of("timm"), "efficientnetv2-q", "model.name: 'efficientnetv2-q'"),
     ],

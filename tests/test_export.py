@@ -316,6 +316,23 @@ def test_what_is_refused(saved, tmp_path, changes, message, capsys, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_takes_the_place_of_reports_alone(saved, tmp_path, capsys):
+    def run(out):
+        argv = [f"--checkpoint={saved}", "--format=stablehlo", f"--out={out}"]
+        return cli.main(["export", *argv]), capsys.readouterr().err
+
+    code, line = run(tmp_path / "export.json")
+    assert code == 2 and "where the report goes" in line
+    own = tmp_path / "export.json"
+    own.write_text('{"mine": 1}')
+    code, line = run(tmp_path / "model")
+    assert code == 2 and "is no report" in line
+    assert own.read_text() == '{"mine": 1}' and list(tmp_path.iterdir()) == [own]
+    own.write_text('{"max_abs_difference": 0}')  # of another format
+    code, _ = run(tmp_path / "model")
+    assert code == 0 and '"stablehlo"' in own.read_text()
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     without = export.FORMATS["onnx"]._replace(packages=("jax", "no_such_package"))
     monkeypatch.setitem(export.FORMATS, "onnx", without)

@@ -112,8 +112,8 @@ def test_tensors_come_out_as_they_were(write, wrapped, tmp_path):
     state, storages = state_dict()
     path = tmp_path / "weights.pth"
     write(path, {wrapped: state, "epoch": 3} if wrapped else state, storages)
-    tensors = torch_file.read(str(path))
-    assert list(tensors) == ["turned", "tail", "count"]
+    tensors, has_both = torch_file.read(str(path))
+    assert not has_both and list(tensors) == ["turned", "tail", "count"]
     np.testing.assert_array_equal(tensors["turned"], WEIGHT.transpose(2, 1, 0))
     np.testing.assert_array_equal(tensors["tail"], WEIGHT[0, 0])
     assert tensors["count"] == 7 and tensors["count"].dtype == np.int64
@@ -151,4 +151,33 @@ def test_a_pickle_without_tensors_is_refused(write, tmp_path):
     path = tmp_path / "weights.pth"
     write(path, {"epoch": 3}, [])
     with pytest.raises(ValueError, match="no tensors"):
+        torch_file.read(str(path))
+
+
+@pytest.mark.parametrize("averages, raw", [("state_dict_ema", "state_dict")])
+def test_averages_beside_raw_values(write, averages, raw, tmp_path):
+    storages = [
+        Storage(key, "FloatStorage", np.full(3, value, np.float32))
+        for key, value in (("0", 1.0), ("1", 2.0))
+    ]
+    first, second = ({"w": tensor(s, 0, (3,), (1,))} for s in storages)
+    path = tmp_path / "weights.pth"
+    write(path, {raw: first, averages: second, "optimizer": [{}]}, storages)
+    found, has_both = torch_file.read(str(path))
+    assert has_both and found["w"].tolist() == [2, 2, 2]
+    found, _ = torch_file.read(str(path), averaged=False)
+    assert found["w"].tolist() == [1, 1, 1]
+
+
+def test_much_made_of_little_is_refused(tmp_path):
+    # A stride of 0 repeats one element; a member may unpack to more than it says.
+    one = Storage("0", "FloatStorage", np.ones(1, np.float32))
+    path = tmp_path / "weights.pth"
+    write_zip(path, {"w": tensor(one, 0, (10**6, 10**6), (0, 0))}, [one])
+    with pytest.raises(ValueError, match="w has more elements"):
+        torch_file.read(str(path))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickled({"w": tensor(one, 0, (1,), (1,))}))
+        archive.writestr("a/data/0", bytes(10**7))
+    with pytest.raises(ValueError, match="another size"):
         torch_file.read(str(path))

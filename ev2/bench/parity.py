@@ -57,6 +57,10 @@ def compare(
             )
     for name in models:
         arch.get(name)
+        if not any(WITNESSES[witness][0](name) for witness in witnesses):
+            raise errors.InputError(
+                f"models: {name!r} is in none of {', '.join(witnesses)}; leave it out"
+            )
     results = []
     for witness in witnesses:
         known = [n for n in models or arch.list_models() if WITNESSES[witness][0](n)]
@@ -71,15 +75,14 @@ def compare(
 
 def format_table(table: dict[str, Any]) -> str:
     """Returns the comparison as an aligned table, the worst figure last."""
-    lines = [f"{'model':<20}{'witness':<13}{'tensors':>8}{'64 px':>10}{'75 px':>10}"]
+    sizes = "".join(f"{size:>7} px" for size in table["sizes"])
+    lines = [f"{'model':<20}{'witness':<13}{'tensors':>8}{sizes}"]
     for row in table["results"]:
         figures = "".join(f"{error:>10.1e}" for error in row["max_relative_error"])
         lines.append(
             f"{row['model']:<20}{row['witness']:<13}{row['matched']:>8}{figures}"
         )
-    worst = max(
-        (e for r in table["results"] for e in r["max_relative_error"]), default=0
-    )
+    worst = np.max([row["max_relative_error"] for row in table["results"]])
     lines.append(f"largest relative difference {worst:.1e}, bound {table['bound']:.0e}")
     return "\n".join(lines)
 
@@ -87,7 +90,7 @@ def format_table(table: dict[str, Any]) -> str:
 def check(table: dict[str, Any]) -> None:
     """Raises CheckError if a difference of `compare` is above the bound."""
     for row in table["results"]:
-        worst = max(row["max_relative_error"])
+        worst = float(np.max(row["max_relative_error"]))  # NaN, if any is
         if not worst <= table["bound"]:
             raise errors.CheckError(
                 f"{row['model']}: logits differ from {row['witness']}'s by "

@@ -5,33 +5,9 @@ stage, `make_eval_data` those of an evaluation, `make_picture_data` those of pic
 that a person names.
 """
 
-import os
+from ev2 import quiet
 
-# oneDNN changes nothing for pictures and prints about itself; set before the import.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
-def _import_quietly() -> None:
-    """Imports TensorFlow without its notes on CUDA and logging on stderr.
-
-    They come from C++, before TensorFlow reads any setting that would silence them.
-    Errors are Python exceptions and are raised as ever.
-    """
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # the GPU's memory belongs to JAX
-    except RuntimeError:
-        pass  # TensorFlow was started before; it keeps the devices it has
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-_import_quietly()
+quiet.import_tensorflow()
 
 from ev2.data.pictures import find_pictures, why_not  # noqa: E402
 from ev2.data.pipeline import (  # noqa: E402

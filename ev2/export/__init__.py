@@ -7,6 +7,7 @@ gives a function from uint8 pictures to logits that the format's own runtime com
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -69,13 +70,15 @@ def export(
 
     Raises:
         InputError: an unknown format, a package that is missing, no checkpoint, or an
-            `out` that exists. Nothing is computed or written then.
+            `out` that exists. Nothing is computed or written then; so too where a file
+            `export.json` that is no earlier report would be replaced.
         CheckError: the difference is above the bound, or a tensor of "safetensors"
             has other bits. What was written stays.
     """
     errors.check_choice("format", format_name, FORMATS)
     check_installed(format_name)
     files.check_new("out", out)
+    _check_report(pathlib.Path(out))
     source = program.from_checkpoint(checkpoint, weights=weights)
     return write_checked(source, format_name, pathlib.Path(out))
 
@@ -141,6 +144,26 @@ def compare(
         "max_abs_difference_by_batch": differences,
         **({"unequal_tensors": unequal} if form.count_unequal else {}),
     }
+
+
+def _check_report(out: pathlib.Path) -> None:
+    """Refuses to let the report take the place of anything but an earlier report."""
+    path = out.with_name(REPORT)
+    if out.name == REPORT:
+        raise errors.InputError(
+            f"out: {str(out)!r} is where the report goes; choose another name"
+        )
+    if not os.path.lexists(path):
+        return
+    try:
+        is_report = "max_abs_difference" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        is_report = False
+    if not is_report:
+        raise errors.InputError(
+            f"out: {str(path)!r} exists and is no report of an export, which would "
+            "take its place; choose another folder"
+        )
 
 
 def check_installed(format_name: str) -> None:

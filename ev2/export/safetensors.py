@@ -19,7 +19,11 @@ from ev2.models import names
 
 
 def write(program: programs.Program, path: pathlib.Path) -> None:
-    """Writes the weights of `program`; preprocessing goes into the metadata."""
+    """Writes the weights of `program`.
+
+    Model, preprocessing and class names go into the metadata, so that ev2 reads back
+    what it wrote; see `models.readers`.
+    """
     from safetensors import numpy as safetensors
 
     tensors = {}
@@ -29,7 +33,8 @@ def write(program: programs.Program, path: pathlib.Path) -> None:
             value = value[key]
         theirs = tensor.to_theirs(np.asarray(value))
         tensors[tensor.name] = np.ascontiguousarray(theirs)
-    about = {key: program.meta.get(key) for key in ("model", "preprocessing")}
+    keys = ("model", "preprocessing", "class_names")
+    about = {key: program.meta[key] for key in keys if key in program.meta}
     metadata = {"format": "pt", "ev2": json.dumps(about)}
     path.write_bytes(safetensors.save(tensors, metadata))
 

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ev2 import quiet
 from ev2.export import program as programs
 from ev2.export import stablehlo
 
 
 def write(program: programs.Program, path: pathlib.Path) -> None:
     """Writes `program` to the folder `path`."""
-    tf = import_tensorflow()
+    tf = quiet.import_tensorflow()
     from jax.experimental import jax2tf
 
     convert = jax2tf.convert(
@@ -50,16 +51,6 @@ def write(program: programs.Program, path: pathlib.Path) -> None:
 def load(path: pathlib.Path, program: programs.Program) -> Callable:
     """Returns the function, uint8 pictures to logits, that `path` holds."""
     del program
-    tf = import_tensorflow()
+    tf = quiet.import_tensorflow()
     serve = tf.saved_model.load(str(path)).signatures["serving_default"]
     return lambda images: np.asarray(serve(images=tf.constant(images))["logits"])
-
-
-def import_tensorflow():
-    """Returns TensorFlow, started the quiet way and without the GPU, JAX's own."""
-    import ev2.data  # noqa: F401
-
-    # isort: split
-    import tensorflow as tf
-
-    return tf

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ev2 import quiet
 from ev2.export import program as programs
-from ev2.export import saved_model
 
 # Lowered as for an accelerator, which the converter neither knows nor asks.
 _PLATFORMS = ("tpu",)
@@ -21,7 +21,7 @@ _PLATFORMS = ("tpu",)
 
 def write(program: programs.Program, path: pathlib.Path) -> None:
     """Writes `program` to the file `path`, for one picture at a time."""
-    tf = saved_model.import_tensorflow()
+    tf = quiet.import_tensorflow()
     from jax.experimental import jax2tf
 
     convert = jax2tf.convert(
@@ -43,7 +43,7 @@ def load(path: pathlib.Path, program: programs.Program) -> Callable:
     It calls the interpreter once per picture.
     """
     del program
-    tf = saved_model.import_tensorflow()
+    tf = quiet.import_tensorflow()
     with warnings.catch_warnings():
         # It says that it will move to a package of its own, which pins TensorFlow.
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")

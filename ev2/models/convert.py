@@ -7,6 +7,8 @@ BGR stem.
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,6 +35,9 @@ class Converted:
         model: the network, float32.
         variables: `{"params", "batch_stats"}`, float32 NumPy arrays.
         preprocessing: see `preprocessing.of_published`.
+        class_names: as the file says; () if it does not.
+        has_both: whether the file holds running averages and raw values.
+        new_head: whether the classifier was drawn anew.
         report: JSON-able: "model", "format", "matched" and "transposed" (counts),
             "skipped" (`{"name", "reason"}` of the file's tensors without a place),
             "missing" (names the file lacks) and "notes" (what was folded).
@@ -41,6 +46,9 @@ class Converted:
     model: models.Model
     variables: dict[str, Any]
     preprocessing: dict[str, Any]
+    class_names: tuple[str, ...]
+    has_both: bool
+    new_head: bool
     report: dict[str, Any]
 
 
@@ -58,12 +66,12 @@ def convert(
     Args:
         path: see `readers.FORMATS`.
         name: of the network; "" finds the one whose names and shapes all agree.
-        averaged: of a released checkpoint, the running averages and not the raw
-            values.
+        averaged: where a file has both, the running averages, not the raw values.
         num_classes: logits; None takes the file's. 0 leaves the classifier out.
         new_head: leaves the file's classifier out and draws a new one.
         padding: "symmetric" for timm's networks without "tf_" in their name, which a
-            file does not tell; "" for what the format usually has.
+            file does not tell; "" for what the format usually has. A file that
+            `ev2 export` wrote says itself what it is, and what its pictures are.
 
     Raises:
         InputError: the file cannot be read, or is not of this network: the first
@@ -71,32 +79,51 @@ def convert(
     """
     file = readers.read(path, averaged=averaged)
     scheme = _find_scheme(path, file)
-    if padding == "" and scheme == "torchvision":
-        padding = "symmetric"
-    if not name:
-        name = _find_model(path, file, scheme, padding)
-    expected = names.SCHEMES[scheme]
-    in_file = _classes_in(file, expected)
-    if num_classes is None:
-        num_classes = in_file if not new_head else 1000
-    elif num_classes not in (0, in_file) and not new_head:
+    own = file.own.get("model", {})
+    padding = _choose_padding(padding or own.get("padding", ""), scheme)
+    blocks = tuple(own.get("blocks", ()))
+    name = name or own.get("name") or _find_model(path, file, scheme, padding, new_head)
+    in_file = _classes_in(file, names.SCHEMES[scheme])
+    num_classes = in_file if num_classes is None else num_classes
+    if num_classes not in (0, in_file) and not new_head:
         raise errors.InputError(
             f"num_classes: {num_classes}, but {path!r} has {in_file} classes; give "
             f"{in_file}, or leave its classifier out (--new_head)"
         )
-    model = _create(scheme, name, num_classes, padding)
+    model = _create(scheme, name, num_classes, padding, blocks)
     found, report = _match(path, file, scheme, model, new_head=new_head)
     notes = _fold(found, scheme, model)
+    if file.has_both:
+        notes.append(f"{'running averages' if averaged else 'raw values'} taken")
+    if scheme == "timm" and padding != "symmetric":
+        notes.append("taken as timm's tf_ network; of another, say --padding=symmetric")
     if new_head and num_classes:
         head = jax.device_get(model.init(jax.random.key(0), 32)["params"]["classifier"])
         found |= {("params", "classifier", leaf): v for leaf, v in head.items()}
         notes.append(f"classifier of {num_classes} classes drawn anew")
     wanted = preprocessing.of_published(scheme, model.arch)
-    wanted |= _keras_input(file)
-    report |= {"model": name, "format": scheme, "notes": notes}
+    wanted |= _keras_input(file) | file.own.get("preprocessing", {})
     return Converted(
-        model=model, variables=_tree(found), preprocessing=wanted, report=report
+        model=model,
+        variables=_tree(found),
+        preprocessing=wanted,
+        class_names=() if new_head else tuple(file.own.get("class_names", ())),
+        has_both=file.has_both,
+        new_head=new_head,
+        report={"model": name, "format": scheme, **report, "notes": notes},
     )
+
+
+def _choose_padding(padding: str, scheme: str) -> str:
+    """What was asked for, where the format leaves it open; else what it has."""
+    fixed = {"torchvision": "symmetric", "released": "same", "keras": "same"}
+    fixed |= {"efficientnet_pytorch": "same"}
+    fixed |= dict.fromkeys(("keras_resnet", "torch_resnet"), "symmetric")
+    if padding and padding != fixed.get(scheme, padding):
+        raise errors.InputError(
+            f"padding: {padding!r} is not that of {scheme} networks; leave it out"
+        )
+    return fixed.get(scheme, padding)
 
 
 def _find_scheme(path: str, file: readers.File) -> str:
@@ -112,13 +139,23 @@ def _find_scheme(path: str, file: readers.File) -> str:
     )
 
 
-def _create(scheme: str, name: str, num_classes: int, padding: str) -> models.Model:
-    blocks: tuple[str, ...] = ()
+def _create(
+    scheme: str,
+    name: str,
+    num_classes: int,
+    padding: str,
+    blocks: Sequence[str] = (),
+) -> models.Model:
+    is_resnet = architectures.get(name).is_resnet
+    if is_resnet != scheme.endswith("resnet"):
+        kinds = ("an EfficientNet", "a ResNet")
+        raise errors.InputError(
+            f"model: {name!r} is {kinds[is_resnet]}, and the file is of "
+            f"{kinds[not is_resnet]} ({scheme} names); give its own name, or none"
+        )
     if scheme == "keras_resnet":  # its stride is in the first 1x1
         rows = architectures.get(name).rows
         v1 = architectures.BOTTLENECK_V1
-        if not all(row.is_bottleneck for row in rows):
-            raise errors.InputError(f"model: {name!r} is not a ResNet; the file is")
         blocks = architectures.encode(dataclasses.replace(r, operator=v1) for r in rows)
     return models.create_model(
         name, num_classes=num_classes, blocks=blocks, padding=padding
@@ -140,7 +177,9 @@ def _classes_in(file: readers.File, scheme: names.Scheme) -> int:
     return 0 if bias is None else len(bias)
 
 
-def _find_model(path: str, file: readers.File, scheme: str, padding: str) -> str:
+def _find_model(
+    path: str, file: readers.File, scheme: str, padding: str, new_head: bool
+) -> str:
     """The network all of whose tensors, but the classifier's, are in the file."""
     is_resnet = scheme.endswith("resnet")
     for name in architectures.list_models():
@@ -152,7 +191,7 @@ def _find_model(path: str, file: readers.File, scheme: str, padding: str) -> str
         except errors.InputError:  # a block that the scheme has no name for
             continue
         if not _missing(file, tensors) and not _misfits(file, tensors, model):
-            if not _extra(file, tensors):
+            if not _extra(file, tensors, scheme, new_head=new_head):
                 return name
     raise errors.InputError(
         f"model: {path!r} ({scheme} names) fits none of "
@@ -166,10 +205,21 @@ def _missing(file: readers.File, tensors: list[names.Tensor]) -> list[str]:
     return [name for name in needed if name not in file.tensors]
 
 
-def _extra(file: readers.File, tensors: list[names.Tensor]) -> list[str]:
-    """Names in the file for which the network has no place."""
+def _extra(
+    file: readers.File, tensors: list[names.Tensor], scheme: str, *, new_head: bool
+) -> list[str]:
+    """Names in the file for which the network should have a place.
+
+    With a new head, layers that somebody put behind the network are none of them.
+    """
     known = {tensor.name for tensor in tensors}
-    return sorted(n for n in file.tensors if n not in known and not _is_input(n))
+    extra = sorted(n for n in file.tensors if n not in known and not _is_input(n))
+    if new_head:
+        prefix = names.SCHEMES[scheme].prefix(0, 0, 0)
+        block = re.match(r"[a-z_]+", prefix)
+        assert block is not None
+        extra = [name for name in extra if name.startswith(block[0])]
+    return extra
 
 
 def _misfits(file, tensors, model) -> list[str]:
@@ -196,10 +246,11 @@ def _match(
 ) -> tuple[dict[_Path, np.ndarray], dict[str, Any]]:
     """Every tensor of the network from the file, and what the report says of it."""
     tensors = list(names.SCHEMES[scheme].tensors(model.arch))
-    problem = _problem(file, tensors, model)
+    problem = _problem(file, tensors, model, scheme, new_head=new_head)
     if problem:
+        padding = model.arch.padding
         try:
-            advice = f"fits {_find_model(path, file, scheme, model.arch.padding)}"
+            advice = f"fits {_find_model(path, file, scheme, padding, new_head)}"
         except errors.InputError:
             advice = "fits no known network, or is not whole"
         raise errors.InputError(
@@ -212,8 +263,14 @@ def _match(
         if _is_head(tensor) and (new_head or not model.num_classes):
             reasons[tensor.name] = "the classifier is left out, as asked"
             continue
-        values = tensor.to_ours(file.tensors[tensor.name])
-        found[tensor] = np.asarray(values, np.float32)
+        values = np.asarray(tensor.to_ours(file.tensors[tensor.name]), np.float32)
+        if not np.isfinite(values).all():
+            raise errors.InputError(
+                f"source: {path!r}: {tensor.name} is not finite; give other weights"
+            )
+        found[tensor] = values
+    known = {tensor.name for tensor in tensors}
+    reasons |= {n: "no place in ours" for n in file.tensors if n not in known}
     inputs = filter(_is_input, file.tensors)
     reasons |= dict.fromkeys(inputs, "part of the preprocessing") | file.left_out
     report = {
@@ -225,7 +282,14 @@ def _match(
     return {tensor.path: values for tensor, values in found.items()}, report
 
 
-def _problem(file, tensors: list[names.Tensor], model: models.Model) -> str:
+def _problem(
+    file,
+    tensors: list[names.Tensor],
+    model: models.Model,
+    scheme: str,
+    *,
+    new_head: bool,
+) -> str:
     """Why the file is not of the model, or ""."""
     misfits = _misfits(file, tensors, model)
     if misfits:
@@ -235,7 +299,7 @@ def _problem(file, tensors: list[names.Tensor], model: models.Model) -> str:
         near = difflib.get_close_matches(missing[0], file.tensors, n=1)
         hint = f", the nearest is {near[0]}" if near else ""
         return f"it has no {missing[0]} ({len(missing)} such){hint}"
-    extra = _extra(file, tensors)
+    extra = _extra(file, tensors, scheme, new_head=new_head)
     return f"it has {extra[0]} too ({len(extra)} such)" if extra else ""
 
 

@@ -59,7 +59,7 @@ def of_published(scheme: str, arch: architectures.Arch) -> dict[str, Any]:
         found |= {"eval_crop_padding": padding}
         if arch.name == "efficientnetv2-l":
             found |= {"mean": (127.5,) * 3, "std": (127.5,) * 3}
-    elif arch.activation == "relu6":
+    elif arch.activation == "relu6" and arch.padding == "same":
         found |= {"mean": (127.0,) * 3, "std": (128.0,) * 3}
     elif arch.name.startswith("efficientnetv2-") and "-b" not in arch.name:
         found |= {"mean": (128.0,) * 3, "std": (128.0,) * 3}

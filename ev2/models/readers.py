@@ -6,6 +6,7 @@ checkpoint, what versions of Keras add or rename.
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -13,10 +14,11 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from ev2 import errors
+from ev2 import errors, quiet
 from ev2.models import torch_file
 
 FORMATS = (
@@ -39,13 +41,16 @@ class File:
         kind: "released", "keras" or "torch".
         tensors: arrays by name.
         left_out: names that are no weights of a network, and why.
-        scope: of a released checkpoint: the model's own name for itself.
+        has_both: whether it holds running averages and raw values.
+        own: of a file that `ev2 export` wrote: "model", "preprocessing" and
+            "class_names" of its checkpoint.
     """
 
     kind: str
     tensors: dict[str, np.ndarray]
     left_out: dict[str, str]
-    scope: str = ""
+    has_both: bool = False
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_published(path: str) -> bool:
@@ -58,8 +63,8 @@ def read(path: str, *, averaged: bool = True) -> File:
 
     Args:
         path: see `FORMATS`.
-        averaged: of a released checkpoint, whether to take the running averages,
-            which its accuracy belongs to, or the raw values.
+        averaged: where a file has both, whether to take the running averages, which
+            its accuracy belongs to, or the raw values.
 
     Raises:
         InputError: there is no such file, it is damaged, of no known format, a pickle
@@ -108,15 +113,20 @@ def _checkpoint_prefix(path: str) -> str | None:
     """The TensorFlow checkpoint at `path`: a prefix, or the newest in a folder."""
     if _index(path):
         return path
-    found = sorted(pathlib.Path(path).glob("*.index")) if os.path.isdir(path) else []
+    found = list(pathlib.Path(path).glob("*.index")) if os.path.isdir(path) else []
     if not found:
         return None
-    state = pathlib.Path(path, "checkpoint")
-    named = (
-        state.read_text().partition('"')[2].partition('"')[0] if state.exists() else ""
-    )
-    prefix = os.path.join(path, os.path.basename(named))
-    return prefix if named and _index(prefix) else str(found[-1]).removesuffix(".index")
+    state = pathlib.Path(path, "checkpoint")  # names the newest, in quotes
+    text = state.read_text(errors="replace") if state.is_file() else ""
+    named = os.path.join(path, os.path.basename(text.partition('"')[2].split('"')[0]))
+    newest = max(found, key=lambda file: (_step(file.stem), file.stem))
+    return named if _index(named) else str(newest).removesuffix(".index")
+
+
+def _step(prefix: str) -> int:
+    """The number that a checkpoint's name ends with; -1 if it has none."""
+    number = re.search(r"\d+$", prefix)
+    return int(number[0]) if number else -1
 
 
 @contextlib.contextmanager
@@ -129,7 +139,8 @@ def _unpacked(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
         for member in archive.getmembers():
             base = os.path.basename(member.name)
-            if member.isfile() and (".data-" in base or base.endswith(".index")):
+            of_checkpoint = ".data-" in base or base.endswith(".index")
+            if member.isfile() and (of_checkpoint or base == "checkpoint"):
                 member.name = base  # no path of the archive's own
                 archive.extract(member, folder, filter="data")
         prefix = _checkpoint_prefix(folder)
@@ -139,8 +150,7 @@ def _unpacked(path: str) -> Iterator[str]:
 
 
 def _read_released(path: str, averaged: bool) -> File:
-    import tensorflow as tf  # the format's own reader
-
+    tf = quiet.import_tensorflow()  # the format's own reader
     tensors, left_out = {}, {}
     with _unpacked(path) as prefix:
         reader = tf.train.load_checkpoint(prefix)
@@ -166,7 +176,10 @@ def _read_released(path: str, averaged: bool) -> File:
                 left_out[name] = "of the optimizer"
             else:
                 tensors[_plain(plain[len(scope) + 1 :])] = reader.get_tensor(name)
-    return File(kind="released", tensors=tensors, left_out=left_out, scope=scope)
+    both = {n.endswith(_AVERAGED) for n in names if n.startswith(f"{scope}/")}
+    return File(
+        kind="released", tensors=tensors, left_out=left_out, has_both=len(both) == 2
+    )
 
 
 def _plain(name: str) -> str:
@@ -212,19 +225,23 @@ def _keras_tensors(file) -> File:
 
 def _read_safetensors(path: str, averaged: bool) -> File:
     del averaged
-    from safetensors import numpy as safetensors
+    import safetensors
 
-    return _torch_file(safetensors.load_file(path))
+    with safetensors.safe_open(path, "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        own = json.loads((file.metadata() or {}).get("ev2", "{}"))
+    return dataclasses.replace(_torch_file(tensors), own=own)
 
 
 def _read_torch(path: str, averaged: bool) -> File:
-    del averaged
-    return _torch_file(torch_file.read(path))
+    tensors, has_both = torch_file.read(path, averaged=averaged)
+    return dataclasses.replace(_torch_file(tensors), has_both=has_both)
 
 
 def _torch_file(tensors: dict[str, np.ndarray]) -> File:
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    counts = ("num_batches_tracked", "n_averaged")
+    counters = [name for name in tensors if name.endswith(counts)]
     kept = {name: value for name, value in tensors.items() if name not in counters}
     left_out = dict.fromkeys(counters, "a counter")
     return File(kind="torch", tensors=kept, left_out=left_out)

@@ -10,15 +10,18 @@ pickles before it.
 """
 
 import collections
+import functools
 import io
+import math
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+_MAX_PICKLE_BYTES = 100_000_000  # of names and shapes: real ones take kilobytes
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "HalfStorage": np.float16,
@@ -55,11 +58,15 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a state dict by name.
+_AVERAGED = ("state_dict_ema", "model_ema")  # timm's and torchvision's scripts
+_RAW = ("state_dict", "model")
 
-    A dict that holds one under "state_dict" or "model" is looked into, as training
-    scripts save them.
+
+def read(path: str, *, averaged: bool = True) -> tuple[dict[str, np.ndarray], bool]:
+    """Returns the tensors of a state dict by name, and whether there are two such.
+
+    A dict that holds a state dict under a key of a training script is looked into. If
+    it holds running averages too, `averaged` says which of the two to take.
 
     Raises:
         UnsafeError: the file names a function or class that is not a tensor's; the
@@ -67,8 +74,9 @@ def read(path: str) -> dict[str, np.ndarray]:
         ValueError: the file is cut, or is no PyTorch file, or holds no tensors.
     """
     try:
-        views, load = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
-        return _tensors(views, load)
+        loaded, load = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
+        views, has_both = _views(loaded, averaged)
+        return {name: _tensor(name, v, load) for name, v in views.items()}, has_both
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"not a whole PyTorch file ({error})") from error
     except (AttributeError, IndexError, TypeError, UnicodeDecodeError) as error:
@@ -102,15 +110,22 @@ _Load = Callable[[_Storage], np.ndarray]
 
 
 def _read_zip(path: str) -> tuple[Any, _Load]:
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    (pickled,) = [name for name in files if name.endswith("data.pkl")]
-    folder = pickled.removesuffix("data.pkl")
+    archive = zipfile.ZipFile(path)
+    names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+    if len(names) != 1 or archive.getinfo(names[0]).file_size > _MAX_PICKLE_BYTES:
+        raise ValueError("not a PyTorch file (no table of tensors)")
+    folder = names[0].removesuffix("data.pkl")
 
+    @functools.lru_cache(maxsize=1)  # views of one storage lie beside each other
     def load(storage: _Storage) -> np.ndarray:
-        return np.frombuffer(files[f"{folder}data/{storage.key}"], storage.dtype)
+        name = f"{folder}data/{storage.key}"
+        size = storage.size * storage.dtype.itemsize
+        # What an archive declares may unpack to gigabytes; a tensor's size is known.
+        if archive.getinfo(name).file_size != size:
+            raise ValueError("not a whole PyTorch file (a storage of another size)")
+        return np.frombuffer(archive.read(name), storage.dtype)
 
-    return _Unpickler(io.BytesIO(files[pickled])).load(), load
+    return _Unpickler(io.BytesIO(archive.read(names[0]))).load(), load
 
 
 def _read_old(path: str) -> tuple[Any, _Load]:
@@ -119,7 +134,7 @@ def _read_old(path: str) -> tuple[Any, _Load]:
         if magic != _LEGACY_MAGIC:
             raise ValueError("not a PyTorch file")
         views, keys = _Unpickler(file).load(), _Unpickler(file).load()
-        wanted = {view.storage.key: view.storage for view in _views(views).values()}
+        wanted = {storage.key: storage for storage in _storages(views)}
         arrays = {key: _read_storage(file, wanted.get(key)) for key in keys}
     return views, lambda storage: arrays[storage.key]
 
@@ -134,32 +149,39 @@ def _read_storage(file: BinaryIO, storage: _Storage | None) -> np.ndarray:
     return np.frombuffer(content, storage.dtype)
 
 
-def _views(loaded: Any) -> dict[str, _View]:
-    """The state dict in what was loaded."""
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    found = loaded.items() if isinstance(loaded, dict) else ()
-    views = {str(name): view for name, view in found if isinstance(view, _View)}
+def _storages(loaded: Any) -> Iterator[_Storage]:
+    """The storages of all tensors in what was loaded, wherever they are."""
+    if isinstance(loaded, _View):
+        yield loaded.storage
+    elif isinstance(loaded, dict | list | tuple):
+        for item in loaded.values() if isinstance(loaded, dict) else loaded:
+            yield from _storages(item)
+
+
+def _views(loaded: Any, averaged: bool) -> tuple[dict[str, _View], bool]:
+    """The state dict in what was loaded, and whether there are averages beside it."""
+    holds = loaded if isinstance(loaded, dict) else {}
+    sets = [key for key in (*_AVERAGED, *_RAW) if isinstance(holds.get(key), dict)]
+    both = any(k in sets for k in _AVERAGED) and any(k in sets for k in _RAW)
+    if sets:
+        holds = holds[sets[0 if averaged else -1]]
+    views = {str(k): view for k, view in holds.items() if isinstance(view, _View)}
     if not views:
         raise ValueError("it holds no tensors by name")
-    return views
+    return views, both
 
 
-def _tensors(loaded: Any, load: _Load) -> dict[str, np.ndarray]:
-    tensors = {}
-    for name, view in _views(loaded).items():
-        values = load(view.storage)
-        end = view.offset + sum(
-            (side - 1) * stride
-            for side, stride in zip(view.shape, view.strides, strict=True)
-        )
-        if view.offset < 0 or min(view.strides, default=0) < 0 or end >= len(values):
-            raise ValueError(f"{name} reaches beyond its bytes")
-        tensors[name] = np.lib.stride_tricks.as_strided(
-            values[view.offset :],
-            view.shape,
-            [stride * values.itemsize for stride in view.strides],
-            writeable=False,
-        ).copy()
-    return tensors
+def _tensor(name: str, view: _View, load: _Load) -> np.ndarray:
+    values = load(view.storage)
+    sides = zip(view.shape, view.strides, strict=True)
+    end = view.offset + sum((side - 1) * stride for side, stride in sides)
+    if view.offset < 0 or min(view.strides, default=0) < 0 or end >= len(values):
+        raise ValueError(f"{name} reaches beyond its bytes")
+    if math.prod(view.shape) > len(values):  # a stride of 0 makes much of little
+        raise ValueError(f"{name} has more elements than it has bytes for")
+    return np.lib.stride_tricks.as_strided(
+        values[view.offset :],
+        view.shape,
+        [stride * values.itemsize for stride in view.strides],
+        writeable=False,
+    ).copy()
