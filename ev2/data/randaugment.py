@@ -67,8 +67,11 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
     weakens as the magnitude grows; magnitude 5 leaves the four factors at 1; contrast
     turns about (pixels of the picture) / 256, which is white from 256 px on.
 
-    Differs: above 8 bits posterize shifts by a negative number there, which is
-    undefined; here it keeps all 8.
+    Differs: above 8 bits posterize shifts by a negative number there, and at 0 bits by
+    all 8, which are undefined; here it keeps all and nothing. Sharpness divides by 13
+    exactly; there a sum of 13ths is at times one level lower. Grey is one level off
+    in 188 of the 2^24 colours. A translation by exact half pixels rounds all columns
+    alike.
     """
     level = magnitude / MAX_LEVEL
     factor = 1.8 * level + 0.1
