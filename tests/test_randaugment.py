@@ -181,6 +181,23 @@ def test_each_operation_alone_in_a_graph_equals_eager(picture, variant):
             assert pictures.difference(actual, picture) > 0, name
 
 
+def test_only_the_chosen_operation_runs(picture):
+    ran = []
+
+    def noting(number):
+        def apply(picture, draws):
+            tf.py_function(lambda: ran.append(number), [], [])
+            return picture + number
+
+        return apply
+
+    run_one = randaugment.make_chooser([noting(n) for n in range(3)], SIDE)
+    for run in (run_one, tf.function(run_one, autograph=False)):
+        after = run(tf.constant(2), tf.constant(picture), tf.zeros([4]))
+        assert pictures.difference(after, picture + np.uint8(2)) == 0
+    assert ran == [2, 2]
+
+
 def test_directions_differ(picture):
     named = randaugment.make_operations(randaugment.standard_levels(5.0, SIDE))
     for name in ("Rotate", "Color", "Contrast", "Sharpness", "ShearX", "TranslateY"):

@@ -1,4 +1,4 @@
-"""The sixteen operations of RandAugment: `[H, W, 3] uint8` pictures in and out.
+"""The sixteen operations of both augmentations: `[H, W, 3] uint8` pictures in and out.
 
 Each takes the physical quantity it needs (degrees, pixels, bits). The picture's sides
 are static, so that the same code runs eagerly and in a graph.

@@ -9,7 +9,7 @@ Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -88,6 +88,9 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
     )
 
 
+LEVELS = {"standard": standard_levels, "released": released_levels}
+
+
 def make_operations(levels: Levels) -> dict[str, Callable]:
     """The operations by name, as functions of (picture, draws `[4] float32`).
 
@@ -163,9 +166,24 @@ def make_randaugment(
     """
     if magnitude == 0.0 or layers == 0:
         return lambda picture, draws: picture
-    table = {"standard": standard_levels, "released": released_levels}[variant]
-    chain = list(make_operations(table(magnitude, image_size)).values())
+    chain = list(make_operations(LEVELS[variant](magnitude, image_size)).values())
+    run_one = make_chooser(chain, image_size)
 
+    def apply_layers(picture, draws):
+        for i in range(layers):
+            first = i * DRAWS_PER_LAYER
+            own = draws[first : first + DRAWS_PER_LAYER]
+            picture = run_one(tf.cast(own[0] * len(chain), tf.int32), picture, own)
+        return picture
+
+    return apply_layers
+
+
+def make_chooser(chain: Sequence[Callable], image_size: int) -> Callable:
+    """Returns a function of (number, picture, draws `[4]`) that runs one operation.
+
+    The others are not run: `chain[number]` alone is, in eager as in graph mode.
+    """
     shape = [image_size, image_size, 3]
     signature = (
         tf.TensorSpec(shape, tf.uint8),
@@ -176,10 +194,9 @@ def make_randaugment(
         for apply in chain
     ]
 
-    def layer(picture, draws):
-        choice = tf.cast(draws[0] * len(chain), tf.int32)
+    def run_one(number, picture, draws):
         (picture,) = tf.raw_ops.StatelessCase(
-            branch_index=choice,
+            branch_index=number,
             input=[picture, draws],
             Tout=[tf.uint8],
             branches=branches,
@@ -187,10 +204,4 @@ def make_randaugment(
         )
         return tf.ensure_shape(picture, shape)
 
-    def apply_layers(picture, draws):
-        for i in range(layers):
-            first = i * DRAWS_PER_LAYER
-            picture = layer(picture, draws[first : first + DRAWS_PER_LAYER])
-        return picture
-
-    return apply_layers
+    return run_one
