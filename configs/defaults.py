@@ -111,6 +111,9 @@ def _data() -> ConfigDict:
     # to the image; "released": the released code's arithmetic, wrap-around included.
     data.randaugment_variant = "standard"
     data.randaugment_layers = 2  # operations per image; 0 = no RandAugment
+    # Side of a square of noise put over each image, last of all, as a share of the
+    # image's; 0 = off. The released code fine-tunes with 0.5.
+    data.cutout = 0.0
     # "resize": the whole image to a square, aspect not kept; "center": the central
     # size / (size + eval_crop_padding) of the short side, then resize.
     data.eval_crop = "resize"

@@ -139,11 +139,12 @@ def make_train_data(
     num_draws = 1 + augmentation.num_draws
 
     def draw(encoded, orientation, whole, position):
-        # Two streams of the position: one for the crop, one for everything else.
+        # Three streams of the position: crop, noise, everything else.
         crop_seed = tf.stack([tf.constant(2 * config.seed, tf.int64), position])
+        odd = tf.constant(2 * config.seed + 1, tf.int64)
+        noise_seed = tf.stack([odd, -1 - position])
         draws = tf.raw_ops.StatelessRandomUniform(
-            shape=[num_draws],
-            seed=tf.stack([tf.constant(2 * config.seed + 1, tf.int64), position]),
+            shape=[num_draws], seed=tf.stack([odd, position])
         )
         picture = image.train_picture(
             encoded,
@@ -154,7 +155,7 @@ def make_train_data(
             image_size=stage.image_size,
             data=config.data,
         )
-        return augmentation.apply(picture, draws[1:])
+        return augmentation.apply(picture, draws[1:], noise_seed)
 
     steps = range(first_step, stage.last_step)
     return _batches(config.data, opened, steps, choose, draw, size, stage.image_size)
