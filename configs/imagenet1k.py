@@ -83,7 +83,8 @@ _V2_RELEASED = {
 }
 
 # Sizes and last dropout from the released code, which trains these with AutoAugment
-# v0; the paper does not say with what, so both recipes do.
+# v0; the paper does not say with what, so both recipes do. Whoever sets data.augment to
+# "randaugment" has a magnitude to choose: 10 is the best of Table 5 at 192 px.
 _V2_SMALL = {
     "b0": Row("efficientnetv2-b0", (128, 192), 224, (0.2, 0.2), (0, 0)),
     "b1": Row("efficientnetv2-b1", (128, 192), 240, (0.2, 0.2), (0, 0)),

@@ -45,7 +45,8 @@ def apply(name, picture, magnitude, direction, center) -> np.ndarray:
 
 
 def posterize(picture, bits):
-    shift = max(8 - bits, 0)  # there negative above 8 bits: undefined
+    # Above 8 bits it would be negative: undefined. TensorFlow ends it at 7 on CPU.
+    shift = min(max(8 - bits, 0), 7)
     return (picture.astype(int) >> shift) << shift
 
 

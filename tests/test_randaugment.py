@@ -92,8 +92,8 @@ def test_released_contrast_turns_about_the_pixel_count(side, white):
     assert pulled.numpy().max() == pulled.numpy().min() == white
 
 
-# 35 / 3 is a stage's of the released M; at 25 its posterize would shift by -2.
-@pytest.mark.parametrize("magnitude", [5.0, 10.0, 35 / 3, 15.0, 20.0, 25.0])
+# 35 / 3 is a stage's of the released M; posterize would shift by 8 at 2, by -2 at 25.
+@pytest.mark.parametrize("magnitude", [2.0, 5.0, 10.0, 35 / 3, 15.0, 20.0, 25.0])
 @pytest.mark.parametrize("side", [SIDE, 61])
 def test_released_equals_its_rules(side, magnitude):
     noise = np.random.RandomState(side).randint(0, 256, (side, side, 3))
@@ -122,6 +122,9 @@ def test_released_wraps_and_weakens(picture):
     assert (change("Solarize", 15.0) == change("Solarize", 5.0)).all()
     kept = [len(np.unique(change("Posterize", m))) for m in (5.0, 10.0, 15.0)]
     assert kept[0] <= 4 < kept[1] <= 16 < kept[2]
+    with tf.device("CPU"):  # 0 bits: what its shifts by 8 do
+        by_8 = tf.bitwise.left_shift(tf.bitwise.right_shift(picture, 8), 8).numpy()
+    assert (change("Posterize", 2.0) == by_8).all() and set(by_8.flat) == {0, 128}
     for magnitude in (20.0, 25.0):
         assert (change("Posterize", magnitude) == picture).all()
 

@@ -67,11 +67,11 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
     weakens as the magnitude grows; magnitude 5 leaves the four factors at 1; contrast
     turns about (pixels of the picture) / 256, which is white from 256 px on.
 
-    Differs: above 8 bits posterize shifts by a negative number there, and at 0 bits by
-    all 8, which are undefined; here it keeps all and nothing. Sharpness divides by 13
-    exactly; there a sum of 13ths is at times one level lower. Grey is one level off
-    in 188 of the 2^24 colours. A translation by exact half pixels rounds all columns
-    alike.
+    Differs: above 8 bits posterize shifts by a negative number there, which is
+    undefined; here it keeps all 8. At 0 bits it keeps 1, as TensorFlow does on CPU
+    when told to shift by 8. Sharpness divides by 13 exactly; there a sum of 13ths is
+    at times one level lower. Grey is one level off in 188 of the 2^24 colours. A
+    translation by exact half pixels rounds all columns alike.
     """
     level = magnitude / MAX_LEVEL
     factor = 1.8 * level + 0.1
@@ -80,7 +80,7 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
         slope=0.3 * level,
         translate_px=100.0 * level,
         cutout_half_px=int(40.0 * level),
-        posterize_bits=min(int(4.0 * level), 8),
+        posterize_bits=min(max(int(4.0 * level), 1), 8),
         solarize_threshold=int(256.0 * level) % 256,
         solarize_addition=min(int(110.0 * level), 255),
         factors=(factor, factor),
