@@ -105,10 +105,16 @@ def _data() -> ConfigDict:
     data.crop_area = (0.05, 1.0)
     data.crop_aspect = (3 / 4, 4 / 3)
     data.flip = True  # mirror left and right with probability 1/2
-    # "standard": clamped, sizes relative to the image; "released": the released
-    # code's arithmetic, wrap-around included.
+    # "randaugment" (its magnitude is progressive.randaugment) | "autoaugment" (the
+    # released code's policy v0, of fixed magnitudes) | "none".
+    data.augment = "randaugment"
+    # What a magnitude means, also to AutoAugment. "standard": clamped, sizes relative
+    # to the image; "released": the released code's arithmetic, wrap-around included.
     data.randaugment_variant = "standard"
     data.randaugment_layers = 2  # operations per image; 0 = no RandAugment
+    # Side of a square of noise put over each image, last of all, as a share of the
+    # image's; 0 = off. The released code fine-tunes with 0.5.
+    data.cutout = 0.0
     # "resize": the whole image to a square, aspect not kept; "center": the central
     # size / (size + eval_crop_padding) of the short side, then resize.
     data.eval_crop = "resize"

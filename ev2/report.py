@@ -115,7 +115,7 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
         kept = np.flatnonzero(batch["mask"])[:SAMPLES_PER_STAGE]
         samples.append(
             class_plots.Samples(
-                title=_sample_title(stage),
+                title=_sample_title(stage, config.data.augment),
                 image_size=stage.image_size,
                 images=batch["image"][kept],
                 labels=[int(label) for label in batch["label"][kept]],
@@ -124,11 +124,13 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
     return samples
 
 
-def _sample_title(stage) -> str:
-    return (
-        f"Stage {stage.index + 1}: {stage.image_size} px, "
-        f"RandAugment magnitude {plots.brief(stage.randaugment)}"
-    )
+def _sample_title(stage, augment: str) -> str:
+    what = {
+        "randaugment": f"RandAugment magnitude {plots.brief(stage.randaugment)}",
+        "autoaugment": "AutoAugment",
+        "none": "neither RandAugment nor AutoAugment",
+    }[augment]
+    return f"Stage {stage.index + 1}: {stage.image_size} px, {what}"
 
 
 def _with_tuples(value: Any) -> Any:

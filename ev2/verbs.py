@@ -240,6 +240,19 @@ def _prepare(values: flags.FlagValues) -> None:
         print(json.dumps(manifest, indent=1))
 
 
+def _define_preview(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    _define_config(values, argv, required=True)
+    _string(values, "out", "PNG file to write.", required=True)
+    _string(values, "image", "Picture to show; a drawn one if not given.")
+
+
+def _preview(values: flags.FlagValues) -> None:
+    from ev2 import preview
+
+    preview.write_preview(values.config, values.out, values.image or "")
+    print(f"preview: {values.out}")
+
+
 def _define_export(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     _string(
@@ -402,6 +415,9 @@ VERBS = {
     ),
     "prepare fashion-mnist": Verb(
         "turns original files into shards", _define_prepare, _prepare
+    ),
+    "prepare preview": Verb(
+        "all operations by magnitude, as a PNG", _define_preview, _preview
     ),
     "report": Verb("pictures and one page of a run", _define_report, _report),
 }

@@ -110,7 +110,7 @@ def test_paper_recipe_is_table_6(model, sizes, dropout, randaugment, mixup, eval
         ("m", [192, 256, 320, 384], 0.3, (5, 15), 0.2),
         ("l", [192, 256, 320, 384], 0.4, (5, 20), 0.5),
         ("xl", [192, 256, 320, 384], 0.4, (5, 20), 0.5),
-        ("b0", [144, 160, 176, 192], 0.2, (10, 10), 0),
+        ("b0", [144, 160, 176, 192], 0.2, (0, 0), 0),
     ],
 )
 def test_released_recipe_is_the_released_code(model, sizes, dropout, randaugment, mix):
@@ -130,6 +130,18 @@ def test_small_networks_train_at_one_size_in_the_paper():
         config = imagenet1k.get_config(model)
         (stage,) = progressive.make_stages(config, config.data.num_train_images)
         assert stage.image_size == size
+
+
+@pytest.mark.parametrize("recipe, variant", [("paper", "standard"), ("released",) * 2])
+def test_small_v2_networks_have_autoaugment_and_the_preprocessing_of_v1(
+    recipe, variant
+):
+    for model in ("b0", "b1", "b2", "b3"):
+        data = imagenet1k.get_config(f"{model},recipe={recipe}").data
+        assert (data.augment, data.randaugment_variant) == ("autoaugment", variant)
+        assert (data.interpolation, data.crop_area) == ("bicubic", (0.08, 1.0))
+        assert data.mean == imagenet1k.IMAGENET_MEAN
+    assert imagenet1k.get_config(f"s,recipe={recipe}").data.augment == "randaugment"
 
 
 def test_table_12_is_one_override_away():

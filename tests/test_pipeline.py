@@ -102,8 +102,11 @@ def test_order_is_frozen():
     assert pipeline.train_order(7, some, 5).tolist() == order[some].tolist()
 
 
-def test_restart_at_any_step_continues_the_run():
-    config = _synthetic(num_images=20)
+@pytest.mark.parametrize(
+    "values", [{}, {"augment": "autoaugment"}, {"augment": "none", "cutout": 0.5}]
+)
+def test_restart_at_any_step_continues_the_run(values):
+    config = _synthetic(num_images=20, **values)
     stage = _stage(first_step=3, first_image=24, last_step=9, randaugment=5.0)
     run = _train(config, stage)
     batches = data.make_train_data(config, stage, first_step=7)
@@ -343,6 +346,8 @@ def test_label_out_of_range_reaches_the_training_thread(tmp_path):
     [
         ({"workers": -1}, {}, "data.workers: -1"),
         ({"crop_area": (0.0, 1.0)}, {}, "data.crop_area"),
+        ({"cutout": 2.0}, {}, "data.cutout: 2.0"),
+        ({"augment": "auto"}, {}, "data.augment: 'auto'"),
         ({"randaugment_variant": "auto"}, {}, "data.randaugment_variant"),
         ({"source": "imagenet"}, {}, "data.source"),
         ({}, {"process_count": 3}, "batch_size: 8 is not divisible"),

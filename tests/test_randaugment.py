@@ -1,7 +1,11 @@
 """Run: pytest tests/test_randaugment.py
 
-The tables of both variants against hand-computed numbers; eager equals graph.
+The tables of both variants against hand-computed numbers, "released" picture by picture
+against NumPy written from its rules, "standard" for growing with the magnitude; eager
+equals graph.
 """
+
+import collections
 
 import numpy as np
 import pytest
@@ -10,14 +14,22 @@ from PIL import Image, ImageOps
 
 from ev2 import errors
 from ev2.data import operations, randaugment
-from tests import pictures
+from tests import pictures, released
 
 SIDE = 24
+
+
+WITHOUT_MAGNITUDE = ("AutoContrast", "Equalize", "Invert")
 
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     return pictures.ramps(SIDE)
+
+
+def draws_of(*, direction: float, y: float = 0.5, x: float = 0.25) -> tf.Tensor:
+    """What an operation is given: its own number, direction, cutout's centre."""
+    return tf.constant([0.0, direction, y, x])
 
 
 def test_standard_grows_with_the_magnitude():
@@ -80,6 +92,75 @@ def test_released_contrast_turns_about_the_pixel_count(side, white):
     assert pulled.numpy().max() == pulled.numpy().min() == white
 
 
+# 35 / 3 is a stage's of the released M; posterize would shift by 8 at 2, by -2 at 25.
+@pytest.mark.parametrize("magnitude", [2.0, 5.0, 10.0, 35 / 3, 15.0, 20.0, 25.0])
+@pytest.mark.parametrize("side", [SIDE, 61])
+def test_released_equals_its_rules(side, magnitude):
+    noise = np.random.RandomState(side).randint(0, 256, (side, side, 3))
+    named = randaugment.make_operations(randaugment.released_levels(magnitude, side))
+    assert len(named) == 16
+    for picture in (noise.astype(np.uint8), pictures.ramps(side)):
+        for name, operation in named.items():
+            for sign, direction in ((-1, 0.2), (1, 0.8)):
+                actual = operation(tf.constant(picture), draws_of(direction=direction))
+                center = side // 2, side // 4
+                expected = released.apply(name, picture, magnitude, sign, center)
+                np.testing.assert_array_equal(actual, expected, err_msg=name)
+
+
+def test_released_wraps_and_weakens(picture):
+    """What the wrap-around means, on a picture rather than in the reference."""
+
+    def change(name, magnitude):
+        named = randaugment.make_operations(
+            randaugment.released_levels(magnitude, SIDE)
+        )
+        return named[name](tf.constant(picture), draws_of(direction=0.8)).numpy()
+
+    for magnitude in (10.0, 20.0):
+        assert (change("Solarize", magnitude) == 255 - picture).all()
+    assert (change("Solarize", 15.0) == change("Solarize", 5.0)).all()
+    kept = [len(np.unique(change("Posterize", m))) for m in (5.0, 10.0, 15.0)]
+    assert kept[0] <= 4 < kept[1] <= 16 < kept[2]
+    with tf.device("CPU"):  # 0 bits: what its shifts by 8 do
+        by_8 = tf.bitwise.left_shift(tf.bitwise.right_shift(picture, 8), 8).numpy()
+    assert (change("Posterize", 2.0) == by_8).all() and set(by_8.flat) == {0, 128}
+    for magnitude in (20.0, 25.0):
+        assert (change("Posterize", magnitude) == picture).all()
+
+
+@pytest.mark.parametrize("direction", [0.2, 0.8])
+def test_standard_moves_away_from_the_picture(direction):
+    picture = pictures.ramps(48)
+    distances = collections.defaultdict(list)
+    for magnitude in range(1, 26):
+        levels = randaugment.standard_levels(float(magnitude), 48)
+        for name, operation in randaugment.make_operations(levels).items():
+            after = operation(
+                tf.constant(picture), draws_of(direction=direction, x=0.5)
+            )
+            change = np.abs(after.numpy().astype(int) - picture)
+            distances[name].append(change.mean())
+    for name, row in distances.items():
+        if name in WITHOUT_MAGNITUDE:
+            assert len(set(row)) == 1, name
+        else:
+            assert (np.diff(row) >= 0).all() and row[-1] > row[0], name
+
+
+def test_standard_is_the_same_at_every_size():
+    """A picture of twice the side, sampled at every second pixel, is moved alike."""
+    fine = np.repeat(np.repeat(pictures.ramps(SIDE), 2, 0), 2, 1)
+    for name in ("TranslateX", "TranslateY", "Cutout"):
+        small, large = (
+            randaugment.make_operations(randaugment.standard_levels(6.25, side))[name](
+                tf.constant(picture), draws_of(direction=0.8)
+            ).numpy()
+            for side, picture in ((SIDE, fine[::2, ::2]), (2 * SIDE, fine))
+        )
+        assert pictures.difference(large[::2, ::2], small) == 0, name
+
+
 @pytest.mark.parametrize("variant", randaugment.VARIANTS)
 def test_each_operation_alone_in_a_graph_equals_eager(picture, variant):
     # 7.0: no operation is the identity there, in either variant.
@@ -101,6 +182,23 @@ def test_each_operation_alone_in_a_graph_equals_eager(picture, variant):
             assert actual.dtype == tf.uint8
             np.testing.assert_array_equal(actual, expected, err_msg=name)
             assert pictures.difference(actual, picture) > 0, name
+
+
+def test_only_the_chosen_operation_runs(picture):
+    ran = []
+
+    def noting(number):
+        def apply(picture, draws):
+            tf.py_function(lambda: ran.append(number), [], [])
+            return picture + number
+
+        return apply
+
+    run_one = randaugment.make_chooser([noting(n) for n in range(3)], SIDE)
+    for run in (run_one, tf.function(run_one, autograph=False)):
+        after = run(tf.constant(2), tf.constant(picture), tf.zeros([4]))
+        assert pictures.difference(after, picture + np.uint8(2)) == 0
+    assert ran == [2, 2]
 
 
 def test_directions_differ(picture):

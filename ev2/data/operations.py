@@ -1,4 +1,4 @@
-"""The sixteen operations of RandAugment: `[H, W, 3] uint8` pictures in and out.
+"""The sixteen operations of both augmentations: `[H, W, 3] uint8` pictures in and out.
 
 Each takes the physical quantity it needs (degrees, pixels, bits). The picture's sides
 are static, so that the same code runs eagerly and in a graph.
@@ -150,8 +150,17 @@ def translate_y(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
     return _translate(picture, axis=0, pixels=pixels)
 
 
-def cutout(picture: tf.Tensor, half: int, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Fills rows y-half..y+half-1 and columns x-half..x+half-1, as far as inside."""
+def cutout(
+    picture: tf.Tensor,
+    half: int,
+    y: tf.Tensor,
+    x: tf.Tensor,
+    fill: tf.Tensor | int = FILL,
+) -> tf.Tensor:
+    """Fills rows y-half..y+half-1 and columns x-half..x+half-1, as far as inside.
+
+    `fill` is one value or a picture of the same size.
+    """
     height, width = _sides(picture)
     rows = tf.range(height)[:, None]
     columns = tf.repeat(tf.range(width), 3)[None, :]  # of [H, W * 3]
@@ -159,7 +168,9 @@ def cutout(picture: tf.Tensor, half: int, y: tf.Tensor, x: tf.Tensor) -> tf.Tens
     in_columns = tf.cast((columns >= x - half) & (columns < x + half), tf.uint8)
     covered = in_rows * in_columns
     flat = tf.reshape(picture, [height, width * 3])
-    return tf.reshape(flat * (1 - covered) + covered * FILL, [height, width, 3])
+    if isinstance(fill, tf.Tensor):
+        fill = tf.reshape(fill, [height, width * 3])
+    return tf.reshape(flat * (1 - covered) + covered * fill, [height, width, 3])
 
 
 # Below, pixels are chosen by arithmetic and by copying runs: on a 300 px picture

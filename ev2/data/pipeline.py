@@ -18,7 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.data import image, pictures, randaugment, source
+from ev2.data import augment, image, pictures, source
 
 STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step
@@ -133,20 +133,18 @@ def make_train_data(
         positions = stage.images_seen(int(step)) + rows
         return positions, train_order(config.seed, positions, len(opened))
 
-    augment = randaugment.make_randaugment(
-        config.data.randaugment_variant,
-        magnitude=stage.randaugment,
-        layers=config.data.randaugment_layers,
-        image_size=stage.image_size,
+    augmentation = augment.make_augment(
+        config.data, magnitude=stage.randaugment, image_size=stage.image_size
     )
-    num_draws = 1 + config.data.randaugment_layers * randaugment.DRAWS_PER_LAYER
+    num_draws = 1 + augmentation.num_draws
 
     def draw(encoded, orientation, whole, position):
-        # Two streams of the position: one for the crop, one for everything else.
+        # Three streams of the position: crop, noise, everything else.
         crop_seed = tf.stack([tf.constant(2 * config.seed, tf.int64), position])
+        odd = tf.constant(2 * config.seed + 1, tf.int64)
+        noise_seed = tf.stack([odd, -1 - position])
         draws = tf.raw_ops.StatelessRandomUniform(
-            shape=[num_draws],
-            seed=tf.stack([tf.constant(2 * config.seed + 1, tf.int64), position]),
+            shape=[num_draws], seed=tf.stack([odd, position])
         )
         picture = image.train_picture(
             encoded,
@@ -157,7 +155,7 @@ def make_train_data(
             image_size=stage.image_size,
             data=config.data,
         )
-        return augment(picture, draws[1:])
+        return augmentation.apply(picture, draws[1:], noise_seed)
 
     steps = range(first_step, stage.last_step)
     return _batches(config.data, opened, steps, choose, draw, size, stage.image_size)
@@ -244,14 +242,14 @@ def check(config: Any) -> None:
         InputError: the data cannot be had as the config says.
     """
     image.check(config)
-    randaugment.check(config.data.randaugment_variant, config.data.randaugment_layers)
+    augment.check(config.data)
     for split in ("train", "eval"):
         source.open_source(config, split)
 
 
 def _check(config: Any, batch_size: int, process_count: int) -> None:
     image.check(config)
-    randaugment.check(config.data.randaugment_variant, config.data.randaugment_layers)
+    augment.check(config.data)
     if batch_size < 1 or batch_size % process_count:
         raise errors.InputError(
             f"batch_size: {batch_size} is not divisible among {process_count} processes"

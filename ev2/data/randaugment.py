@@ -9,7 +9,7 @@ Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -68,7 +68,10 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
     turns about (pixels of the picture) / 256, which is white from 256 px on.
 
     Differs: above 8 bits posterize shifts by a negative number there, which is
-    undefined; here it keeps all 8.
+    undefined; here it keeps all 8. At 0 bits it keeps 1, as TensorFlow does on CPU
+    when told to shift by 8. Sharpness divides by 13 exactly; there a sum of 13ths is
+    at times one level lower. Grey is one level off in 188 of the 2^24 colours. A
+    translation by exact half pixels rounds all columns alike.
     """
     level = magnitude / MAX_LEVEL
     factor = 1.8 * level + 0.1
@@ -77,12 +80,15 @@ def released_levels(magnitude: float, image_size: int) -> Levels:
         slope=0.3 * level,
         translate_px=100.0 * level,
         cutout_half_px=int(40.0 * level),
-        posterize_bits=min(int(4.0 * level), 8),
+        posterize_bits=min(max(int(4.0 * level), 1), 8),
         solarize_threshold=int(256.0 * level) % 256,
         solarize_addition=min(int(110.0 * level), 255),
         factors=(factor, factor),
         contrast_mean=min(image_size * image_size // 256, 255),
     )
+
+
+LEVELS = {"standard": standard_levels, "released": released_levels}
 
 
 def make_operations(levels: Levels) -> dict[str, Callable]:
@@ -160,9 +166,24 @@ def make_randaugment(
     """
     if magnitude == 0.0 or layers == 0:
         return lambda picture, draws: picture
-    table = {"standard": standard_levels, "released": released_levels}[variant]
-    chain = list(make_operations(table(magnitude, image_size)).values())
+    chain = list(make_operations(LEVELS[variant](magnitude, image_size)).values())
+    run_one = make_chooser(chain, image_size)
 
+    def apply_layers(picture, draws):
+        for i in range(layers):
+            first = i * DRAWS_PER_LAYER
+            own = draws[first : first + DRAWS_PER_LAYER]
+            picture = run_one(tf.cast(own[0] * len(chain), tf.int32), picture, own)
+        return picture
+
+    return apply_layers
+
+
+def make_chooser(chain: Sequence[Callable], image_size: int) -> Callable:
+    """Returns a function of (number, picture, draws `[4]`) that runs one operation.
+
+    The others are not run: `chain[number]` alone is, in eager as in graph mode.
+    """
     shape = [image_size, image_size, 3]
     signature = (
         tf.TensorSpec(shape, tf.uint8),
@@ -173,10 +194,9 @@ def make_randaugment(
         for apply in chain
     ]
 
-    def layer(picture, draws):
-        choice = tf.cast(draws[0] * len(chain), tf.int32)
+    def run_one(number, picture, draws):
         (picture,) = tf.raw_ops.StatelessCase(
-            branch_index=choice,
+            branch_index=number,
             input=[picture, draws],
             Tout=[tf.uint8],
             branches=branches,
@@ -184,10 +204,4 @@ def make_randaugment(
         )
         return tf.ensure_shape(picture, shape)
 
-    def apply_layers(picture, draws):
-        for i in range(layers):
-            first = i * DRAWS_PER_LAYER
-            picture = layer(picture, draws[first : first + DRAWS_PER_LAYER])
-        return picture
-
-    return apply_layers
+    return run_one
