@@ -1,12 +1,11 @@
 """The contact sheet of a recipe's augmentation, as a figure and as a PNG file."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import figure as mpl_figure
 
-from ev2 import errors, plots
+from ev2 import files, plots
 
 WIDTH_IN = 7.2  # the text width of a paper
 NAME_IN, HEAD_IN, NOTE_IN = 1.15, 0.75, 0.2  # left of, above, and below pictures
@@ -20,13 +19,14 @@ def write_preview(config: Any, out: str, image: str = "") -> None:
     Args:
         config: a recipe; `data.augment` and `data.randaugment_variant` say what a
             magnitude means, the last training size how large the picture is.
-        out: file to write, replaced if it exists.
+        out: file to write, new.
         image: a picture to show them on; "" for a drawn one.
 
     Raises:
         InputError: the config has no operations, the picture cannot be read, or the
-            file cannot be written.
+            file exists or cannot be written.
     """
+    files.check_new("out", out)
     from ev2.data import sheet  # late: loads TensorFlow
 
     magnitudes, rows = sheet.make_sheet(config, image)
@@ -37,12 +37,8 @@ def write_preview(config: Any, out: str, image: str = "") -> None:
         f"{size} px"
     )
     png = plots.to_png(contact_sheet(title, magnitudes, rows, plots.LIGHT))
-    try:
-        pathlib.Path(out).write_bytes(png)
-    except OSError as error:
-        raise errors.InputError(
-            f"out: {out!r} cannot be written ({error.strerror}); choose another file"
-        ) from error
+    with files.written_aside(out) as aside:
+        aside.write_bytes(png)
 
 
 def contact_sheet(
