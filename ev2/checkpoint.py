@@ -115,6 +115,11 @@ def make_meta(
     config: ConfigDict, model: models.Model, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns what a reader of the weights must know, as JSON-able values."""
+
+    def plain(key: str) -> Any:
+        value = config.eval[key] if key == "image_size" else config.data[key]
+        return list(value) if isinstance(value, tuple) else value
+
     return {
         "model": {
             "name": model.name,
@@ -122,15 +127,7 @@ def make_meta(
             "blocks": list(config.model.blocks),
             "padding": model.arch.padding,
         },
-        "preprocessing": {
-            "mean": list(config.data.mean),
-            "std": list(config.data.std),
-            "interpolation": config.data.interpolation,
-            "eval_crop": config.data.eval_crop,
-            "eval_crop_padding": config.data.eval_crop_padding,
-            "exif": config.data.exif,
-            "image_size": config.eval.image_size,
-        },
+        "preprocessing": {key: plain(key) for key in PREPROCESSING},
         "class_names": list(class_names),
         "config": config.to_dict(),
     }

@@ -99,6 +99,20 @@ def test_input_measures_each_size_of_the_recipe(in_this_process):
     assert "8 px" in table and "12 px" in table and table.count("\n") == 4
 
 
+@pytest.mark.parametrize("augment", ["randaugment", "autoaugment"])
+def test_crop_is_without_any_augmentation(augment, monkeypatch):
+    seen = []
+
+    def record(config, stage, images):
+        seen.append(config.data.augment)
+        return iter([])
+
+    monkeypatch.setattr(pipelines, "_batches", record)
+    config = tiny.make_config(**{"data.augment": augment})
+    pipelines._cropped(config, None, 1)
+    assert seen == ["none"]
+
+
 def test_input_takes_sizes_of_ones_own(in_this_process):
     figures = pipelines.measure(tiny.make_config(), images=1, sizes=[10])
     assert [stage["image_size"] for stage in figures["stages"]] == [10]

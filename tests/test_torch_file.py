@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ev2.models import torch_file
+from ev2.models import readers, torch_file
 
 WEIGHT = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 COUNTER = np.array(7, np.int64)
@@ -167,6 +167,12 @@ def test_averages_beside_raw_values(write, averages, raw, tmp_path):
     assert has_both and found["w"].tolist() == [2, 2, 2]
     found, _ = torch_file.read(str(path), averaged=False)
     assert found["w"].tolist() == [1, 1, 1]
+
+
+def test_a_torch_file_called_tar_is_read_as_one(write, tmp_path):
+    path = tmp_path / "model_best.pth.tar"
+    write(path, *state_dict())
+    assert list(readers.read(str(path)).tensors) == ["turned", "tail", "count"]
 
 
 def test_much_made_of_little_is_refused(tmp_path):

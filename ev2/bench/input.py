@@ -6,7 +6,7 @@
 
 For each image size of the recipe, each row in a process of its own, so that its memory
 is its own: `decode` reads and decodes whole pictures and throws them away, what no
-pipeline of these pictures can beat; `crop` is ours without RandAugment; `ev2` is ours.
+pipeline of these pictures can beat; `crop` is ours without augmentation; `ev2` is ours.
 torchvision's and timm's loaders (PIL, one worker process per core, RandAugment at the
 same magnitude) read the same files where installed (pip install -e '.[peers]')
 and the source is a folder.
@@ -143,7 +143,7 @@ def _batches(config: Any, stage, images: int) -> Iterator[int]:
 
 
 def _cropped(config: Any, stage, images: int) -> Iterator[int]:
-    config.data.randaugment_layers = 0
+    config.data.augment = "none"
     return _batches(config, stage, images)
 
 

@@ -95,7 +95,7 @@ def convert(
     notes = _fold(found, scheme, model)
     if file.has_both:
         notes.append(f"{'running averages' if averaged else 'raw values'} taken")
-    if scheme == "timm" and padding != "symmetric":
+    if scheme == "timm" and padding != "symmetric" and not own:
         notes.append("taken as timm's tf_ network; of another, say --padding=symmetric")
     if new_head and num_classes:
         head = jax.device_get(model.init(jax.random.key(0), 32)["params"]["classifier"])

@@ -93,16 +93,16 @@ def read(path: str, *, averaged: bool = True) -> File:
 
 
 def _reader(path: str):
-    name = path.lower()
-    if _checkpoint_prefix(path) or name.endswith((".tgz", ".tar.gz", ".tar")):
-        return _read_released if os.path.exists(path) or _index(path) else None
-    if not os.path.isfile(path):
-        return None
-    if name.endswith((".h5", ".hdf5", ".keras")):
-        return _read_keras
-    if name.endswith(".safetensors"):
-        return _read_safetensors
-    return _read_torch if name.endswith((".pth", ".pt", ".bin", ".tar")) else None
+    if _checkpoint_prefix(path):
+        return _read_released
+    endings = {
+        (".pth", ".pt", ".bin", ".pth.tar"): _read_torch,  # the last is no archive
+        (".tgz", ".tar.gz", ".tar"): _read_released,
+        (".h5", ".hdf5", ".keras"): _read_keras,
+        (".safetensors",): _read_safetensors,
+    }
+    fits = [r for ends, r in endings.items() if path.lower().endswith(ends)]
+    return fits[0] if fits and os.path.isfile(path) else None
 
 
 def _index(prefix: str) -> bool:
