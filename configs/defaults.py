@@ -95,6 +95,9 @@ def _data() -> ConfigDict:
     data.num_train_images = 0
     data.num_eval_images = 0
     data.num_classes = 0
+    # Most labels that one picture may have. Above 1, as in ImageNet21k, its labels
+    # share the target equally, and a prediction is right if it is one of them.
+    data.max_labels = 1
 
     # Per RGB channel, in 0..255: the network sees (pixel - mean) / std.
     data.mean = (128.0, 128.0, 128.0)

@@ -16,6 +16,7 @@ _WHOLE = {
     "data.num_train_images": (0, math.inf),
     "data.num_eval_images": (0, math.inf),
     "data.num_classes": (0, math.inf),
+    "data.max_labels": (1, math.inf),
     "data.randaugment_layers": (0, math.inf),
     "data.eval_crop_padding": (0, math.inf),
     "data.workers": (0, math.inf),

@@ -93,7 +93,8 @@ def _add(a: Any, b: Any) -> Any:
 
 def _relabel(batches: Iterable, classes: np.ndarray):
     for batch in batches:
-        yield {**batch, "label": classes[batch["label"]]}
+        label = batch["label"]
+        yield {**batch, "label": np.where(label < 0, label, classes[label])}
 
 
 def prefetch_to_mesh(batches: Iterable, mesh: Mesh, depth: int = 2):

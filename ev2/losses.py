@@ -22,9 +22,19 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax
 def smoothed_one_hot(
     labels: jax.Array, num_classes: int, smoothing: float
 ) -> jax.Array:
-    """Returns `[N, num_classes]` float32 targets with `smoothing` spread evenly."""
-    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    return optax.losses.smooth_labels(one_hot, smoothing)
+    """Returns `[N, num_classes]` float32 targets with `smoothing` spread evenly.
+
+    Args:
+      labels: `[N]` int32; or `[N, L]`, filled up with -1, of which each has the same
+        share, so that a row sums to 1.
+      num_classes: of the network.
+      smoothing: share that is spread.
+    """
+    hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)  # of -1 all zero
+    if labels.ndim == 2:
+        count = jnp.sum(labels >= 0, axis=1, keepdims=True, dtype=jnp.float32)
+        hot = jnp.sum(hot, axis=1) / jnp.maximum(count, 1.0)
+    return optax.losses.smooth_labels(hot, smoothing)
 
 
 def l2(params: Any) -> jax.Array:

@@ -16,14 +16,15 @@ def accuracy_sums(
 
     Args:
       logits: `[N, classes]` float32. A row that is not finite is never a hit.
-      labels: `[N]` int32.
+      labels: `[N]` int32; or `[N, L]`, filled up with -1: the one that ranks highest
+        counts.
       mask: `[N]` float32 of 0 and 1.
 
     Of equal logits the lower class ranks first, so a constant network does not score.
     """
-    true = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    best, true = _best_label(logits, labels)
     classes = jnp.arange(logits.shape[1], dtype=labels.dtype)[None, :]
-    ahead = (logits > true) | ((logits == true) & (classes < labels[:, None]))
+    ahead = (logits > true) | ((logits == true) & (classes < best))
     rank = jnp.sum(ahead, axis=1)
     valid = mask > 0
     finite = valid & jnp.all(jnp.isfinite(logits), axis=1)
@@ -32,6 +33,23 @@ def accuracy_sums(
         "top5": jnp.sum(finite & (rank < 5), dtype=jnp.int32),
         "count": jnp.sum(valid, dtype=jnp.int32),
     }
+
+
+def _best_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The label of the highest logit, of equal ones the lowest, and its logit.
+
+    Both are `[N, 1]`.
+    """
+    labels = labels.reshape(len(labels), -1)  # [N, L]
+    scores = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)
+    scores = jnp.where(labels >= 0, scores, -jnp.inf)
+    place = jnp.argmax(
+        scores, axis=1, keepdims=True
+    )  # labels ascend: ties to the lower
+    return (
+        jnp.take_along_axis(labels, place, axis=1),
+        jnp.take_along_axis(scores, place, axis=1),
+    )
 
 
 def confusion_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
                 title=_sample_title(stage, config.data.augment),
                 image_size=stage.image_size,
                 images=batch["image"][kept],
-                labels=[int(label) for label in batch["label"][kept]],
+                labels=[int(np.ravel(label)[0]) for label in batch["label"][kept]],
             )
         )
     return samples

@@ -34,13 +34,13 @@ def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def abstract_batch(
-    mesh: Mesh, image_size: int, batch_size: int
+    mesh: Mesh, image_size: int, batch_size: int, *, max_labels: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and sharding of a global batch, for compiling ahead of time."""
     sharding = split_by_image(mesh)
     shapes = {
         "image": ((batch_size, image_size, image_size, 3), np.uint8),
-        "label": ((batch_size,), np.int32),
+        "label": ((batch_size, max_labels)[: 1 + (max_labels > 1)], np.int32),
         "mask": ((batch_size,), np.float32),
     }
     return {

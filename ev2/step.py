@@ -20,7 +20,8 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns `train_step(state, batch, strengths) -> (state, sums)`.
 
-    batch: "image" `[N, H, W, 3]` uint8, "label" `[N]` int32, "mask" `[N]` float32.
+    batch: "image" `[N, H, W, 3]` uint8, "label" `[N]` or `[N, L]` int32, "mask" `[N]`
+      float32; see `data.Batches`.
     strengths: float32 scalars "learning_rate", "dropout", "drop_path", "mixup" and
       "cutmix". They are arguments, so one program serves every strength of a size.
     sums: "loss" and "l2" (of the step), "top1", "top5" and "count", and "finite":
@@ -97,7 +98,8 @@ def make_eval_step(
     """Returns `eval_step(weights, batch) -> sums`.
 
     weights: `{name: {"params", "batch_stats"}}`, for instance "ema" and "raw".
-    sums: per name the accuracy sums and, up to 1,000 classes, "confusion".
+    sums: per name the accuracy sums and, up to 1,000 classes and where no picture has
+      several labels, "confusion".
     """
 
     def eval_step(weights, batch):
@@ -108,7 +110,8 @@ def make_eval_step(
             sums: dict[str, Any] = metrics.accuracy_sums(
                 logits, batch["label"], batch["mask"]
             )
-            if model.num_classes <= metrics.MAX_CONFUSION_CLASSES:
+            one_label = batch["label"].ndim == 1
+            if one_label and model.num_classes <= metrics.MAX_CONFUSION_CLASSES:
                 sums["confusion"] = metrics.confusion_sums(
                     logits, batch["label"], batch["mask"]
                 )

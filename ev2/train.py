@@ -228,7 +228,9 @@ class _Programs:
             names = ("learning_rate", "dropout", "drop_path", "mixup", "cutmix")
             self._compiled[key] = self._step.lower(
                 self.abstract_state,
-                sharding.abstract_batch(self._job.mesh, *key),
+                sharding.abstract_batch(
+                    self._job.mesh, *key, max_labels=self._job.config.data.max_labels
+                ),
                 {name: jax.ShapeDtypeStruct((), np.float32) for name in names},
             ).compile()
         return self._compiled[key], time.monotonic() - started

@@ -31,6 +31,27 @@ def test_equal_or_broken_logits_do_not_score():
     assert int(sums["count"]) == 2
 
 
+def test_any_of_several_labels_is_right():
+    """Rows of labels are filled up with -1; the best of a row decides."""
+    logits = jnp.tile(jnp.array([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0]]), (4, 1))
+    labels = jnp.array([[0, 5, -1], [4, 5, -1], [5, -1, -1], [1, 2, 3]])
+    sums = metrics.accuracy_sums(logits, labels, jnp.ones(4))
+    assert {k: int(v) for k, v in sums.items()} == {"top1": 1, "top5": 3, "count": 4}
+    constant = metrics.accuracy_sums(jnp.zeros((1, 6)), labels[1:2], jnp.ones(1))
+    assert int(constant["top1"]) == 0 and int(constant["top5"]) == 1
+
+
+def test_several_labels_share_the_target():
+    labels = jnp.array([[1, 3, -1], [0, -1, -1], [0, 2, 3]])
+    targets = np.asarray(losses.smoothed_one_hot(labels, 4, 0.0))
+    third = 1 / 3
+    expected = [[0, 0.5, 0, 0.5], [1, 0, 0, 0], [third, 0, third, third]]
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
+    smoothed = np.asarray(losses.smoothed_one_hot(labels, 4, 0.1))
+    np.testing.assert_allclose(smoothed, 0.9 * np.array(expected) + 0.025, rtol=1e-6)
+    np.testing.assert_allclose(smoothed.sum(1), 1.0, rtol=1e-6)
+
+
 def test_confusion_counts_only_what_is_valid():
     logits = jnp.eye(3)[jnp.array([0, 1, 1, 2])]
     table = metrics.confusion_sums(

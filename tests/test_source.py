@@ -24,7 +24,7 @@ def _example(**features) -> bytes:
         if isinstance(value, bytes):
             feature.bytes_list.value.append(value)
         else:
-            feature.int64_list.value.append(value)
+            feature.int64_list.value.extend(np.ravel(value))
     return example.SerializeToString()
 
 
@@ -72,6 +72,43 @@ def test_embedded_is_one_set():
 
 
 # TFRecord shards
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Pictures of one, two and (with one twice) three labels, counted from 1."""
+    for split in ("train", "validation"):
+        with tf.io.TFRecordWriter(f"{tmp_path}/{split}-00000-of-00001") as writer:
+            for i, labels in enumerate(([3], [5, 2], [4, 1, 2, 4])):
+                writer.write(_example(encoded=pictures.png(i), class__label=labels))
+    return tmp_path
+
+
+def test_records_of_several_labels(several):
+    changes = {"source": "tfrecord", "path": str(several), "num_classes": 5}
+    config = pictures.make_config(**changes, max_labels=4)
+    _, labels = source.open_source(config, "train").read(np.array([2, 0, 1]))
+    assert labels.tolist() == [[0, 1, 3, -1], [2, -1, -1, -1], [1, 4, -1, -1]]
+    batch = next(data.make_eval_data(config, image_size=8, batch_size=4))
+    expected = [[2, -1, -1, -1], [1, 4, -1, -1], [0, 1, 3, -1], [0, 0, 0, 0]]
+    assert batch["label"].tolist() == expected
+    assert batch["mask"].tolist() == [1, 1, 1, 0]
+
+
+def test_sources_of_one_label_fill_up_the_row():
+    config = pictures.make_config(source="embedded", name="", max_labels=3)
+    batch = next(data.make_eval_data(config, image_size=8, batch_size=4))
+    assert batch["label"].shape == (4, 3)
+    assert (batch["label"][:, 0] >= 0).all() and (batch["label"][:, 1:] == -1).all()
+
+
+@pytest.mark.parametrize("max_labels", [1, 2])
+def test_more_labels_than_allowed_are_refused(several, max_labels):
+    config = pictures.make_config(
+        source="tfrecord", path=str(several), num_classes=5, max_labels=max_labels
+    )
+    with pytest.raises(errors.InputError, match=f"data.max_labels: {max_labels}, but"):
+        source.open_source(config, "train").read(np.arange(3))
 
 
 def test_records_in_any_order(shards):

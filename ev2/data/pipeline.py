@@ -29,8 +29,9 @@ PADDING = -1  # index of a row past the end of an evaluation
 class Batches:
     """Iterator over a stage's (or evaluation's) batches, dicts of NumPy arrays.
 
-    `image` uint8 `[b, s, s, 3]` RGB, `label` int32 `[b]`, `mask` float32 `[b]`,
-    `index` int64 `[b]`: position in the split. Where the mask is 0 the picture was
+    `image` uint8 `[b, s, s, 3]` RGB, `label` int32 `[b]` (with `data.max_labels` L
+    above 1 `[b, L]`, filled up with -1), `mask` float32 `[b]`, `index` int64 `[b]`:
+    position in the split. Where the mask is 0 the picture was
     corrupt, or the row is padding (index -1); the label is then 0, the image grey.
     `len()` is the number of batches left, `num_images` that of the split's pictures.
 
@@ -210,7 +211,7 @@ def make_picture_data(
         image_size: side of the pictures, px.
         batch_size: images; the last batch is padded with masked rows.
     """
-    data = ConfigDict({**preprocessing, "workers": 0})
+    data = ConfigDict({**preprocessing, "max_labels": 1, "workers": 0})
     opened = pictures.PathSource(paths)
     rows = np.arange(batch_size)
     return _once(data, opened, image_size, batch_size, rows, warns=False)
@@ -296,12 +297,14 @@ def _batches(
     """Assembles the graph: steps, one read per step, pictures in parallel, batches."""
     workers = data.workers or os.cpu_count() or 1
     failures: list[Exception] = []
-    read = functools.partial(_read_step, opened, choose, data.exif, failures)
+    read = functools.partial(_read_step, opened, choose, data, failures)
+    label_shape = [size, data.max_labels] if data.max_labels > 1 else [size]
     no_row = (np.int64(size), np.full((image_size, image_size, 3), GREY, np.uint8))
 
     @tf.autograph.experimental.do_not_convert  # plain tensor code, quicker to trace
     def load_step(step: tf.Tensor) -> tf.data.Dataset:
         labels, indices, *columns = tf.numpy_function(read, [step], READ_TYPES)
+        labels = tf.ensure_shape(labels, label_shape)
         rows = tf.data.Dataset.from_tensor_slices(tuple(columns)).map(
             lambda row, *picture: (row, draw(*picture)),
             num_parallel_calls=workers,
@@ -329,12 +332,12 @@ def _batches(
     return Batches(dataset, opened, len(steps), failures, warns=warns)
 
 
-# labels [b], indices [b]; then of the rows to decode: row, bytes, orientation, whole,
-# position
+# labels [b] or [b, L], indices [b]; then of the rows to decode: row, bytes,
+# orientation, whole, position
 READ_TYPES = (tf.int32, tf.int64, tf.int64, tf.string, tf.int32, tf.bool, tf.int64)
 
 
-def _read_step(opened, choose, exif: bool, failures: list, step):
+def _read_step(opened, choose, data: Any, failures: list, step):
     """Reads the pictures of one step; runs in TensorFlow's threads."""
     try:
         positions, indices = choose(step)
@@ -343,10 +346,13 @@ def _read_step(opened, choose, exif: bool, failures: list, step):
     except Exception as error:
         failures.append(error)
         raise
-    labels = np.zeros(len(indices), np.int32)
-    labels[rows] = row_labels
+    labels = np.zeros((len(indices), data.max_labels), np.int32)
+    labels[rows] = -1
+    row_labels = row_labels[:, None] if row_labels.ndim == 1 else row_labels
+    labels[rows, : row_labels.shape[1]] = row_labels
+    labels = labels if data.max_labels > 1 else labels[:, 0]
     orientation = np.ones(len(rows), np.int32)
-    if exif:
+    if data.exif:
         orientation[:] = [image.exif_orientation(e) for e in encoded]
     whole = np.array([not image.can_decode_part(e) for e in encoded], bool)
     whole |= orientation != 1
@@ -364,9 +370,10 @@ def _fill(row, images, labels, indices, size: int) -> dict[str, tf.Tensor]:
 
     images = tf.cond(tf.size(row) == size, lambda: images, scatter)
     mask = tf.scatter_nd(row[:, None], tf.ones_like(row, tf.float32), [size])
+    kept = tf.reshape(tf.cast(mask, tf.int32), [size] + [1] * (labels.shape.rank - 1))
     return {
         "image": tf.ensure_shape(images, [size, None, None, 3]),
-        "label": tf.where(mask > 0, labels, 0),
+        "label": labels * kept,
         "mask": mask,
         "index": tf.ensure_shape(indices, [size]),
     }

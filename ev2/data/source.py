@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import struct
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +45,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Encoded pictures and `[N] int32` labels; b"" where a record is damaged.
+        """Encoded pictures and labels; b"" where a record is damaged.
+
+        Labels are `[N] int32`, or `[N, L] int32` where pictures may have up to L:
+        in ascending order, then -1.
 
         Raises:
             InputError: a file cannot be read, or a label is out of range.
@@ -137,6 +141,7 @@ def open_source(config: Any, split: str) -> Source:
         data.num_classes,
         declared,
         data.eval_fraction,
+        data.max_labels,
     )
     _check_declared(f"data.{count_key}", declared, len(source))
     _check_declared("data.num_classes", data.num_classes, len(source.class_names))
@@ -156,7 +161,9 @@ def _check_declared(key: str, declared: int, found: int) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _open(kind, name, path, split, split_name, num_classes, num_images, fraction):
+def _open(
+    kind, name, path, split, split_name, num_classes, num_images, fraction, max_labels
+):
     if kind == "embedded":
         if name not in ("", EMBEDDED):
             raise errors.InputError(
@@ -179,10 +186,17 @@ def _open(kind, name, path, split, split_name, num_classes, num_images, fraction
         return folder.FolderSource(path, split, split_name, fraction)
     if kind in listed.KINDS:
         return listed.ListedSource(kind, path, split, split_name, fraction)
-    return _open_shards(path, split_name, num_classes)
+    return _open_shards(path, split_name, num_classes, max_labels=max_labels)
 
 
-def _open_shards(path: str, split: str, num_classes: int, *, keep_index: bool = True):
+def _open_shards(
+    path: str,
+    split: str,
+    num_classes: int,
+    *,
+    max_labels: int = 1,
+    keep_index: bool = True,
+):
     names = _read_labels(path)
     if names is None:
         if not num_classes:
@@ -193,7 +207,7 @@ def _open_shards(path: str, split: str, num_classes: int, *, keep_index: bool = 
         names = class_names.numbers(num_classes)
     shards = tfrecord.find_shards(path, split)
     records = tfrecord.open_records(shards, keep_index=keep_index)
-    return RecordSource(records, names)
+    return RecordSource(records, names, max_labels=max_labels)
 
 
 def _read_labels(path: str) -> tuple[str, ...] | None:
@@ -209,7 +223,7 @@ class RecordSource:
     """Pictures in records that hold a `tf.train.Example`.
 
     The defaults are the ImageNet layout: `image/encoded`, and `image/class/label`
-    counted from 1.
+    counted from 1. With `max_labels` above 1 a picture may have several.
     """
 
     def __init__(
@@ -220,23 +234,26 @@ class RecordSource:
         image_key: str = "image/encoded",
         label_key: str = "image/class/label",
         first_label: int = 1,
+        max_labels: int = 1,
     ):
         self.class_names = class_names
         self._records = records
         self._image_key, self._label_key = image_key, label_key
         self._first_label = first_label
+        self._max_labels = max_labels
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """See `Source.read`."""
-        pictures, labels = [], np.zeros(len(indices), np.int32)
+        pictures, labels = [], np.full((len(indices), self._max_labels), -1, np.int32)
         for i, record in enumerate(self._records.read(indices)):
             try:
                 feature = tf.train.Example.FromString(record).features.feature
             except message.DecodeError:  # the record is damaged
                 pictures.append(b"")
+                labels[i, 0] = 0
                 continue
             image, label = feature.get(self._image_key), feature.get(self._label_key)
             if image is None or label is None or not label.int64_list.value:
@@ -245,24 +262,33 @@ class RecordSource:
                     f"data.path: {self.name(indices[i])} has no feature {missing!r}"
                     f" (it has {', '.join(sorted(feature)) or 'none'})"
                 )
-            labels[i] = self._class_of(label.int64_list.value[0], indices[i])
+            found = self._classes_of(label.int64_list.value, indices[i])
+            labels[i, : len(found)] = found
             values = image.bytes_list.value
             pictures.append(values[0] if values else b"")
-        return pictures, labels
+        return pictures, labels if self._max_labels > 1 else labels[:, 0]
 
     def name(self, index: int) -> str:
         """See `Source.name`."""
         return self._records.name(index)
 
-    def _class_of(self, label: int, index: int) -> int:
-        number = label - self._first_label
-        if not 0 <= number < len(self.class_names):
-            last = self._first_label + len(self.class_names) - 1
+    def _classes_of(self, labels: Sequence[int], index: int) -> list[int]:
+        """The classes of one picture, each once, in ascending order."""
+        last = self._first_label + len(self.class_names) - 1
+        for label in labels:
+            if not self._first_label <= label <= last:
+                raise errors.InputError(
+                    f"data.num_classes: {len(self.class_names)}, but"
+                    f" {self.name(index)} has label {label}; allowed is"
+                    f" {self._first_label}..{last}"
+                )
+        found = sorted({label - self._first_label for label in labels})
+        if len(found) > self._max_labels:
             raise errors.InputError(
-                f"data.num_classes: {len(self.class_names)}, but {self.name(index)} has"
-                f" label {label}; allowed is {self._first_label}..{last}"
+                f"data.max_labels: {self._max_labels}, but {self.name(index)} has"
+                f" {len(found)} labels; give at least that many"
             )
-        return number
+        return found
 
 
 class SyntheticSource:
