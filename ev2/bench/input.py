@@ -5,8 +5,9 @@
       --config.data.num_eval_images=0 --config.data.num_classes=0
 
 For each image size of the recipe, each row in a process of its own, so that its memory
-is its own: `decode` reads and decodes whole pictures and throws them away, what no
-pipeline of these pictures can beat; `crop` is ours without augmentation; `ev2` is ours.
+is its own: `decode` reads and decodes whole pictures and throws them away; `half` does
+so at half scale, where JPEG leaves out most of the arithmetic; `crop` is ours without
+augmentation, which decodes the crop alone; `ev2` is ours.
 torchvision's and timm's loaders (PIL, one worker process per core, RandAugment at the
 same magnitude) read the same files where installed (pip install -e '.[peers]')
 and the source is a folder.
@@ -14,6 +15,7 @@ and the source is a folder.
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import multiprocessing
@@ -62,7 +64,7 @@ def measure(
             raise errors.InputError(f"sizes: {size} is not allowed; give 8 or more")
         by_size.setdefault(size, dataclasses.replace(by_size[last], image_size=size))
     stages = [by_size[size] for size in sizes or sorted(by_size)]
-    names = ["decode", "crop", "ev2", *_installed_peers(config)]
+    names = ["decode", "half", "crop", "ev2", *_installed_peers(config)]
     jobs = list(itertools.product(stages, names))
     rows = [
         _measure(name, config, stage, images)
@@ -120,9 +122,14 @@ def _measure(name: str, config: Any, stage, images: int) -> dict[str, Any]:
 
 
 def time_own(name: str, values: dict, stage, images: int) -> dict[str, Any]:
-    """Returns the figures of "decode", "crop" or "ev2", measured in this process."""
+    """Returns the figures of one of our rows, measured in this process."""
     config = ConfigDict(values)
-    make = {"decode": _decoded, "crop": _cropped, "ev2": _batches}[name]
+    make = {
+        "decode": _decoded,
+        "half": functools.partial(_decoded, ratio=2),
+        "crop": _cropped,
+        "ev2": _batches,
+    }[name]
     speed = peers.images_per_second(make(config, stage, images), images)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {"name": name, "images_per_second": speed, "peak_mib": memory}
@@ -147,8 +154,11 @@ def _cropped(config: Any, stage, images: int) -> Iterator[int]:
     return _batches(config, stage, images)
 
 
-def _decoded(config: Any, stage, images: int) -> Iterator[int]:
-    """Sizes of batches of whole pictures, decoded and thrown away."""
+def _decoded(config: Any, stage, images: int, *, ratio: int = 1) -> Iterator[int]:
+    """Sizes of batches of whole pictures, decoded and thrown away.
+
+    With a `ratio` above 1 JPEGs alone, at that fraction of their size.
+    """
     del stage, images
     import tensorflow as tf
 
@@ -160,7 +170,10 @@ def _decoded(config: Any, stage, images: int) -> Iterator[int]:
 
     def decode(index):
         encoded = tf.numpy_function(read, [index], tf.string)
-        picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        if ratio > 1:
+            picture = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
+        else:
+            picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return tf.reduce_max(picture[0, 0])
 
     dataset = tf.data.Dataset.range(len(opened)).repeat()

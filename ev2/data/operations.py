@@ -11,47 +11,69 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+# What moves whole numbers is compiled by XLA, in one pass over the picture and with the
+# same result. What computes with fractions is not: XLA may round them differently.
+_compiled = tf.function(autograph=False, jit_compile=True)
 FILL = 128  # value of pixels that come from outside the picture
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green and blue
 
 
 def auto_contrast(picture: tf.Tensor) -> tf.Tensor:
     """Stretches each channel to 0..255; a channel of one value stays."""
-    low = tf.cast(_of_channels(tf.reduce_min, picture), tf.float32)
-    high = tf.cast(_of_channels(tf.reduce_max, picture), tf.float32)
+    low, high = _extremes(picture)
+    low, high = tf.cast(low, tf.float32), tf.cast(high, tf.float32)
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, low * scale, 0.0)
-    height, width = _sides(picture)
-    rows = tf.cast(tf.reshape(picture, [height, width * 3]), tf.float32)
-    stretched = rows * tf.tile(scale, [width]) - tf.tile(offset, [width])
-    return tf.reshape(_to_uint8(stretched), picture.shape)
+    values = tf.range(256, dtype=tf.float32)[None, :]
+    return _look_up(picture, _to_uint8(values * scale[:, None] - offset[:, None]))
 
 
 def equalize(picture: tf.Tensor) -> tf.Tensor:
     """Flattens each channel's histogram, by the rule of PIL's `ImageOps.equalize`."""
     height, width = _sides(picture)
-    # Value v of channel c is entry 256 c + v of the histogram and of the table.
-    rows = tf.reshape(tf.cast(picture, tf.int32), [height, width * 3])
-    entries = rows + tf.tile(tf.constant([0, 256, 512]), [width])
     counts = tf.raw_ops.Bincount(
-        arr=entries, size=768, weights=tf.constant([], tf.int32)
+        arr=_entries(picture), size=768, weights=tf.constant([], tf.int32)
     )
     histogram = tf.reshape(counts, [3, 256])
-    highest = tf.cast(_of_channels(tf.reduce_max, picture), tf.int32)
+    highest = tf.cast(_extremes(picture)[1], tf.int32)
     last = tf.gather(histogram, highest, batch_dims=1)  # pixels of the highest value
     step = ((height * width - last) // 255)[:, None]  # [3, 1]
     before = tf.cumsum(histogram, axis=1, exclusive=True)
     table = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
     table = tf.where(step > 0, table, tf.range(256)[None, :])
-    flat = tf.reshape(tf.cast(table, tf.uint8), [768])
-    return tf.reshape(tf.gather(flat, entries), picture.shape)
+    return _look_up(picture, tf.cast(table, tf.uint8))
 
 
-def _of_channels(reduce: Callable, picture: tf.Tensor) -> tf.Tensor:
-    """`[3]`: `reduce` over the pixels; rows first, which runs along the memory."""
+@_compiled
+def _look_up(picture: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """Value v of channel c becomes `table[c, v]`, of `[3, 256] uint8`."""
+    return tf.gather(tf.reshape(table, [768]), _entries(picture))
+
+
+@_compiled
+def _pick(values: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    return tf.gather(values, places)
+
+
+@_compiled
+def _entries(picture: tf.Tensor) -> tf.Tensor:
+    """256 c + v of value v in channel c: `[H, W, 3] int32`."""
+    return tf.cast(picture, tf.int32) + tf.constant([0, 256, 512])
+
+
+@_compiled
+def _extremes(picture: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lowest and highest value of each channel: `[3] uint8` both.
+
+    Rows first, which runs along the memory.
+    """
     height, width = _sides(picture)
-    column = reduce(tf.reshape(picture, [height, width * 3]), 0)
-    return reduce(tf.reshape(column, [width, 3]), 0)
+    rows = tf.reshape(picture, [height, width * 3])
+
+    def over_pixels(reduce: Callable) -> tf.Tensor:
+        return reduce(tf.reshape(reduce(rows, 0), [width, 3]), 0)
+
+    return over_pixels(tf.reduce_min), over_pixels(tf.reduce_max)
 
 
 def invert(picture: tf.Tensor) -> tf.Tensor:
@@ -64,6 +86,7 @@ def posterize(picture: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.bitwise.bitwise_and(picture, (0xFF << (8 - bits)) & 0xFF)
 
 
+@_compiled
 def solarize(picture: tf.Tensor, threshold: int) -> tf.Tensor:
     """Inverts the values at and above the threshold, 0..256."""
     if threshold > 255:
@@ -72,6 +95,7 @@ def solarize(picture: tf.Tensor, threshold: int) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(picture, inverted)
 
 
+@_compiled
 def solarize_add(picture: tf.Tensor, addition: int) -> tf.Tensor:
     """Adds 0..255 to the values below 128, ending at 255."""
     dark = tf.cast(picture < 128, tf.uint8)
@@ -108,15 +132,21 @@ def sharpness(picture: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
 
     The smooth pixel is a 13th of its eight neighbours and five times itself.
     """
-    pixels = tf.cast(picture, tf.float32)
-    middle = pixels[1:-1, 1:-1]
-    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]  # [H-2, W, 3]
-    square = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]  # [H-2, W-2, 3]
-    smooth = _to_uint8((square + 4.0 * middle) / 13.0)
-    inside = _blend(smooth, middle, factor)
+    inside = _blend(_smooth(picture), picture[1:-1, 1:-1], factor)
     left, right = picture[1:-1, :1], picture[1:-1, -1:]
     inside = tf.concat([left, inside, right], axis=1)
     return tf.concat([picture[:1], inside, picture[-1:]], axis=0)
+
+
+@_compiled
+def _smooth(picture: tf.Tensor) -> tf.Tensor:
+    """The smooth pixels inside the border, cut to whole numbers: `[H-2, W-2, 3]`."""
+    height, width = _sides(picture)
+    pixels = tf.cast(tf.reshape(picture, [height, width * 3]), tf.uint16)
+    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
+    square = rows[:, :-6] + rows[:, 3:-3] + rows[:, 6:]
+    smooth = (square + 4 * pixels[1:-1, 3:-3]) // 13  # at most 13 * 255, below 2^16
+    return tf.reshape(tf.cast(smooth, tf.uint8), [height - 2, width - 2, 3])
 
 
 def rotate(picture: tf.Tensor, degrees: tf.Tensor | float) -> tf.Tensor:
@@ -150,6 +180,7 @@ def translate_y(picture: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
     return _translate(picture, axis=0, pixels=pixels)
 
 
+@_compiled
 def cutout(
     picture: tf.Tensor,
     half: int,
@@ -177,6 +208,7 @@ def cutout(
 # `tf.where` takes ten times, ImageProjectiveTransformV3 three times as long.
 
 
+@_compiled
 def _translate(picture: tf.Tensor, *, axis: int, pixels: tf.Tensor | float):
     shift = tf.cast(tf.floor(pixels + 0.5), tf.int32)
     after = tf.maximum(shift, 0)
@@ -197,7 +229,7 @@ def _project(picture: tf.Tensor, to_x: tuple, to_y: tuple) -> tf.Tensor:
     source_y = _nearest(to_y[0] * x + to_y[1] * y + to_y[2], height)
     framed = tf.pad(picture, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
     index = (source_y + 1) * (width + 2) + source_x + 1
-    return tf.gather(tf.reshape(framed, [-1, 3]), index)
+    return _pick(tf.reshape(framed, [-1, 3]), index)
 
 
 def _nearest(place: tf.Tensor, side: int) -> tf.Tensor:
