@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -21,6 +22,15 @@ def png(value: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def record(encoded: bytes, *labels: int) -> bytes:
+    """A record in ImageNet's layout, of labels counted from 1."""
+    example = tf.train.Example()
+    feature = example.features.feature
+    feature["image/encoded"].bytes_list.value.append(encoded)
+    feature["image/class/label"].int64_list.value.extend(labels)
+    return example.SerializeToString()
 
 
 def write_pngs(root, names) -> None:

@@ -3,15 +3,18 @@
 Latency and input: which calls count, and what is printed.
 """
 
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from ev2 import cli, export
+from ev2 import cli, export, progressive
 from ev2.bench import infer
 from ev2.bench import input as pipelines
-from tests import tiny
+from tests import pictures, tiny
 
 
 class Clock:
@@ -92,11 +95,33 @@ def test_input_measures_each_size_of_the_recipe(in_this_process):
     figures = pipelines.measure(tiny.make_config(), images=70)
     assert [stage["image_size"] for stage in figures["stages"]] == [8, 12]
     for stage in figures["stages"]:
-        assert [row["name"] for row in stage["results"]] == ["decode", "crop", "ev2"]
+        names = [row["name"] for row in stage["results"]]
+        assert names == ["decode", "half", "crop", "ev2"]
         for row in stage["results"]:
             assert row["images_per_second"] > 0 and row["peak_mib"] > 100
     table = pipelines.format_table(figures)
-    assert "8 px" in table and "12 px" in table and table.count("\n") == 4
+    assert "8 px" in table and "12 px" in table and table.count("\n") == 5
+
+
+@pytest.mark.slow
+def test_memory_of_a_hundred_thousand_pictures(tmp_path):
+    """An epoch of 100,000 JPEGs in 100 shards, RandAugment on, stays below 1.5 GB."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 48, 64, 3), np.uint8)
+    encoded = [tf.io.encode_jpeg(picture).numpy() for picture in noise]
+    for split, shards in (("train", 100), ("validation", 1)):
+        for shard in range(shards):
+            path = f"{tmp_path}/{split}-{shard:05d}-of-{shards:05d}"
+            with tf.io.TFRecordWriter(path) as writer:
+                for i in range(1000):
+                    writer.write(pictures.record(encoded[i % 200], 1 + i % 10))
+    changes = {"data.source": "tfrecord", "data.path": str(tmp_path)}
+    changes |= {"data.num_train_images": 100_000, "data.num_eval_images": 1_000}
+    config = tiny.make_config(**changes)
+    stage = progressive.make_stages(config, 100_000)[-1]
+    stage = dataclasses.replace(stage, image_size=64)
+    row = pipelines._measure("ev2", config, stage, 100_000)
+    assert row["images_per_second"] > 0
+    assert row["peak_mib"] < 1_500 * 1e6 / 2**20
 
 
 @pytest.mark.parametrize("augment", ["randaugment", "autoaugment"])

@@ -3,13 +3,11 @@
 Folders of class folders made here; bad ones of each kind, in one line.
 """
 
-import os
-
 import numpy as np
 import pytest
 
 from ev2 import data, errors
-from ev2.data import folder, source
+from ev2.data import files, folder, source
 from tests import pictures
 
 
@@ -122,12 +120,28 @@ def test_bad_folder_settings(tmp_path):
             data.describe(pictures.make_config(source="folder", **values))
 
 
-def test_file_that_cannot_be_read(tmp_path):
-    pictures.write_pngs(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
-    opened = source.open_source(
-        pictures.make_config(source="folder", path=str(tmp_path)), "train"
-    )
-    os.unlink(opened.name(0))
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_file_that_may_not_be_read_is_skipped(tmp_path, monkeypatch, error):
+    opened = _opened(tmp_path, monkeypatch, error(13, "no", "a/0.png"))
+    encoded, _ = opened.read(np.array([0]))
+    assert encoded == [b""]
+
+
+def test_storage_that_fails_is_no_corrupt_picture(tmp_path, monkeypatch):
+    opened = _opened(tmp_path, monkeypatch, OSError(5, "I/O error", "a/0.png"))
     with pytest.raises(errors.InputError, match="cannot read") as raised:
         opened.read(np.array([0]))
-    assert opened.name(0) in pictures.one_line(raised)
+    assert "a/0.png" in pictures.one_line(raised)
+
+
+def _opened(tmp_path, monkeypatch, error):
+    """A folder of four pictures, of which none can be read for `error`."""
+    pictures.write_pngs(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(2)])
+    config = pictures.make_config(source="folder", path=str(tmp_path))
+
+    def fail(path):
+        raise error
+
+    opened = source.open_source(config, "train")
+    monkeypatch.setattr(files, "read_file", fail)
+    return opened

@@ -5,9 +5,11 @@ A batch is a function of (config, step): not of workers, processes or restarts.
 
 import io
 import math
+import tarfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import logging
 from PIL import Image
 
@@ -149,6 +151,73 @@ def test_processes_together_read_the_global_batch(process_count, randaugment):
         for step in zip(*shares, strict=True)
     ]
     _assert_equal(_train(config, stage), together)
+
+
+def _write_source(root, kind: str, count: int) -> str:
+    """A split "train" of pictures 0, 1, 2..., which say so in their red."""
+    names = [f"{'ab'[i % 2]}/{i:02d}.png" for i in range(count)]
+    if kind == "tfrecord":
+        for split in ("train", "validation"):
+            for shard in range(3):
+                path = f"{root}/{split}-{shard:05d}-of-00003"
+                with tf.io.TFRecordWriter(path) as writer:
+                    for value in range(shard * count // 3, (shard + 1) * count // 3):
+                        writer.write(
+                            pictures.record(pictures.png(value), 1 + value % 2)
+                        )
+        return str(root)
+    for split in ("train", "val"):
+        pictures.write_pngs(root / split, names)
+        if kind == "csv":
+            rows = [f"{split}/{name},{name[0]}" for name in names]
+            (root / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+        if kind == "tar":
+            with tarfile.open(root / f"{split}.tar", "w") as archive:
+                archive.add(root / split, arcname=".")
+    return str(root)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("eval_crop", ["center", "resize"])
+def test_pictures_of_extreme_shape(tmp_path, kind, eval_crop):
+    """One pixel, one row and a ribbon are pictures like any other."""
+    for split in ("train", "val"):
+        for i, size in enumerate([(1, 1), (20_000, 10), (10, 20_000), (7, 1)]):
+            path = tmp_path / split / "ab"[i % 2] / f"{i}.{kind.lower()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size, (10 * i, 200, 90)).save(path, kind)
+    changes = {"interpolation": "bicubic", "eval_crop": eval_crop}
+    config = pictures.make_config(source="folder", path=str(tmp_path), **changes)
+    batches = _train(config, _stage(last_step=4, batch_size=4, randaugment=15.0))
+    batches += list(data.make_eval_data(config, image_size=12, batch_size=4))
+    assert _column(batches, "mask").tolist() == [1.0] * 20
+    evaluated = batches[-1]["image"][:, 6, 6]
+    expected = [[10 * i, 200, 90] for i in (0, 2, 1, 3)]
+    assert np.abs(evaluated - np.array(expected, int)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "kind, process_count, workers",
+    [("folder", 1, 3), ("csv", 2, 1), ("tar", 3, 2), ("tfrecord", 4, 5)],
+)
+def test_an_epoch_of_any_source_has_every_picture_once(
+    tmp_path, kind, process_count, workers
+):
+    path = _write_source(tmp_path, kind, 36)
+    config = pictures.make_config(
+        source=kind, path=path, num_classes=2, workers=workers, exif=False
+    )
+    stage = _stage(last_step=3, batch_size=12, image_size=8)
+    seen = []
+    for process_index in range(process_count):
+        options = {"process_index": process_index, "process_count": process_count}
+        for batch in _train(config, stage, **options):
+            reds = batch["image"][:, 4, 4, 0]
+            opened = source.open_source(config, "train")
+            encoded, _ = opened.read(batch["index"])
+            assert reds.tolist() == [pictures.red(picture) for picture in encoded]
+            seen += reds.tolist()
+    assert sorted(seen) == list(range(36))
 
 
 def test_seed_position_and_magnitude_matter():

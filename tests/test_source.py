@@ -17,17 +17,6 @@ from ev2.data import source, tfrecord
 from tests import pictures
 
 
-def _example(**features) -> bytes:
-    example = tf.train.Example()
-    for name, value in features.items():
-        feature = example.features.feature["image/" + name.replace("__", "/")]
-        if isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
-        else:
-            feature.int64_list.value.extend(np.ravel(value))
-    return example.SerializeToString()
-
-
 def _write_shards(path, split, counts, first=0, num_classes=3):
     """Pictures of value first, first + 1..., labels counted from 1."""
     paths = []
@@ -36,7 +25,7 @@ def _write_shards(path, split, counts, first=0, num_classes=3):
         with tf.io.TFRecordWriter(paths[-1]) as writer:
             for value in range(first, first + count):
                 label = 1 + value % num_classes
-                writer.write(_example(encoded=pictures.png(value), class__label=label))
+                writer.write(pictures.record(pictures.png(value), label))
         first += count
     return paths
 
@@ -80,7 +69,7 @@ def several(tmp_path):
     for split in ("train", "validation"):
         with tf.io.TFRecordWriter(f"{tmp_path}/{split}-00000-of-00001") as writer:
             for i, labels in enumerate(([3], [5, 2], [4, 1, 2, 4])):
-                writer.write(_example(encoded=pictures.png(i), class__label=labels))
+                writer.write(pictures.record(pictures.png(i), *labels))
     return tmp_path
 
 
@@ -216,6 +205,22 @@ def test_file_that_is_no_shard_is_refused(shards):
         tfrecord.open_records(tfrecord.find_shards(str(shards), "train"))
 
 
+def test_a_shard_that_changed_under_its_index_is_refused(tmp_path):
+    """One of the same size, with records of other lengths, is found when it is read."""
+    _write_shards(tmp_path, "train", (2,))
+    (path,) = tfrecord.find_shards(str(tmp_path), "train")
+    size = os.path.getsize(path)
+    tfrecord.open_records([path])
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(b"x" * 5)
+        writer.write(b"x" * (size - 5 - 32))
+    assert os.path.getsize(path) == size
+    opened = tfrecord.open_records([path])
+    with pytest.raises(errors.InputError) as raised:
+        opened.read(np.array([0]))
+    assert f"{path} has changed since its index" in pictures.one_line(raised)
+
+
 def test_missing_shards(shards):
     with pytest.raises(errors.InputError, match="no files test-00000-of"):
         tfrecord.find_shards(str(shards), "test")
@@ -230,8 +235,8 @@ def test_missing_shards(shards):
 def test_label_out_of_range_names_the_record(tmp_path, label):
     path = tmp_path / "train-00000-of-00001"
     with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(_example(encoded=pictures.png(0), class__label=1))
-        writer.write(_example(encoded=pictures.png(0), class__label=label))
+        writer.write(pictures.record(pictures.png(0), 1))
+        writer.write(pictures.record(pictures.png(0), label))
     config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
     opened = source.open_source(config, "train")
     opened.read(np.array([0]))
@@ -245,8 +250,8 @@ def test_label_out_of_range_names_the_record(tmp_path, label):
 def test_damaged_records_and_other_layouts(tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
         writer.write(b"\xff\xff not an Example")
-        writer.write(_example(encoded=b"", class__label=2))
-        writer.write(_example(class__label=2))
+        writer.write(pictures.record(b"", 2))
+        writer.write(tf.train.Example().SerializeToString())
     config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
     opened = source.open_source(config, "train")
     encoded, labels = opened.read(np.array([0, 1]))

@@ -157,7 +157,7 @@ def _cropped(config: Any, stage, images: int) -> Iterator[int]:
 def _decoded(config: Any, stage, images: int, *, ratio: int = 1) -> Iterator[int]:
     """Sizes of batches of whole pictures, decoded and thrown away.
 
-    With a `ratio` above 1 JPEGs alone, at that fraction of their size.
+    With a `ratio` above 1 JPEGs are decoded at that fraction of their size.
     """
     del stage, images
     import tensorflow as tf
@@ -170,10 +170,11 @@ def _decoded(config: Any, stage, images: int, *, ratio: int = 1) -> Iterator[int
 
     def decode(index):
         encoded = tf.numpy_function(read, [index], tf.string)
-        if ratio > 1:
-            picture = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
-        else:
-            picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        picture = tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio),
+            lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+        )
         return tf.reduce_max(picture[0, 0])
 
     dataset = tf.data.Dataset.range(len(opened)).repeat()

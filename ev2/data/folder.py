@@ -64,17 +64,26 @@ class FolderSource:
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """See `source.Source.read`."""
         paths = [self.name(i) for i in indices]
-        return files.map_parallel(_read, paths), self._labels[indices]
+        return files.map_parallel(read_picture, paths), self._labels[indices]
 
     def name(self, index: int) -> str:
         """Path of the picture."""
         return os.path.join(self._root, self._pictures[index])
 
 
-def _read(path: str) -> bytes:
+def read_picture(path: str) -> bytes:
+    """The file; b"" where there is none or it may not be read.
+
+    It is then counted and named as a corrupt picture is.
+
+    Raises:
+        InputError: the storage fails.
+    """
     try:
         return files.read_file(path)
-    except OSError as error:  # not a damaged picture: the storage refuses
+    except (FileNotFoundError, PermissionError):
+        return b""
+    except OSError as error:
         raise errors.InputError(f"data.path: cannot read {error}") from None
 
 

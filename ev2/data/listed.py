@@ -121,10 +121,7 @@ def _read_csv(path: str) -> _Listing:
     home = os.path.dirname(path)
 
     def read_one(name: str) -> bytes:
-        try:
-            return files.read_file(os.path.join(home, name))
-        except FileNotFoundError:
-            return b""  # counted and named as a corrupt picture is
+        return folder.read_picture(os.path.join(home, name))
 
     return rows, lambda names: files.map_parallel(read_one, names)
 

@@ -49,13 +49,29 @@ class RecordFiles:
         return len(self._index.offsets)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """Payloads of the records, in the order asked for."""
+        """Payloads of the records, in the order asked for.
+
+        Raises:
+            InputError: a shard is not the one that was indexed.
+        """
         shards = np.searchsorted(self._ends, indices, side="right")
         offsets, lengths = self._index.offsets[indices], self._index.lengths[indices]
         places = list(
             zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         )
-        return files.map_parallel(lambda place: self._reader.read(*place), places)
+        return files.map_parallel(lambda place: self._read_one(*place), places)
+
+    def _read_one(self, shard: int, offset: int, length: int) -> bytes:
+        """A payload; the header before it must give the length that was indexed."""
+        start, size = offset - HEADER_BYTES, HEADER_BYTES + length
+        record = self._reader.read(shard, start, size)
+        if len(record) != size or LENGTH.unpack_from(record)[0] != length:
+            raise errors.InputError(
+                f"data.path: {self._reader.paths[shard]} has changed since its index"
+                " was made; put the shard back, or delete the index"
+                f" {' or '.join(_index_places(list(self._reader.paths)))}"
+            )
+        return record[HEADER_BYTES:]
 
     def name(self, index: int) -> str:
         """Shard and number of the record in it, counted from 0."""
