@@ -25,7 +25,7 @@ setuptools.setup(
     # whatever folder it is run.
     packages=setuptools.find_packages(include=["ev2", "ev2.*", "configs"]),
     package_data={"ev2": ["data/fashion_mnist/*", "imagenet1k.tsv"]},
-    entry_points={"console_scripts": ["ev2=ev2.cli:main"]},
+    entry_points={"console_scripts": ["ev2=ev2.cli:run"]},
     python_requires=">=3.11,<3.14",  # 3.14 has no TensorFlow wheel
     install_requires=[
         "absl-py>=2.1",

@@ -155,6 +155,9 @@ def _progressive() -> ConfigDict:
     # 4096); () = the same for all. Each stage then sees the same number of images,
     # and the learning rate follows the batch.
     progressive.batch_size = ()
+    # Compile the next stage's step and open its data while a stage runs; at the change
+    # nothing then waits. Two programs and two pipelines need memory at the same time.
+    progressive.prepare_ahead = True
     progressive.random_epochs = 8.0  # epochs between draws of schedule "random"
     return progressive
 

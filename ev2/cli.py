@@ -10,12 +10,33 @@ import os
 import pathlib
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags, logging
 
-from ev2 import errors, verbs
+from ev2 import ahead, errors, verbs
 from ev2.verbs import VERBS
+
+
+def run() -> NoReturn:
+    """The console command: runs `main` and leaves with its exit code.
+
+    A compilation that is still going on is left behind, where Python would wait for
+    it or crash under it.
+    """
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if any(thread.name == ahead.THREAD_NAME for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,4 +182,4 @@ def _usage(names: Sequence[str] = ()) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -26,6 +26,25 @@ def make_compiled_eval_step(model, config: ConfigDict, mesh: Mesh) -> Callable:
     )
 
 
+def compile_eval_step(
+    model, config: ConfigDict, mesh: Mesh, weights: dict[str, Any]
+) -> Callable:
+    """Returns that step compiled, for `weights` of which only the shapes are read."""
+    batch = sharding.abstract_batch(
+        mesh,
+        config.eval.image_size,
+        _global_batch(config, mesh),
+        max_labels=config.data.max_labels,
+    )
+    return make_compiled_eval_step(model, config, mesh).lower(weights, batch).compile()
+
+
+def _global_batch(config: ConfigDict, mesh: Mesh) -> int:
+    """`eval.batch_size`, rounded up to a multiple of the number of devices."""
+    devices = mesh.devices.size
+    return -(-config.eval.batch_size // devices) * devices
+
+
 def evaluate(
     eval_step: Callable,
     weights: dict[str, Any],
@@ -57,11 +76,10 @@ def evaluate(
       of `metrics.fractions`, plus "wall_seconds".
     """
     started = time.monotonic()
-    devices = mesh.devices.size
     batches = data.make_eval_data(
         config,
         image_size=config.eval.image_size,
-        batch_size=-(-config.eval.batch_size // devices) * devices,
+        batch_size=_global_batch(config, mesh),
         split=split,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -159,7 +159,8 @@ class Logbook:
 
     def _write(self, split, stage, step, line, **more) -> None:
         epoch = stage.images_seen(step) / self._num_train_images
-        head = {"split": split, "step": step, "epoch": epoch, "stage": stage.index}
+        head = {"time": time.time(), "split": split, "step": step}
+        head |= {"epoch": epoch, "stage": stage.index}
         self._folder.append_metrics(
             {**head, "image_size": stage.image_size, **more, **line}
         )

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import io
-import time
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,21 +14,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import (
-    check,
+    ahead,
     checkpoint,
     data,
-    errors,
     evaluate,
     logbook,
     models,
     optim,
     plan,
+    programs,
     progressive,
     run_folder,
     sharding,
 )
 from ev2 import state as states
-from ev2 import step as steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,16 +89,9 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     mesh = sharding.make_mesh()
     info = data.describe(config)
     stages = progressive.make_stages(config, info.num_train_images)
-    _check_batches(config, stages, mesh)
-    model = models.create_model(
-        config.model.name,
-        num_classes=info.num_classes,
-        dtype=config.model.dtype,
-        bn_momentum=config.model.bn_momentum,
-        bn_group_images=config.model.bn_group_images,
-        blocks=tuple(config.model.blocks),
-        padding=config.model.padding,
-    )
+    batch_sizes = {stage.batch_size for stage in stages}
+    programs.check_batches(config, batch_sizes, mesh.devices.size)
+    model = programs.create_model(config, info.num_classes)
     initial = None
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
     if config.init.checkpoint and not checkpoint.exists(workdir):
@@ -130,36 +122,37 @@ def _train(
     `opened` sees to closing.
     """
     config, mesh = job.config, job.mesh
-    programs = _Programs(job)
+    abstract_state = programs.abstract_state(job.model, job.optimizer, config, mesh)
+    prepared = _prepare_stages(job, start, abstract_state)
     if start:
-        state = checkpoints.restore(start, programs.abstract_state)
+        state = checkpoints.restore(start, abstract_state)
     else:
-        state = programs.create_state()
+        state = _create_state(job)
     notes = _begin_notes(job, folder, start, state)
     log.say(plan.format_table(job.table))
     log.say(_summary(job, notes, folder, start))
     meta = checkpoint.make_meta(config, job.model, job.info.class_names)
-    eval_step = evaluate.make_compiled_eval_step(job.model, config, mesh)
     results = None
 
     for stage in [s for s in job.stages if s.last_step > start]:
-        first = max(stage.first_step, start)
-        train_step, compile_seconds = programs.train_step(stage)
-        batches = opened(_make_batches(config, stage, first))
-        on_device = log.batches(evaluate.prefetch_to_mesh(batches, mesh))
+        train_step, compile_seconds, (batches, on_device) = prepared.take()
+        opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
         log.start_stage()
-        for step, batch in zip(range(first, stage.last_step), on_device, strict=True):
+        steps = range(max(stage.first_step, start), stage.last_step)
+        for step, batch in zip(steps, log.batches(on_device), strict=True):
             rate = job.learning_rate(step)
             strengths["learning_rate"] = np.float32(rate)
             state, sums = train_step(state, batch, strengths)
             log.add(stage, sums)
             done = step + 1
+            prepared.watch(stage.last_step - done)
             due = _due(job, stage, done)
             if due.write:
                 log.write_train(stage, done, rate, batches.skipped)
             if due.evaluate:
+                eval_step = prepared.eval_step()
                 results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
                 log.write_eval(stage, done, results, config.eval.image_size)
             if due.save:
@@ -174,84 +167,61 @@ def _train(
         folder.write_json("stages.json", notes)
 
     if results is None:  # the run was complete but for its results
+        eval_step = prepared.eval_step()
         results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
     return results
 
 
-def _make_batches(config: ConfigDict, stage: progressive.Stage, first_step: int):
-    """This process's share of the batches of `stage`."""
-    return data.make_train_data(
-        config,
-        stage,
-        first_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+def _create_state(job: _Job) -> states.TrainState:
+    """Returns the state before the first step, laid out on the mesh."""
+    everywhere = sharding.replicated(job.mesh)
+    size = job.stages[0].image_size
+    state = jax.jit(
+        lambda: states.create_state(job.model, job.optimizer, job.config, size),
+        out_shardings=everywhere,
+    )()
+    if job.initial is None:
+        return state
+    variables = jax.device_put(job.initial, everywhere)
+    ema = jax.tree.map(jax.numpy.copy, variables)
+    return dataclasses.replace(state, **variables, ema=ema)
 
 
-class _Programs:
-    """The compiled programs of a run: one training step per image and batch size."""
+def _prepare_stages(job: _Job, start: int, abstract_state) -> ahead.Prepared:
+    """The stages from step `start` on, made ready one ahead of the loop."""
+    config, mesh = job.config, job.mesh
 
-    def __init__(self, job: _Job):
-        self._job = job
-        everywhere = sharding.replicated(job.mesh)
-        size = job.stages[0].image_size
-        self._create = jax.jit(
-            lambda: states.create_state(job.model, job.optimizer, job.config, size),
-            out_shardings=everywhere,
+    def compile_step(stage: progressive.Stage) -> Any:
+        return programs.compile_train_step(
+            job.model,
+            job.optimizer,
+            config,
+            mesh,
+            image_size=stage.image_size,
+            batch_size=stage.batch_size,
         )
-        self._step = jax.jit(
-            steps.make_train_step(job.model, job.optimizer, job.config),
-            in_shardings=(everywhere, sharding.split_by_image(job.mesh), everywhere),
-            out_shardings=everywhere,
-            donate_argnums=0,
+
+    def open_data(stage: progressive.Stage) -> tuple[data.Batches, Iterator[Any]]:
+        batches = data.make_train_data(
+            config,
+            stage,
+            first_step=max(stage.first_step, start),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
-        self._compiled: dict[tuple[int, int], Any] = {}
-        # Shapes, dtypes and sharding of the state.
-        self.abstract_state = sharding.abstract(job.mesh, jax.eval_shape(self._create))
+        on_device = evaluate.prefetch_to_mesh(batches, mesh)
+        first = next(on_device)  # starts the pipeline
+        return batches, itertools.chain([first], on_device)
 
-    def create_state(self) -> states.TrainState:
-        """Returns the state before the first step, laid out on the mesh."""
-        state = self._create()
-        if self._job.initial is None:
-            return state
-        everywhere = sharding.replicated(self._job.mesh)
-        variables = jax.device_put(self._job.initial, everywhere)
-        ema = jax.tree.map(jax.numpy.copy, variables)
-        return dataclasses.replace(state, **variables, ema=ema)
-
-    def train_step(self, stage: progressive.Stage) -> tuple[Any, float]:
-        """Returns the program of the stage and the seconds it took to compile."""
-        key = (stage.image_size, stage.batch_size)
-        started = time.monotonic()
-        if key not in self._compiled:
-            names = ("learning_rate", "dropout", "drop_path", "mixup", "cutmix")
-            self._compiled[key] = self._step.lower(
-                self.abstract_state,
-                sharding.abstract_batch(
-                    self._job.mesh, *key, max_labels=self._job.config.data.max_labels
-                ),
-                {name: jax.ShapeDtypeStruct((), np.float32) for name in names},
-            ).compile()
-        return self._compiled[key], time.monotonic() - started
-
-
-def _check_batches(config: ConfigDict, stages, mesh: Mesh) -> None:
-    """Refuses here what would otherwise fail after a long compilation."""
-    group = config.loss.mix_group_images if check.mixes(config) else 0
-    divisors = (
-        ("batch_size", mesh.devices.size, "devices"),
-        ("model.bn_group_images", config.model.bn_group_images, "images per group"),
-        ("loss.mix_group_images", group, "images per group"),
+    return ahead.Prepared(
+        [stage for stage in job.stages if stage.last_step > start],
+        compile_step=compile_step,
+        open_data=open_data,
+        compile_eval_step=lambda: evaluate.compile_eval_step(
+            job.model, config, mesh, _weights(abstract_state)
+        ),
+        early=config.progressive.prepare_ahead,
     )
-    for batch_size in {stage.batch_size for stage in stages}:
-        for key, divisor, unit in divisors:
-            if divisor and batch_size % divisor:
-                near = max(batch_size // divisor, 1) * divisor
-                raise errors.InputError(
-                    f"{key}: a global batch of {batch_size} images does not divide by "
-                    f"{divisor} {unit}; {near} does"
-                )
 
 
 def _weights(state) -> dict[str, Any]:
