@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ev2 import cli, export, progressive
-from ev2.bench import infer
+from ev2 import cli, errors, export, progressive
+from ev2.bench import infer, transition
 from ev2.bench import input as pipelines
 from tests import pictures, tiny
 
@@ -152,3 +152,43 @@ def test_input_refuses(flag, message, capsys):
     assert cli.main(["bench", "input", f"--config={demo}", flag]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_gaps_between_stages_by_hand():
+    """Steps of 1 s, a gap of 3 s after the evaluation; then steps of 2 s, no gap."""
+
+    def lines(stage, split, *times):
+        return [{"stage": stage, "split": split, "time": time} for time in times]
+
+    run = lines(0, "train", 1.0, 2.0, 3.0) + lines(0, "eval", 10.0)
+    run += lines(1, "train", 14.0, 15.0, 16.0, 17.0) + lines(1, "eval", 20.0)
+    run += lines(2, "train", 22.0, 24.0)
+    assert transition.gaps(run) == {
+        "median_step_seconds": [1.0, 2.0],
+        "gap_steps": [3.0, 0.0],
+        "gap_seconds": [3.0, 0.0],
+    }
+
+
+def test_transition_trains_with_and_without_making_ready(monkeypatch):
+    seen = []
+
+    def measure(config, *, early):
+        seen.append(early)
+        return {"median_step_seconds": [0.1], "gap_steps": [2.0], "gap_seconds": [0.2]}
+
+    monkeypatch.setattr(transition, "_measure", measure)
+    figures = transition.measure(tiny.make_config())
+    assert seen == [True, False] and figures["late"]["gap_steps"] == [2.0]
+    assert "0 to 1" in transition.format_table(figures)
+    one_stage = tiny.make_config(**{"progressive.stages": 1})
+    with pytest.raises(errors.InputError, match="progressive.stages: 1; a transition"):
+        transition.measure(one_stage)
+
+
+def test_transition_reads_a_line_for_each_step():
+    lines = transition._train(tiny.make_config().to_dict(), early=True)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [
+        *range(1, 9)
+    ]
+    assert len(transition.gaps(lines)["gap_steps"]) == 1

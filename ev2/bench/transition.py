@@ -1,0 +1,103 @@
+"""What a change of stage costs: `ev2 bench transition`.
+
+    ev2 bench transition --config=configs/demo.py
+
+Trains the recipe twice from an empty folder, each time in a process of its own and
+without JAX's cache of compiled programs: with the next stage made ready while one runs,
+as training does, and with everything done when it is due. The gap is the time from the
+end of a stage (its last evaluation included) to the end of the next one's first step,
+less what a step of that stage takes; it is counted in such steps.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ev2 import errors, plan
+
+
+def measure(config: ConfigDict) -> dict[str, Any]:
+    """Returns the gaps between the stages of a run.
+
+    Returns:
+        `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same}}`: for
+        each stage after the first the median time of its steps, and the gap before it
+        in such steps and in seconds. "late" is without making ready.
+
+    Raises:
+        InputError: the config is bad, or has one stage.
+    """
+    stages = plan.make_plan(config)["stages"]
+    if len(stages) < 2:
+        raise errors.InputError(
+            f"progressive.stages: {len(stages)}; a transition needs 2 or more"
+        )
+    ahead, late = (_measure(config, early=early) for early in (True, False))
+    return {**ahead, "late": late}
+
+
+def format_table(figures: dict[str, Any]) -> str:
+    """Returns the figures of `measure` as a table: a row per change of stage."""
+    lines = ["change      step    gap, prepared ahead          gap, when due"]
+    for i, step in enumerate(figures["median_step_seconds"]):
+        cells = [
+            f"{mode['gap_seconds'][i]:8.2f} s {mode['gap_steps'][i]:8.1f} steps"
+            for mode in (figures, figures["late"])
+        ]
+        lines.append(f"{i} to {i + 1}  {step * 1e3:6.1f} ms  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+def _measure(config: ConfigDict, *, early: bool) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context, _compile_anew) as process:
+        lines = process.submit(_train, config.to_dict(), early).result()
+    return gaps(lines)
+
+
+def _compile_anew() -> None:
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl of a run that writes one for each step."""
+    from ev2 import train
+
+    config = ConfigDict(values)
+    config.progressive.prepare_ahead = early
+    config.log.every_steps = 1
+    with tempfile.TemporaryDirectory() as folder:
+        train.train_and_evaluate(config, folder)
+        text = (pathlib.Path(folder) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def gaps(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Returns step times and gaps from the lines of a run, one for each step."""
+    figures: dict[str, list[float]] = {
+        "median_step_seconds": [],
+        "gap_steps": [],
+        "gap_seconds": [],
+    }
+    for stage in range(1, max(line["stage"] for line in lines) + 1):
+        ended = max(line["time"] for line in lines if line["stage"] < stage)
+        times = [
+            line["time"]
+            for line in lines
+            if line["stage"] == stage and line["split"] == "train"
+        ]
+        steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        median = statistics.median(steps or [times[0] - ended])
+        gap = max(times[0] - ended - median, 0.0)
+        figures["median_step_seconds"].append(round(median, 5))
+        figures["gap_steps"].append(round(gap / median, 2))
+        figures["gap_seconds"].append(round(gap, 3))
+    return figures
