@@ -22,6 +22,7 @@ from ev2 import (
     models,
     optim,
     plan,
+    profiling,
     programs,
     progressive,
     run_folder,
@@ -45,7 +46,9 @@ class _Job:
     initial: dict[str, Any] | None  # weights to start from
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str, *, profile: range = range(0)
+) -> dict[str, Any]:
     """Trains through all stages, resuming by itself, and evaluates.
 
     Everything in `config` is checked before anything is compiled or written. A run
@@ -55,6 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Args:
       config: see configs/defaults.py.
       workdir: folder of the run; see the README for what is written there.
+      profile: steps that JAX's profiler records, into `workdir/profile`.
 
     Returns:
       The content of `eval.json`.
@@ -78,7 +82,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         start = checkpoints.latest_step() or 0
         images = job.info.num_train_images
         log = opened(logbook.Logbook(folder, job.stages, images, first_step=start))
-        results = _train(job, folder, checkpoints, log, start, opened)
+        profiler = opened(profiling.Profiler(workdir, profile))
+        results = _train(job, folder, checkpoints, log, profiler, start, opened)
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
@@ -114,6 +119,7 @@ def _train(
     folder: run_folder.RunFolder,
     checkpoints: checkpoint.Checkpoints,
     log: logbook.Logbook,
+    profiler: profiling.Profiler,
     start: int,
     opened: Callable[[Any], Any],
 ) -> dict[str, Any]:
@@ -144,7 +150,9 @@ def _train(
         for step, batch in zip(steps, log.batches(on_device), strict=True):
             rate = job.learning_rate(step)
             strengths["learning_rate"] = np.float32(rate)
+            profiler.before(step)
             state, sums = train_step(state, batch, strengths)
+            profiler.after(step, sums)
             log.add(stage, sums)
             done = step + 1
             prepared.watch(stage.last_step - done)

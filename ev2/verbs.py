@@ -44,14 +44,16 @@ def _string(values: flags.FlagValues, name: str, help_text: str, *, required=Fal
 def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _define_config(values, argv, required=True)
     _string(values, "workdir", "Folder of the run.", required=True)
+    _string(values, "profile", "Steps to profile, FIRST:LAST; into WORKDIR/profile.")
 
 
 def _train(values: flags.FlagValues) -> None:
     import jax
 
-    from ev2 import report, train
+    from ev2 import profiling, report, train
 
-    results = train.train_and_evaluate(values.config, values.workdir)
+    steps = profiling.parse_steps(values.profile)
+    results = train.train_and_evaluate(values.config, values.workdir, profile=steps)
     if jax.process_index() != 0:
         return
     page = report.write_report(values.workdir)
