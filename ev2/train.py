@@ -14,21 +14,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import (
-    check,
     checkpoint,
     data,
-    errors,
     evaluate,
     logbook,
     models,
     optim,
     plan,
+    programs,
     progressive,
     run_folder,
     sharding,
 )
 from ev2 import state as states
-from ev2 import step as steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,16 +88,9 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     mesh = sharding.make_mesh()
     info = data.describe(config)
     stages = progressive.make_stages(config, info.num_train_images)
-    _check_batches(config, stages, mesh)
-    model = models.create_model(
-        config.model.name,
-        num_classes=info.num_classes,
-        dtype=config.model.dtype,
-        bn_momentum=config.model.bn_momentum,
-        bn_group_images=config.model.bn_group_images,
-        blocks=tuple(config.model.blocks),
-        padding=config.model.padding,
-    )
+    batch_sizes = {stage.batch_size for stage in stages}
+    programs.check_batches(config, batch_sizes, mesh.devices.size)
+    model = programs.create_model(config, info.num_classes)
     initial = None
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
     if config.init.checkpoint and not checkpoint.exists(workdir):
@@ -130,11 +121,11 @@ def _train(
     `opened` sees to closing.
     """
     config, mesh = job.config, job.mesh
-    programs = _Programs(job)
+    compiled = _Programs(job)
     if start:
-        state = checkpoints.restore(start, programs.abstract_state)
+        state = checkpoints.restore(start, compiled.abstract_state)
     else:
-        state = programs.create_state()
+        state = compiled.create_state()
     notes = _begin_notes(job, folder, start, state)
     log.say(plan.format_table(job.table))
     log.say(_summary(job, notes, folder, start))
@@ -144,7 +135,7 @@ def _train(
 
     for stage in [s for s in job.stages if s.last_step > start]:
         first = max(stage.first_step, start)
-        train_step, compile_seconds = programs.train_step(stage)
+        train_step, compile_seconds = compiled.train_step(stage)
         batches = opened(_make_batches(config, stage, first))
         on_device = log.batches(evaluate.prefetch_to_mesh(batches, mesh))
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
@@ -194,21 +185,15 @@ class _Programs:
 
     def __init__(self, job: _Job):
         self._job = job
-        everywhere = sharding.replicated(job.mesh)
         size = job.stages[0].image_size
         self._create = jax.jit(
             lambda: states.create_state(job.model, job.optimizer, job.config, size),
-            out_shardings=everywhere,
-        )
-        self._step = jax.jit(
-            steps.make_train_step(job.model, job.optimizer, job.config),
-            in_shardings=(everywhere, sharding.split_by_image(job.mesh), everywhere),
-            out_shardings=everywhere,
-            donate_argnums=0,
+            out_shardings=sharding.replicated(job.mesh),
         )
         self._compiled: dict[tuple[int, int], Any] = {}
-        # Shapes, dtypes and sharding of the state.
-        self.abstract_state = sharding.abstract(job.mesh, jax.eval_shape(self._create))
+        self.abstract_state = programs.abstract_state(
+            job.model, job.optimizer, job.config, job.mesh
+        )
 
     def create_state(self) -> states.TrainState:
         """Returns the state before the first step, laid out on the mesh."""
@@ -225,31 +210,15 @@ class _Programs:
         key = (stage.image_size, stage.batch_size)
         started = time.monotonic()
         if key not in self._compiled:
-            names = ("learning_rate", "dropout", "drop_path", "mixup", "cutmix")
-            self._compiled[key] = self._step.lower(
-                self.abstract_state,
-                sharding.abstract_batch(self._job.mesh, *key),
-                {name: jax.ShapeDtypeStruct((), np.float32) for name in names},
-            ).compile()
+            self._compiled[key] = programs.compile_train_step(
+                self._job.model,
+                self._job.optimizer,
+                self._job.config,
+                self._job.mesh,
+                image_size=stage.image_size,
+                batch_size=stage.batch_size,
+            )
         return self._compiled[key], time.monotonic() - started
-
-
-def _check_batches(config: ConfigDict, stages, mesh: Mesh) -> None:
-    """Refuses here what would otherwise fail after a long compilation."""
-    group = config.loss.mix_group_images if check.mixes(config) else 0
-    divisors = (
-        ("batch_size", mesh.devices.size, "devices"),
-        ("model.bn_group_images", config.model.bn_group_images, "images per group"),
-        ("loss.mix_group_images", group, "images per group"),
-    )
-    for batch_size in {stage.batch_size for stage in stages}:
-        for key, divisor, unit in divisors:
-            if divisor and batch_size % divisor:
-                near = max(batch_size // divisor, 1) * divisor
-                raise errors.InputError(
-                    f"{key}: a global batch of {batch_size} images does not divide by "
-                    f"{divisor} {unit}; {near} does"
-                )
 
 
 def _weights(state) -> dict[str, Any]:
