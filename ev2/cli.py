@@ -17,7 +17,8 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from ev2 import ahead, errors, verbs
+from ev2 import ahead, errors
+from ev2 import verb as verb_parts
 from ev2.verbs import VERBS
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = _parse(values, argv)
         _check_words(verb, name, words)
         if "json" in values and isinstance(values["json"].value, str):
-            verbs.check_json(values["json"].value)
+            verb_parts.check_json(values["json"].value)
         _set_up_process()
         verb.run(values, words) if verb.words else verb.run(values)
         sys.stdout.flush()
@@ -133,7 +134,7 @@ def _last_line(error: Exception) -> str:
     return (text or repr(error)).splitlines()[-1].strip()
 
 
-def _check_words(verb: verbs.Verb, name: str, words: Sequence[str]) -> None:
+def _check_words(verb: verb_parts.Verb, name: str, words: Sequence[str]) -> None:
     """Refuses words beside flags where the verb takes none, or others than it takes."""
     if not verb.words and words:
         raise errors.InputError(

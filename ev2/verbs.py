@@ -2,49 +2,19 @@
 
 import collections
 import json
-import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
-from ev2 import arch, errors, files
-
-_CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
-
-
-class Verb(NamedTuple):
-    """A verb: its line in the help, its flags, and what it does with them.
-
-    `words` says what stands beside flags, such as "SOURCE" for one word or "IMAGE..."
-    for one or more; `run` is then given their list too.
-    """
-
-    summary: str
-    define: Callable[[flags.FlagValues, Sequence[str]], None]
-    run: Callable[..., None]
-    words: str = ""
-
-
-def _define_config(
-    values: flags.FlagValues, argv: Sequence[str], *, required: bool
-) -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, _CONFIG_HELP, flag_values=values, sys_argv=["ev2", *argv]
-    )
-    if required:
-        flags.mark_flag_as_required("config", flag_values=values)
-
-
-def _string(values: flags.FlagValues, name: str, help_text: str, *, required=False):
-    flags.DEFINE_string(name, None, help_text, required=required, flag_values=values)
+from ev2 import arch, bench_verbs, verb
 
 
 def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _define_config(values, argv, required=True)
-    _string(values, "workdir", "Folder of the run.", required=True)
-    _string(values, "profile", "Steps to profile, FIRST:LAST; into WORKDIR/profile.")
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "workdir", "Folder of the run.", required=True)
+    verb.define_string(
+        values, "profile", "Steps to profile, FIRST:LAST; into WORKDIR/profile."
+    )
 
 
 def _train(values: flags.FlagValues) -> None:
@@ -67,8 +37,8 @@ def _train(values: flags.FlagValues) -> None:
 
 
 def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _define_config(values, argv, required=False)
-    _string(
+    verb.define_config(values, argv, required=False)
+    verb.define_string(
         values, "checkpoint", "Run, checkpoint or published weights.", required=True
     )
     flags.DEFINE_enum(
@@ -106,7 +76,7 @@ def _evaluate(values: flags.FlagValues) -> None:
 
 def _define_predict(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(
+    verb.define_string(
         values, "checkpoint", "Run, checkpoint or published weights.", required=True
     )
     flags.DEFINE_bool(
@@ -138,8 +108,12 @@ def _predict(values: flags.FlagValues, images: Sequence[str]) -> None:
 
 def _define_convert(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(values, "model", "Name of the network; found from the file if not given.")
-    _string(values, "out", "Folder to write the checkpoint to.", required=True)
+    verb.define_string(
+        values, "model", "Name of the network; found from the file if not given."
+    )
+    verb.define_string(
+        values, "out", "Folder to write the checkpoint to.", required=True
+    )
     flags.DEFINE_bool(
         "raw", False, "Of a released checkpoint, not the averages.", flag_values=values
     )
@@ -165,9 +139,9 @@ def _define_convert(values: flags.FlagValues, argv: Sequence[str]) -> None:
             flag_values=values,
         )
     flags.DEFINE_integer("image_size", None, "Pixels.", flag_values=values)
-    _string(values, "interpolation", "bilinear or bicubic.")
-    _string(values, "eval_crop", "resize or center.")
-    _string(values, "json", "File to write the mapping report to.")
+    verb.define_string(values, "interpolation", "bilinear or bicubic.")
+    verb.define_string(values, "eval_crop", "resize or center.")
+    verb.define_string(values, "json", "File to write the mapping report to.")
 
 
 def _convert(values: flags.FlagValues, sources: Sequence[str]) -> None:
@@ -187,7 +161,7 @@ def _convert(values: flags.FlagValues, sources: Sequence[str]) -> None:
         },
     )
     if values.json:
-        _write_json(values.json, report)
+        verb.write_json(values.json, report)
     print(_format_report(report, values.out))
 
 
@@ -211,25 +185,65 @@ def _short(value: object) -> str:
 
 
 def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _define_config(values, argv, required=True)
-    _string(values, "json", "File to write the plan to.")
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "json", "File to write the plan to.")
+    flags.DEFINE_list(
+        "tpu",
+        None,
+        "TPU slice such as v3-32, or several: what the steps of each stage take there, "
+        "by its compiler; no TPU is needed, minutes are.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Global images; the recipe's if not given.",
+        flag_values=values,
+    )
+    verb.define_string(
+        values, "plot", "PNG file of several slices; beside --json if not given."
+    )
 
 
 def _plan(values: flags.FlagValues) -> None:
-    from ev2 import plan
+    from ev2 import forecast, plan
 
-    table = plan.make_plan(values.config)
-    if values.json:
-        _write_json(values.json, table)
+    config = values.config
+    if values.batch_size is not None:
+        config = forecast.set_batch_size(config, values.batch_size)
+    if not values.tpu:
+        table = plan.make_plan(config)
+        text = plan.format_table(table)
     else:
-        print(plan.format_table(table))
+        table, text = _forecast(values, config)
+    if values.json:
+        verb.write_json(values.json, table)
+    if values.tpu or not values.json:
+        print(text)
+
+
+def _forecast(values: flags.FlagValues, config) -> tuple[dict, str]:
+    """A plan with its cost on the slices, and that for people; draws the plot."""
+    from ev2 import forecast, scaling
+
+    plot = scaling.choose_path(values.plot, values.json, len(values.tpu))
+    table = forecast.forecast(config, values.tpu)
+    text = scaling.format_stages(table)
+    if "scaling" in table:
+        text = f"{text}\n\n{scaling.format_scaling(table)}"
+    if plot:
+        scaling.write_plot(table, plot)
+        text = f"{text}\nplot: {plot}"
+    return table, text
 
 
 def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(values, "source", "Folder with the original files.", required=True)
-    _string(values, "out", "Folder to write the shards to.", required=True)
-    _string(values, "json", "File to write the manifest to.")
+    verb.define_string(
+        values, "source", "Folder with the original files.", required=True
+    )
+    verb.define_string(values, "out", "Folder to write the shards to.", required=True)
+    verb.define_string(values, "json", "File to write the manifest to.")
 
 
 def _prepare(values: flags.FlagValues) -> None:
@@ -237,15 +251,15 @@ def _prepare(values: flags.FlagValues) -> None:
 
     manifest = prepare.prepare_fashion_mnist(values.source, values.out)
     if values.json:
-        _write_json(values.json, manifest)
+        verb.write_json(values.json, manifest)
     else:
         print(json.dumps(manifest, indent=1))
 
 
 def _define_preview(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _define_config(values, argv, required=True)
-    _string(values, "out", "PNG file to write.", required=True)
-    _string(values, "image", "Picture to show; a drawn one if not given.")
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "out", "PNG file to write.", required=True)
+    verb.define_string(values, "image", "Picture to show; a drawn one if not given.")
 
 
 def _preview(values: flags.FlagValues) -> None:
@@ -257,12 +271,12 @@ def _preview(values: flags.FlagValues) -> None:
 
 def _define_export(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(
+    verb.define_string(
         values, "checkpoint", "Run, checkpoint or published weights.", required=True
     )
     names = "stablehlo, saved_model, tflite, onnx or safetensors."
-    _string(values, "format", names, required=True)
-    _string(values, "out", "File (or folder) to write, new.", required=True)
+    verb.define_string(values, "format", names, required=True)
+    verb.define_string(values, "out", "File (or folder) to write, new.", required=True)
     flags.DEFINE_enum(
         "weights", "ema", ["ema", "raw"], "Averaged or raw.", flag_values=values
     )
@@ -280,85 +294,9 @@ def _export(values: flags.FlagValues) -> None:
     )
 
 
-def _define_bench_infer(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    del argv
-    _string(values, "model", "Network with random weights, such as efficientnetv2-s.")
-    _string(
-        values, "checkpoint", "Checkpoint or published weights, in place of --model."
-    )
-    flags.DEFINE_integer("batch", 16, "Images at once.", flag_values=values)
-    flags.DEFINE_integer(
-        "image_size", 0, "Pixels; 0 = what it is evaluated at.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "formats", None, "Exports to measure; all if left out.", flag_values=values
-    )
-    _string(values, "json", "File to write the figures to.")
-
-
-def _bench_infer(values: flags.FlagValues) -> None:
-    from ev2.bench import infer
-
-    figures = infer.measure(
-        model=values.model,
-        checkpoint=values.checkpoint,
-        batch_size=values.batch,
-        image_size=values.image_size,
-        formats=values.formats,
-    )
-    if values.json:
-        _write_json(values.json, figures)
-    else:
-        print(infer.format_table(figures))
-
-
-def _define_bench_input(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _define_config(values, argv, required=True)
-    flags.DEFINE_integer("images", 2000, "Images a figure.", flag_values=values)
-    flags.DEFINE_list(
-        "sizes", [], "Pixels; the recipe's if left out.", flag_values=values
-    )
-    _string(values, "json", "File to write the figures to.")
-
-
-def _bench_input(values: flags.FlagValues) -> None:
-    from ev2.bench import input as bench
-
-    try:
-        sizes = [int(size) for size in values.sizes]
-    except ValueError as error:
-        raise errors.InputError(f"sizes: {error}; give whole numbers") from error
-    figures = bench.measure(values.config, images=values.images, sizes=sizes)
-    if values.json:
-        _write_json(values.json, figures)
-    print(bench.format_table(figures))
-
-
-def _define_bench_parity(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    del argv
-    flags.DEFINE_list("models", [], "Networks; all if left out.", flag_values=values)
-    flags.DEFINE_list(
-        "witnesses",
-        [],
-        "keras, timm, torchvision; those installed if left out.",
-        flag_values=values,
-    )
-    _string(values, "json", "File to write the figures to.")
-
-
-def _bench_parity(values: flags.FlagValues) -> None:
-    from ev2.bench import parity
-
-    table = parity.compare(values.models, values.witnesses)
-    if values.json:
-        _write_json(values.json, table)
-    print(parity.format_table(table))
-    parity.check(table)
-
-
 def _define_report(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    _string(values, "workdir", "Folder of the run.", required=True)
+    verb.define_string(values, "workdir", "Folder of the run.", required=True)
 
 
 def _report(values: flags.FlagValues) -> None:
@@ -367,59 +305,25 @@ def _report(values: flags.FlagValues) -> None:
     print(f"report: {report.write_report(values.workdir)}")
 
 
-def check_json(path: str) -> None:
-    """Raises InputError if a result cannot be written to `path`, before there is one.
-
-    A file that is there may be an earlier result, and nothing else.
-    """
-    if not pathlib.Path(path).absolute().parent.is_dir():
-        raise errors.InputError(
-            f"json: {path!r} cannot be written (its folder does not exist); choose "
-            "another file"
-        )
-    if not pathlib.Path(path).exists():
-        files.check_new("json", path)
-        return
-    try:
-        json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise errors.InputError(
-            f"json: {path!r} exists and is no JSON file; choose another file"
-        ) from error
-
-
-def _write_json(path: str, document: object) -> None:
-    try:
-        pathlib.Path(path).write_text(json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise errors.InputError(
-            f"json: {path!r} cannot be written ({error.strerror}); choose another file"
-        ) from error
-
-
 VERBS = {
-    "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
-    "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
-    "predict": Verb("names what pictures show", _define_predict, _predict, "IMAGE..."),
-    "convert": Verb(
+    "train": verb.Verb("trains, resumes by itself, evaluates", _define_train, _train),
+    "evaluate": verb.Verb(
+        "exact accuracy of a checkpoint", _define_evaluate, _evaluate
+    ),
+    "predict": verb.Verb(
+        "names what pictures show", _define_predict, _predict, "IMAGE..."
+    ),
+    "convert": verb.Verb(
         "published weights to a checkpoint", _define_convert, _convert, "SOURCE"
     ),
-    "plan": Verb("prints the stages of a run", _define_plan, _plan),
-    "export": Verb("a file that other tools can serve", _define_export, _export),
-    "bench input": Verb(
-        "images a second, beside other loaders", _define_bench_input, _bench_input
-    ),
-    "bench parity": Verb(
-        "our logits beside those of others", _define_bench_parity, _bench_parity
-    ),
-    "bench infer": Verb(
-        "latency, live and exported", _define_bench_infer, _bench_infer
-    ),
-    "prepare fashion-mnist": Verb(
+    "plan": verb.Verb("prints the stages of a run", _define_plan, _plan),
+    "export": verb.Verb("a file that other tools can serve", _define_export, _export),
+    **bench_verbs.VERBS,
+    "prepare fashion-mnist": verb.Verb(
         "turns original files into shards", _define_prepare, _prepare
     ),
-    "prepare preview": Verb(
+    "prepare preview": verb.Verb(
         "all operations by magnitude, as a PNG", _define_preview, _preview
     ),
-    "report": Verb("pictures and one page of a run", _define_report, _report),
+    "report": verb.Verb("pictures and one page of a run", _define_report, _report),
 }

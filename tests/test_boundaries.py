@@ -148,9 +148,9 @@ def test_recipes_import_recipes_and_nothing_of_ev2():
     [
         ("ev2.cli", ["ev2.__main__"]),
         ("ev2.verbs", ["ev2.cli"]),
-        ("ev2.train", ["ev2.verbs", "ev2.nas"]),
+        ("ev2.train", ["ev2.verbs", "ev2.nas", "ev2.bench"]),
         ("ev2.nas", ["ev2.verbs", "ev2.nas"]),
-        ("ev2.bench", ["ev2.verbs", "ev2.bench"]),
+        ("ev2.bench", ["ev2.bench_verbs", "ev2.bench"]),
     ],
 )
 def test_rooms_that_few_may_enter(room, importers):

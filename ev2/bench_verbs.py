@@ -1,0 +1,113 @@
+"""What each `ev2 bench` verb takes and does; the measuring is in `ev2.bench`."""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from ev2 import errors, verb
+
+
+def _define_infer(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    verb.define_string(
+        values, "model", "Network with random weights, such as efficientnetv2-s."
+    )
+    verb.define_string(
+        values, "checkpoint", "Checkpoint or published weights, in place of --model."
+    )
+    flags.DEFINE_integer("batch", 16, "Images at once.", flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", 0, "Pixels; 0 = what it is evaluated at.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "formats", None, "Exports to measure; all if left out.", flag_values=values
+    )
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _infer(values: flags.FlagValues) -> None:
+    from ev2.bench import infer
+
+    figures = infer.measure(
+        model=values.model,
+        checkpoint=values.checkpoint,
+        batch_size=values.batch,
+        image_size=values.image_size,
+        formats=values.formats,
+    )
+    if values.json:
+        verb.write_json(values.json, figures)
+    else:
+        print(infer.format_table(figures))
+
+
+def _define_input(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    verb.define_config(values, argv, required=True)
+    flags.DEFINE_integer("images", 2000, "Images a figure.", flag_values=values)
+    flags.DEFINE_list(
+        "sizes", [], "Pixels; the recipe's if left out.", flag_values=values
+    )
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _input(values: flags.FlagValues) -> None:
+    from ev2.bench import input as bench
+
+    try:
+        sizes = [int(size) for size in values.sizes]
+    except ValueError as error:
+        raise errors.InputError(f"sizes: {error}; give whole numbers") from error
+    figures = bench.measure(values.config, images=values.images, sizes=sizes)
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(bench.format_table(figures))
+
+
+def _define_parity(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    flags.DEFINE_list("models", [], "Networks; all if left out.", flag_values=values)
+    flags.DEFINE_list(
+        "witnesses",
+        [],
+        "keras, timm, torchvision; those installed if left out.",
+        flag_values=values,
+    )
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _parity(values: flags.FlagValues) -> None:
+    from ev2.bench import parity
+
+    table = parity.compare(values.models, values.witnesses)
+    if values.json:
+        verb.write_json(values.json, table)
+    print(parity.format_table(table))
+    parity.check(table)
+
+
+def _define_transition(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _transition(values: flags.FlagValues) -> None:
+    from ev2.bench import transition
+
+    figures = transition.measure(values.config)
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(transition.format_table(figures))
+
+
+VERBS = {
+    "bench transition": verb.Verb(
+        "what a change of stage costs", _define_transition, _transition
+    ),
+    "bench input": verb.Verb(
+        "images a second, beside other loaders", _define_input, _input
+    ),
+    "bench parity": verb.Verb(
+        "our logits beside those of others", _define_parity, _parity
+    ),
+    "bench infer": verb.Verb("latency, live and exported", _define_infer, _infer),
+}
