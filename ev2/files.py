@@ -1,6 +1,7 @@
 """Whole files and folders, written beside their place and then renamed into it."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -63,3 +64,17 @@ def written_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str, document: object) -> None:
+    """Writes a result for machines to the file of the flag `json`.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        pathlib.Path(path).write_text(json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise errors.InputError(
+            f"json: {path!r} cannot be written ({error.strerror}); choose another file"
+        ) from error

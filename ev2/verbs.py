@@ -1,6 +1,5 @@
 """What each verb of the command line takes and does; the work is elsewhere."""
 
-import collections
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import arch, errors, files
+from ev2 import arch, errors, files, prepare_verbs
 
 _CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
 
@@ -185,27 +184,8 @@ def _convert(values: flags.FlagValues, sources: Sequence[str]) -> None:
         },
     )
     if values.json:
-        _write_json(values.json, report)
-    print(_format_report(report, values.out))
-
-
-def _format_report(report: dict, out: str) -> str:
-    """The mapping report for people: counts, then what was left out by reason."""
-    skipped = collections.Counter(row["reason"] for row in report["skipped"])
-    lines = [
-        f"{report['model']} from {report['format']} names: {report['matched']:,} "
-        f"tensors matched, {report['transposed']:,} of them transposed",
-        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
-        *report["notes"],
-        "preprocessing: "
-        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
-        f"weights: {out}",
-    ]
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+        files.write_json(values.json, report)
+    print(convert.format_report(report, values.out))
 
 
 def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -218,26 +198,9 @@ def _plan(values: flags.FlagValues) -> None:
 
     table = plan.make_plan(values.config)
     if values.json:
-        _write_json(values.json, table)
+        files.write_json(values.json, table)
     else:
         print(plan.format_table(table))
-
-
-def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    del argv
-    _string(values, "source", "Folder with the original files.", required=True)
-    _string(values, "out", "Folder to write the shards to.", required=True)
-    _string(values, "json", "File to write the manifest to.")
-
-
-def _prepare(values: flags.FlagValues) -> None:
-    from ev2.data import prepare
-
-    manifest = prepare.prepare_fashion_mnist(values.source, values.out)
-    if values.json:
-        _write_json(values.json, manifest)
-    else:
-        print(json.dumps(manifest, indent=1))
 
 
 def _define_preview(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -305,7 +268,7 @@ def _bench_infer(values: flags.FlagValues) -> None:
         formats=values.formats,
     )
     if values.json:
-        _write_json(values.json, figures)
+        files.write_json(values.json, figures)
     else:
         print(infer.format_table(figures))
 
@@ -328,7 +291,7 @@ def _bench_input(values: flags.FlagValues) -> None:
         raise errors.InputError(f"sizes: {error}; give whole numbers") from error
     figures = bench.measure(values.config, images=values.images, sizes=sizes)
     if values.json:
-        _write_json(values.json, figures)
+        files.write_json(values.json, figures)
     print(bench.format_table(figures))
 
 
@@ -349,7 +312,7 @@ def _bench_parity(values: flags.FlagValues) -> None:
 
     table = parity.compare(values.models, values.witnesses)
     if values.json:
-        _write_json(values.json, table)
+        files.write_json(values.json, table)
     print(parity.format_table(table))
     parity.check(table)
 
@@ -386,15 +349,6 @@ def check_json(path: str) -> None:
         ) from error
 
 
-def _write_json(path: str, document: object) -> None:
-    try:
-        pathlib.Path(path).write_text(json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise errors.InputError(
-            f"json: {path!r} cannot be written ({error.strerror}); choose another file"
-        ) from error
-
-
 VERBS = {
     "train": Verb("trains, resumes by itself, evaluates", _define_train, _train),
     "evaluate": Verb("exact accuracy of a checkpoint", _define_evaluate, _evaluate),
@@ -413,8 +367,25 @@ VERBS = {
     "bench infer": Verb(
         "latency, live and exported", _define_bench_infer, _bench_infer
     ),
+    "prepare imagenet1k": Verb(
+        "ILSVRC2012's archives to shards",
+        prepare_verbs.define_imagenet1k,
+        prepare_verbs.prepare_imagenet1k,
+    ),
+    "prepare imagenet21k": Verb(
+        "an archive of class archives to shards",
+        prepare_verbs.define_imagenet21k,
+        prepare_verbs.prepare_imagenet21k,
+    ),
+    "prepare folder": Verb(
+        "a folder of class folders to shards",
+        prepare_verbs.define_folder,
+        prepare_verbs.prepare_folder,
+    ),
     "prepare fashion-mnist": Verb(
-        "turns original files into shards", _define_prepare, _prepare
+        "the embedded shards, from the original files",
+        prepare_verbs.define_fashion_mnist,
+        prepare_verbs.prepare_fashion_mnist,
     ),
     "prepare preview": Verb(
         "all operations by magnitude, as a PNG", _define_preview, _preview

@@ -1,0 +1,195 @@
+"""Hands tasks to Apache Beam, one element each, and waits for their results."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tqdm
+
+from ev2 import errors
+from ev2.data import files
+from ev2.data.prepare import shards
+
+LOCAL = "DirectRunner"
+POLL_SECONDS = 1.0  # between looks at what is done
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How Beam runs.
+
+    Attributes:
+        runner: Beam's name of it; "DirectRunner" stays in this process.
+        workers: Threads of the direct runner; 0 = one per core.
+        beam: Further options without their dashes, such as "region=europe-west4".
+    """
+
+    runner: str = LOCAL
+    workers: int = 0
+    beam: tuple[str, ...] = ()
+
+
+def check(options: Options) -> None:
+    """Raises InputError if Beam is not installed or does not know the options."""
+    if options.workers < 0:
+        raise errors.InputError(
+            f"workers: {options.workers}; give 0, one per core, or more"
+        )
+    try:
+        _import_beam()
+    except ImportError as error:
+        raise errors.InputError(
+            f"prepare: Apache Beam cannot be imported ({error}); pip install -e"
+            " '.[prepare]'"
+        ) from None
+    try:
+        _pipeline_options(options)
+    except (ValueError, SystemExit) as error:
+        raise errors.InputError(
+            f"runner, beam: {options.runner!r}, {list(options.beam)}: {error}"
+        ) from None
+
+
+def _import_beam() -> Any:
+    with _quiet(logging.ERROR):  # it warns of parts of Google Cloud that are not there
+        import apache_beam
+
+    return apache_beam
+
+
+@contextlib.contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    """Beam logs nothing below `level` meanwhile."""
+    logger = logging.getLogger("apache_beam")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _pipeline_options(options: Options) -> Any:
+    from apache_beam.options import pipeline_options
+    from apache_beam.runners import runner
+
+    given = [f"--{option}" for option in options.beam]
+    if options.runner == LOCAL:
+        # By its own name "DirectRunner" would first try to download another runner.
+        given += [
+            "--runner=FnApiRunner",
+            f"--direct_num_workers={options.workers or os.cpu_count()}",
+            "--direct_running_mode=multi_threading",
+        ]
+    else:
+        runner.create_runner(options.runner)  # complains of a name that is not known
+        given.append(f"--runner={options.runner}")
+    return pipeline_options.PipelineOptions(given)
+
+
+def run(
+    task: Callable[[str, str], None],
+    out: str,
+    names: Sequence[str],
+    *,
+    suffix: str,
+    title: str,
+    options: Options,
+) -> None:
+    """Runs `task(out, name)` for each name whose result is not there.
+
+    Args:
+        task: a function of a module; it writes `NAME` + `suffix` into the state.
+        out: folder that is filled.
+        names: names of the tasks.
+        suffix: ending of the results.
+        title: what the tasks do, for people.
+        options: how Beam runs.
+
+    Raises:
+        InputError: storage refused to be read or written.
+    """
+    done = _done(out, names, suffix)
+    missing = [name for name in names if name not in done]
+    if not missing:
+        return
+    print(f"{title}: {len(missing):,} of {len(names):,}", flush=True)
+    stopped = threading.Event()
+    bar = tqdm.tqdm(total=len(missing), desc=title, unit="task", disable=None)
+    watch = threading.Thread(
+        target=_show_progress, args=(bar, out, missing, suffix, stopped), daemon=True
+    )
+    watch.start()
+    try:
+        # Beam logs a failure with the whole way to it; it is told in one line below.
+        with _quiet(logging.CRITICAL if options.runner == LOCAL else logging.WARNING):
+            _run_pipeline(functools.partial(_attempt, task, out), missing, options)
+    except Exception as error:
+        reason = _read_failure(out)
+        if not reason:
+            raise
+        raise errors.InputError(
+            f"out: {title} stopped: {reason}; what is finished stays, run it again to"
+            " go on"
+        ) from error
+    finally:
+        stopped.set()
+        watch.join()
+        bar.close()
+
+
+def _run_pipeline(
+    function: Callable[[str], None], names: Sequence[str], options: Options
+) -> None:
+    beam = _import_beam()
+    with beam.Pipeline(options=_pipeline_options(options)) as pipeline:
+        # Without the shuffle, tasks could be fused into one bundle on one worker.
+        pipeline | beam.Create(names) | beam.Reshuffle() | beam.Map(function)
+
+
+def _attempt(task: Callable[[str, str], None], out: str, name: str) -> None:
+    """Runs a task; leaves a line for people if storage refuses."""
+    try:
+        task(out, name)
+    except (OSError, tf.errors.OpError, errors.InputError) as error:
+        line = " ".join(str(error).split())
+        files.write_file(_failure_path(out), f"{name}: {line}".encode())
+        raise
+
+
+def _failure_path(out: str) -> str:
+    return shards.in_state(out, "failure.txt")
+
+
+def _read_failure(out: str) -> str:
+    """The line that a task left, which is taken away; "" if there is none."""
+    path = _failure_path(out)
+    try:
+        line = files.read_file(path).decode()
+        tf.io.gfile.remove(path)
+        return line
+    except (OSError, tf.errors.OpError):
+        return ""
+
+
+def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
+    """Names of tasks whose results are there."""
+    found = set(files.list_names(os.path.join(out, shards.STATE)))
+    return {name for name in names if name + suffix in found}
+
+
+def _show_progress(
+    bar: tqdm.tqdm, out: str, names: Sequence[str], suffix: str, stopped: Any
+) -> None:
+    while not stopped.wait(POLL_SECONDS):
+        started = time.monotonic()
+        bar.update(len(_done(out, names, suffix)) - bar.n)
+        stopped.wait(10 * (time.monotonic() - started))  # a slow look, rarely
+    bar.update(len(_done(out, names, suffix)) - bar.n)
