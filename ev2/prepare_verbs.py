@@ -1,4 +1,4 @@
-"""What the verbs `ev2 prepare DATASET` take and do; the work is in `ev2.data.prepare`."""
+"""What `ev2 prepare DATASET` takes and does; the work is in `ev2.data.prepare`."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -160,7 +160,7 @@ def _begin(out: str, plan: dict[str, Any]) -> None:
         tf.io.gfile.makedirs(state)
         files.write_file(shards.in_state(out, shards.PLAN), json.dumps(plan).encode())
         for name in files.list_names(state):
-            if name.endswith((".tmp", "failure.txt")):
+            if name.endswith(".tmp") or name == tasks.FAILURE:
                 tf.io.gfile.remove(os.path.join(state, name))
     except (OSError, tf.errors.OpError) as error:
         raise errors.InputError(f"out: cannot write to {out!r}: {error}") from None

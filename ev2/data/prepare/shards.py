@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 
@@ -32,7 +33,7 @@ def example(
     filename: bytes = b"",
     synsets: Sequence[str] = (),
 ) -> bytes:
-    """One record: a picture and its labels counted from 1, as ImageNet's shards have it.
+    """One record in ImageNet's layout: a picture, and its labels counted from 1.
 
     Args:
         encoded: the picture as it is.
@@ -149,7 +150,7 @@ def check_shard(out: str, name: str) -> None:
 
 
 def find_problem(path: str, made: dict, num_classes: int) -> str:
-    """Why a shard is not what was written: bytes, records, CRCs, labels; "" if it is."""
+    """Why a shard is not what was written: CRCs, labels, SHA-256; "" if it is."""
     count = 0
     try:
         for record in tf.data.TFRecordDataset(path):  # which checks both CRCs
@@ -165,5 +166,7 @@ def find_problem(path: str, made: dict, num_classes: int) -> str:
         if hash_file(path) != made["sha256"]:
             return "its SHA-256 is not that of what was written"
     except (OSError, tf.errors.OpError, message.DecodeError) as error:
-        return f"record {count} cannot be read ({str(error).splitlines()[0]})"
+        # TensorFlow puts the names of its nodes around what it says.
+        said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error))
+        return f"record {count} cannot be read ({said})"
     return ""

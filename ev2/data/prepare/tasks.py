@@ -18,6 +18,7 @@ from ev2.data import files
 from ev2.data.prepare import shards
 
 LOCAL = "DirectRunner"
+FAILURE = "failure.txt"  # in the state: what storage said
 POLL_SECONDS = 1.0  # between looks at what is done
 
 
@@ -127,22 +128,28 @@ def run(
         target=_show_progress, args=(bar, out, missing, suffix, stopped), daemon=True
     )
     watch.start()
+    is_local = options.runner == LOCAL
     try:
-        # Beam logs a failure with the whole way to it; it is told in one line below.
-        with _quiet(logging.CRITICAL if options.runner == LOCAL else logging.WARNING):
-            _run_pipeline(functools.partial(_attempt, task, out), missing, options)
-    except Exception as error:
-        reason = _read_failure(out)
-        if not reason:
+        _run_pipeline(
+            functools.partial(_attempt, task, out, retried=not is_local),
+            missing,
+            options,
+        )
+        if not is_local and _failed(out):  # but went well when it was tried again
+            tf.io.gfile.remove(_failure_path(out))
+    except Exception:
+        if not _failed(out):
             raise
-        raise errors.InputError(
-            f"out: {title} stopped: {reason}; what is finished stays, run it again to"
-            " go on"
-        ) from error
     finally:
         stopped.set()
         watch.join()
         bar.close()
+    if _failed(out):
+        said = files.read_file(_failure_path(out)).decode()
+        raise errors.InputError(
+            f"out: {title} stopped: {said}; what is finished stays, run it again to go"
+            " on"
+        )
 
 
 def _run_pipeline(
@@ -151,32 +158,34 @@ def _run_pipeline(
     beam = _import_beam()
     with beam.Pipeline(options=_pipeline_options(options)) as pipeline:
         # Without the shuffle, tasks could be fused into one bundle on one worker.
-        pipeline | beam.Create(names) | beam.Reshuffle() | beam.Map(function)
+        _ = pipeline | beam.Create(names) | beam.Reshuffle() | beam.Map(function)
 
 
-def _attempt(task: Callable[[str, str], None], out: str, name: str) -> None:
-    """Runs a task; leaves a line for people if storage refuses."""
+def _attempt(
+    task: Callable[[str, str], None], out: str, name: str, *, retried: bool
+) -> None:
+    """Runs a task; leaves a line for people if storage refuses.
+
+    It is then raised for a runner that tries again elsewhere; the direct runner, which
+    would print the whole way to it, passes over the tasks that are left.
+    """
+    if not retried and _failed(out):
+        return
     try:
         task(out, name)
     except (OSError, tf.errors.OpError, errors.InputError) as error:
         line = " ".join(str(error).split())
         files.write_file(_failure_path(out), f"{name}: {line}".encode())
-        raise
+        if retried:
+            raise
 
 
 def _failure_path(out: str) -> str:
-    return shards.in_state(out, "failure.txt")
+    return shards.in_state(out, FAILURE)
 
 
-def _read_failure(out: str) -> str:
-    """The line that a task left, which is taken away; "" if there is none."""
-    path = _failure_path(out)
-    try:
-        line = files.read_file(path).decode()
-        tf.io.gfile.remove(path)
-        return line
-    except (OSError, tf.errors.OpError):
-        return ""
+def _failed(out: str) -> bool:
+    return tf.io.gfile.exists(_failure_path(out))
 
 
 def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
