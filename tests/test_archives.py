@@ -5,8 +5,11 @@ Miniature archives in ImageNet's layout become shards; stopped, spoilt and repea
 
 import hashlib
 import json
+import os
 import pathlib
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -162,6 +165,41 @@ def test_stopped_and_resumed(imagenet1k, prepared, tmp_path, monkeypatch, capsys
         (found.st_ino, found.st_mtime_ns) for found in before
     ]
     assert _contents(out) == _contents(prepared)
+
+
+def test_ctrl_c_ends_the_running_tasks(
+    imagenet1k, prepared, tmp_path, monkeypatch, capsys
+):
+    out, written, write = tmp_path / "out", [], shards.write_records
+
+    def interrupt(path, records):
+        written.append(path)
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # until the main thread has noticed
+        return write(path, records)
+
+    monkeypatch.setattr(shards, "write_records", interrupt)
+    assert _prepare_1k(imagenet1k[0], out, "--workers=1") == 130
+    assert len(written) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert _prepare_1k(imagenet1k[0], out) == 0
+    assert len(written) == len(list(out.glob("*-of-*")))
+    assert _contents(out) == _contents(prepared)
+
+
+def test_storage_by_address_gives_the_same(imagenet1k, prepared, tmp_path):
+    """TensorFlow reads and writes "file://" as it does "gs://"."""
+    folder = f"file://{imagenet1k[0]}"
+    assert _prepare_1k(folder, f"file://{tmp_path}/out", "--runner=FnApiRunner") == 0
+    assert _contents(tmp_path / "out") == _contents(prepared)
+
+
+@pytest.mark.slow
+def test_workers_in_other_processes_give_the_same(imagenet1k, prepared, tmp_path):
+    options = ["direct_num_workers=2", "direct_running_mode=multi_processing"]
+    flags = ["--runner=FnApiRunner", *(f"--beam={option}" for option in options)]
+    assert _prepare_1k(imagenet1k[0], tmp_path / "out", *flags) == 0
+    assert _contents(tmp_path / "out") == _contents(prepared)
 
 
 def _flags_1k(folder, out, *options) -> list[str]:

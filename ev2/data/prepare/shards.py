@@ -103,7 +103,12 @@ def write_shard(out: str, name: str) -> None:
     part = _read_places(out, name)
     plan = json.loads(files.read_file(in_state(out, PLAN)))
     temporary = in_state(out, f"{name}.{uuid.uuid4().hex}.tmp")
-    digest = write_records(temporary, _records(part, plan))
+    try:
+        digest = write_records(temporary, _records(part, plan))
+    except BaseException:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)  # the disk may be full
+        raise
     made = {
         "file": name,
         "records": len(part),

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ from ev2.data import files
 from ev2.data.prepare import shards
 
 LOCAL = "DirectRunner"
-FAILURE = "failure.txt"  # in the state: what storage said
+FAILURE = "failure.txt"  # in the state: what storage said, or
+STOPPED = b"stopped"
 POLL_SECONDS = 1.0  # between looks at what is done
 
 
@@ -59,28 +61,19 @@ def check(options: Options) -> None:
 
 
 def _import_beam() -> Any:
-    with _quiet(logging.ERROR):  # it warns of parts of Google Cloud that are not there
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of parts of Google Cloud that are not there
+    try:
         import apache_beam
-
+        import apache_beam.options.pipeline_options
+        import apache_beam.runners.runner
+    finally:
+        logging.disable(before)
     return apache_beam
 
 
-@contextlib.contextmanager
-def _quiet(level: int) -> Iterator[None]:
-    """Beam logs nothing below `level` meanwhile."""
-    logger = logging.getLogger("apache_beam")
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def _pipeline_options(options: Options) -> Any:
-    from apache_beam.options import pipeline_options
-    from apache_beam.runners import runner
-
+    beam = _import_beam()
     given = [f"--{option}" for option in options.beam]
     if options.runner == LOCAL:
         # By its own name "DirectRunner" would first try to download another runner.
@@ -90,9 +83,11 @@ def _pipeline_options(options: Options) -> Any:
             "--direct_running_mode=multi_threading",
         ]
     else:
-        runner.create_runner(options.runner)  # complains of a name that is not known
+        beam.runners.runner.create_runner(
+            options.runner
+        )  # complains of a name that is not known
         given.append(f"--runner={options.runner}")
-    return pipeline_options.PipelineOptions(given)
+    return beam.options.pipeline_options.PipelineOptions(given)
 
 
 def run(
@@ -122,33 +117,24 @@ def run(
     if not missing:
         return
     print(f"{title}: {len(missing):,} of {len(names):,}", flush=True)
-    stopped = threading.Event()
-    bar = tqdm.tqdm(total=len(missing), desc=title, unit="task", disable=None)
-    watch = threading.Thread(
-        target=_show_progress, args=(bar, out, missing, suffix, stopped), daemon=True
-    )
-    watch.start()
     is_local = options.runner == LOCAL
+    function = functools.partial(_attempt, task, out, retried=not is_local)
     try:
-        _run_pipeline(
-            functools.partial(_attempt, task, out, retried=not is_local),
-            missing,
-            options,
-        )
+        ended = _ended_by_ctrl_c(out) if is_local else contextlib.nullcontext()
+        with _progress(out, missing, suffix, title), ended:
+            _run_pipeline(function, missing, options)
         if not is_local and _failed(out):  # but went well when it was tried again
             tf.io.gfile.remove(_failure_path(out))
     except Exception:
         if not _failed(out):
             raise
-    finally:
-        stopped.set()
-        watch.join()
-        bar.close()
     if _failed(out):
-        said = files.read_file(_failure_path(out)).decode()
+        said = files.read_file(_failure_path(out))
+        if said == STOPPED:
+            raise KeyboardInterrupt
         raise errors.InputError(
-            f"out: {title} stopped: {said}; what is finished stays, run it again to go"
-            " on"
+            f"out: {title} stopped: {said.decode()}; what is finished stays, run it"
+            " again to go on"
         )
 
 
@@ -180,6 +166,24 @@ def _attempt(
             raise
 
 
+@contextlib.contextmanager
+def _ended_by_ctrl_c(out: str) -> Iterator[None]:
+    """The first Ctrl-C lets running tasks end and passes over the others.
+
+    Threads that are killed inside TensorFlow would take the process down with a crash.
+    """
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        files.write_file(_failure_path(out), STOPPED)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _failure_path(out: str) -> str:
     return shards.in_state(out, FAILURE)
 
@@ -194,11 +198,29 @@ def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
     return {name for name in names if name + suffix in found}
 
 
-def _show_progress(
-    bar: tqdm.tqdm, out: str, names: Sequence[str], suffix: str, stopped: Any
-) -> None:
-    while not stopped.wait(POLL_SECONDS):
-        started = time.monotonic()
+@contextlib.contextmanager
+def _progress(
+    out: str, names: Sequence[str], suffix: str, title: str
+) -> Iterator[None]:
+    """Shows on a terminal how many results are there, wherever they are made."""
+    bar = tqdm.tqdm(total=len(names), desc=title, unit="task", disable=None)
+    stopped = threading.Event()
+
+    def look() -> None:
         bar.update(len(_done(out, names, suffix)) - bar.n)
-        stopped.wait(10 * (time.monotonic() - started))  # a slow look, rarely
-    bar.update(len(_done(out, names, suffix)) - bar.n)
+
+    def keep_looking() -> None:
+        while not stopped.wait(POLL_SECONDS):
+            started = time.monotonic()
+            look()
+            stopped.wait(10 * (time.monotonic() - started))  # a slow look, rarely
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        look()
+        bar.close()
