@@ -121,12 +121,12 @@ def define_folder(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def prepare_folder(values: flags.FlagValues) -> None:
     """Writes train and validation."""
-    from ev2.data.prepare import archives
+    from ev2.data.prepare import folders
 
     _prepare(
         values,
-        lambda: archives.list_folder(
-            source=values.source, eval_fraction=values.eval_fraction
+        lambda: folders.list_folder(
+            source=values.source, out=values.out, eval_fraction=values.eval_fraction
         ),
     )
 

@@ -9,6 +9,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from ev2 import cli
+
 CLASSES = ("n01440764", "n01443537", "n02099601")
 # Number of a class in the development kit, which is not its place in the order.
 KIT_NUMBERS = {"n02099601": 1, "n01440764": 2, "n01443537": 3}
@@ -120,3 +122,14 @@ def flags_imagenet1k(folder: pathlib.Path) -> list[str]:
 def flags_imagenet21k(folder: pathlib.Path) -> list[str]:
     """Flags of `ev2 prepare imagenet21k` for what `make_imagenet21k` wrote."""
     return [f"--source={folder}/winter21_whole.tar"]
+
+
+def prepare_imagenet1k(folder, out, *options: str) -> int:
+    """Prepares what `make_imagenet1k` wrote, as shards of a few pictures.
+
+    Returns:
+        The exit code.
+    """
+    small = ["--minival_images=6", "--shard_mb=0.005"]
+    flags = [*flags_imagenet1k(folder), *small, f"--out={out}", *options]
+    return cli.main(["prepare", "imagenet1k", *flags])

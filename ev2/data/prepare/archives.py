@@ -1,4 +1,4 @@
-"""The pictures of ImageNet's archives and of folders: names, places, classes.
+"""The pictures of ImageNet's archives: names, places, classes.
 
 Archives are read where they lie, inner ones too; only headers are read here.
 """
@@ -14,49 +14,16 @@ import tqdm
 
 from ev2 import class_names, errors
 from ev2.data import files, folder, tar
-from ev2.data.prepare import devkits, places
+from ev2.data.prepare import devkits, listings, places
 
 WORDNET_ID = re.compile(r"n\d{8}$")
 VALIDATION_NAME = re.compile(r"_(\d{8})\.[A-Za-z]+$")
-ORDER = "by the SHA-256 of the file name, lowest first"
 # Pictures and classes of what is published.
 IMAGENET1K = {"train": 1_281_167, "validation": 50_000}
 IMAGENET21K = {  # edition -> pictures, numbers of classes that are called so
     "winter21": (13_153_500, (19_167,)),
     "fall11": (14_197_122, (21_841, 21_842)),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Listing:
-    """What is to be prepared.
-
-    Attributes:
-        dataset: Its name.
-        classes: Names of the classes, WordNet ids if `synsets`.
-        splits: Pictures of each split, before `held_out` is taken from "train".
-        held_out: Name of that split, or "".
-        held_out_images: Its size; its pictures are the first of "train" by hash.
-        held_out_flag: What the size is called on the command line.
-        merge: Whether pictures with equal bytes become one.
-        sources: Name and bytes of each file or folder.
-        left_out: Name and reason of what is no picture.
-        rule: What decides the splits, in words.
-        notes: Lines for people, such as other counts than the published ones.
-    """
-
-    dataset: str
-    classes: tuple[str, ...]
-    synsets: bool
-    splits: dict[str, places.Places]
-    held_out: str = ""
-    held_out_images: int = 0
-    held_out_flag: str = ""
-    merge: bool = False
-    sources: list[dict[str, Any]]
-    left_out: list[dict[str, str]]
-    rule: dict[str, str]
-    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +38,7 @@ class _Archive:
 
 def list_imagenet1k(
     *, train: str, validation: str, devkit: str, minival_images: int
-) -> Listing:
+) -> listings.Listing:
     """Lists ILSVRC2012.
 
     Args:
@@ -98,18 +65,11 @@ def list_imagenet1k(
         _check_devkit(devkit, kit, classes)
         classes = tuple(sorted(kit.classes))
         splits["validation"] = _list_validation(validation, kit, classes, left_out)
-    notes = [
-        f"{split} has {len(splits[split]):,} pictures; ILSVRC2012 has {count:,}"
-        for split, count in IMAGENET1K.items()
-        if split in splits and len(splits[split]) != count
-    ]
-    if classes != tuple(row.id for row in class_names.imagenet1k()):
-        notes.append(f"the {len(classes):,} classes are not the 1,000 of ILSVRC2012")
     rule = {"validation": "the official validation pictures"} if validation else {}
     if train:
         rule["minival"] = f"the first {minival_images} of the training pictures"
         rule["train"] = "the other training pictures"
-    return Listing(
+    return listings.Listing(
         dataset="imagenet1k",
         classes=classes,
         synsets=True,
@@ -117,14 +77,32 @@ def list_imagenet1k(
         held_out="minival" if train else "",
         held_out_images=minival_images if train else 0,
         held_out_flag="minival_images",
-        sources=[_source(path) for path in (train, validation, devkit) if path],
+        sources=[
+            listings.describe_source(path)
+            for path in (train, validation, devkit)
+            if path
+        ],
         left_out=left_out,
-        rule=rule | {"order": ORDER},
-        notes=notes,
+        rule=rule | {"order": listings.ORDER},
+        notes=_compare_imagenet1k(splits, classes),
     )
 
 
-def list_imagenet21k(*, source: str, validation_images: int) -> Listing:
+def _compare_imagenet1k(
+    splits: dict[str, places.Places], classes: tuple[str, ...]
+) -> list[str]:
+    """What is other than in the published archives, in words."""
+    notes = [
+        f"{split} has {len(splits[split]):,} pictures; ILSVRC2012 has {count:,}"
+        for split, count in IMAGENET1K.items()
+        if split in splits and len(splits[split]) != count
+    ]
+    if classes != tuple(row.id for row in class_names.imagenet1k()):
+        notes.append(f"the {len(classes):,} classes are not the 1,000 of ILSVRC2012")
+    return notes
+
+
+def list_imagenet21k(*, source: str, validation_images: int) -> listings.Listing:
     """Lists ImageNet21k from an archive of class archives, or a folder of them.
 
     Raises:
@@ -141,7 +119,7 @@ def list_imagenet21k(*, source: str, validation_images: int) -> Listing:
             for name, (n, counts) in IMAGENET21K.items()
         )
         notes.append(f"{len(found):,} pictures in {len(classes):,} classes; {known}")
-    return Listing(
+    return listings.Listing(
         dataset="imagenet21k",
         classes=classes,
         synsets=True,
@@ -150,92 +128,16 @@ def list_imagenet21k(*, source: str, validation_images: int) -> Listing:
         held_out_images=validation_images,
         held_out_flag="validation_images",
         merge=True,
-        sources=[_source(source)],
+        sources=[listings.describe_source(source)],
         left_out=left_out,
         rule={
             "merge": "pictures with the same bytes are one, with all their labels",
             "validation": f"the first {validation_images} pictures",
             "train": "the others",
-            "order": ORDER,
+            "order": listings.ORDER,
         },
         notes=notes,
     )
-
-
-def list_folder(*, source: str, eval_fraction: float) -> Listing:
-    """Lists a folder of class folders, as `data.source=folder` reads it.
-
-    Raises:
-        InputError: as `folder.FolderSource`.
-    """
-    try:
-        has_splits = folder.has_splits(source, "validation")
-        opened = {
-            split: folder.FolderSource(source, which, which_name, eval_fraction)
-            for split, which, which_name in (
-                ("train", "train", "train"),
-                ("validation", "eval", "validation"),
-            )
-        }
-    except errors.InputError as error:
-        line = str(error).replace("data.path", "source").replace("data.eval", "eval")
-        raise errors.InputError(line) from None
-    classes = opened["train"].class_names
-    splits, kept = {}, set()
-    for split, pictures in opened.items():
-        paths = [pictures.name(i) for i in range(len(pictures))]
-        kept.update(paths)
-        sizes = files.map_parallel(files.size, paths)
-        rows = [
-            (i, 0, size, name.replace(os.sep, "/"), label)
-            for i, (size, (name, label)) in enumerate(
-                zip(sizes, pictures.pictures(), strict=True)
-            )
-        ]
-        splits[split] = places.from_rows(paths, rows)
-    left_out = _list_others(source, kept)
-    rule = f"a share of {eval_fraction} of each class, the first by hash"
-    return Listing(
-        dataset=os.path.basename(os.path.abspath(source)),
-        classes=classes,
-        synsets=False,
-        splits=splits,
-        sources=[_source(source)],
-        left_out=left_out,
-        rule={
-            "validation": "the source's own" if has_splits else rule,
-            "train": "the source's own" if has_splits else "the others",
-            "order": ORDER,
-        },
-        notes=[],
-    )
-
-
-def _list_others(root: str, kept: set[str]) -> list[dict[str, str]]:
-    """Files below `root` that are not among the pictures."""
-    return [
-        {"name": os.path.relpath(os.path.join(inside, name), root), "reason": _OTHER}
-        for inside, folders, names in os.walk(root)
-        if not folders.sort()  # walk in the order of names
-        for name in sorted(names)
-        if os.path.join(inside, name) not in kept
-    ]
-
-
-_OTHER = "no picture by its name, or not in a class"
-
-
-def _source(path: str) -> dict[str, Any]:
-    """Name and bytes; of a folder, those of the files in it."""
-    name = os.path.basename(os.path.normpath(path))
-    if not tf.io.gfile.isdir(path):
-        return {"name": name, "bytes": files.size(path)}
-    paths = [
-        os.path.join(inside, file)
-        for inside, _, found in tf.io.gfile.walk(path)
-        for file in found
-    ]
-    return {"name": name, "bytes": sum(files.map_parallel(files.size, paths))}
 
 
 def _find_class_archives(

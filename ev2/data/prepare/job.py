@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ev2 import errors
 from ev2.data import files
-from ev2.data.prepare import archives, places, shards, tasks
+from ev2.data.prepare import listings, places, shards, tasks
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
@@ -30,7 +30,7 @@ class _Divided:
 
 
 def prepare(
-    listing: archives.Listing,
+    listing: listings.Listing,
     out: str,
     *,
     shard_mb: float,
@@ -81,7 +81,7 @@ def prepare(
     return _finish(listing, out, divided)
 
 
-def _check_held_out(listing: archives.Listing, pictures: int) -> None:
+def _check_held_out(listing: listings.Listing, pictures: int) -> None:
     if listing.held_out and not 0 <= listing.held_out_images < pictures:
         raise errors.InputError(
             f"{listing.held_out_flag}: {listing.held_out_images}, but there are"
@@ -89,7 +89,7 @@ def _check_held_out(listing: archives.Listing, pictures: int) -> None:
         )
 
 
-def _make_plan(listing: archives.Listing, shard_mb: float) -> dict[str, Any]:
+def _make_plan(listing: listings.Listing, shard_mb: float) -> dict[str, Any]:
     """What a preparation that goes on must agree in, and what workers need."""
     return {
         "dataset": listing.dataset,
@@ -129,7 +129,7 @@ def _check_out(out: str, plan: dict[str, Any]) -> None:
         )
 
 
-def _check_space(listing: archives.Listing, out: str) -> None:
+def _check_space(listing: listings.Listing, out: str) -> None:
     """Raises InputError if the local disk has less room than the shards will take."""
     if files.is_remote(out):
         return
@@ -149,7 +149,7 @@ def _check_space(listing: archives.Listing, out: str) -> None:
         )
 
 
-def _bytes_of(listing: archives.Listing) -> int:
+def _bytes_of(listing: listings.Listing) -> int:
     return sum(int(found.sizes.sum()) for found in listing.splits.values())
 
 
@@ -167,7 +167,7 @@ def _begin(out: str, plan: dict[str, Any]) -> None:
 
 
 def _divide(
-    listing: archives.Listing, out: str, shard_mb: float, options: tasks.Options
+    listing: listings.Listing, out: str, shard_mb: float, options: tasks.Options
 ) -> _Divided:
     """Merges equal pictures, holds some out, and deals the splits to shards."""
     splits, merged = dict(listing.splits), None
@@ -269,7 +269,7 @@ def _raise_problems(out: str, names: list[str]) -> None:
         )
 
 
-def _finish(listing: archives.Listing, out: str, divided: _Divided) -> dict[str, Any]:
+def _finish(listing: listings.Listing, out: str, divided: _Divided) -> dict[str, Any]:
     """Writes class names and manifest, and removes the state."""
     manifest = {
         "dataset": listing.dataset,
@@ -298,7 +298,7 @@ def _finish(listing: archives.Listing, out: str, divided: _Divided) -> dict[str,
     return manifest
 
 
-def _format_listing(listing: archives.Listing) -> str:
+def _format_listing(listing: listings.Listing) -> str:
     """What was found, before anything is written."""
     lines = [f"{listing.dataset}: {len(listing.classes):,} classes"]
     for split, found in listing.splits.items():
