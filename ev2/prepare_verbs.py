@@ -42,6 +42,7 @@ def _prepare(values: flags.FlagValues, make_listing: Callable[[], Any]) -> None:
         workers=values.workers,
         beam=tuple(values.beam),
     )
+    tasks.check(options)  # before the archives are read, which takes minutes
     manifest = job.prepare(
         make_listing(), values.out, shard_mb=values.shard_mb, options=options
     )

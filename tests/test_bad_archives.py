@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ev2 import cli
 from tests import archives
 
 pytest.importorskip(
@@ -63,7 +64,7 @@ OTHERS = {"n02099601": 1, "n01440764": 2, "n99999999": 3}
         (_cut_inner, "train: the archive 'n02099601' in .* is cut"),
         (_replace(TRAIN, b"\x1f\x8b123"), "unpack it first: gunzip"),
         (_replace(TRAIN, b"text" * 300), "no tar archive"),
-        (_replace(TRAIN, archives.tar({"a.JPEG": b"1"})), "train: .* has 0 of them"),
+        (_replace(TRAIN, archives.tar({"a.JPEG": b"1"})), "train: .* holds 0 classes"),
         (lambda folder: (folder / TRAIN).unlink(), "does not exist"),
         (_shorten(VALIDATION, 4000), "validation: the archive .* is cut"),
         (
@@ -112,6 +113,20 @@ def test_bad_flags_are_refused(options, message, imagenet1k, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["imagenet21k", "--source=/nowhere.tar"], "'/nowhere.tar' does not exist"),
+        (["folder", "--source=/nowhere"], "source: '/nowhere' is not a folder"),
+        (["folder", "--source=/"], "is inside the source '/'"),
+    ],
+)
+def test_bad_sources_are_refused(argv, message, tmp_path, capsys):
+    assert cli.main(["prepare", *argv, f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
 
 
 def test_nothing_is_overwritten(imagenet1k, tmp_path, capsys):

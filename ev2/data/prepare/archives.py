@@ -164,9 +164,9 @@ def _find_class_archives(
     names = [archive.name for archive in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if len(found) < 2 or twice:
-        problem = f"two archives of {twice[0]}" if twice else f"{len(found)} of them"
+        problem = f"two archives of {twice[0]}" if twice else f"{len(found)} classes"
         raise errors.InputError(
-            f"{key}: {path!r} has {problem}; give an archive or a folder of archives,"
+            f"{key}: {path!r} holds {problem}; give an archive or a folder of archives,"
             " one per class and called by its WordNet id, such as n01440764.tar"
         )
     return sorted(found, key=lambda archive: archive.name), others

@@ -59,7 +59,6 @@ def prepare(
     if shard_mb <= 0:
         raise errors.InputError(f"shard_mb: {shard_mb}; give a number above 0")
     _check_held_out(listing, len(listing.splits.get("train", ())))
-    tasks.check(options)
     plan = _make_plan(listing, shard_mb)
     _check_out(out, plan)
     print(_format_listing(listing), flush=True)
