@@ -51,6 +51,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "nas": ["optuna>=4"],
+        "prepare": ["apache-beam>=2.77,<3", "scipy>=1.11"],
         "peers": ["keras>=3.10", "timm>=1.0", "torch>=2.6", "torchvision>=0.21"],
     },
     classifiers=[

@@ -88,7 +88,8 @@ def _data() -> ConfigDict:
     data.source = "tfds"
     data.name = "imagenet2012"  # TFDS name, with ":version" if wanted
     data.path = ""  # folder or file of the data; "" = TFDS's own default
-    data.train_split = "train"  # split to train on, TFDS slicing allowed
+    # Split to train on: TFDS slicing allowed; "train+minival" joins two, of shards too.
+    data.train_split = "train"
     data.eval_split = "validation"  # split to evaluate on
     # Counts; 0 = taken from the source. A declared count lets `ev2 plan` work
     # without the data, and a source that disagrees with it is refused.

@@ -6,7 +6,9 @@
 Argument: MODEL[,recipe=paper|released]. Models: s m l xl b0..b3 (EfficientNetV2),
 v1-b0..v1-b7 (EfficientNet), resnet50 resnet101 resnet152; `released` exists for
 EfficientNetV2 only. Data: TFDS `imagenet2012`, prepared by hand as TFDS says;
-`--config.data.path` is its data_dir.
+`--config.data.path` is its data_dir. Or shards by `ev2 prepare imagenet1k --out=DIR`:
+`--config.data.source=tfrecord --config.data.path=DIR`, and for all training pictures
+`--config.data.train_split=train+minival`.
 
 Hardware: 32 TPU v3 cores hold the batch of 4096. The paper's results on them (not
 ours: nothing here has been measured yet), top-1 on the 50,000 validation images:

@@ -1,5 +1,6 @@
 """Published weights written as a checkpoint: what `ev2 convert` does."""
 
+import collections
 from typing import Any
 
 from ev2 import checkpoint, errors, files
@@ -61,3 +62,22 @@ def _check(key: str, value: Any) -> Any:
             f"number{'s' if len(counts) > 1 else ''} from {low} to {high}"
         )
     return value if key == "image_size" else tuple(numbers * (3 // len(numbers)))
+
+
+def format_report(report: dict, out: str) -> str:
+    """The mapping report for people: counts, then what was left out by reason."""
+    skipped = collections.Counter(row["reason"] for row in report["skipped"])
+    lines = [
+        f"{report['model']} from {report['format']} names: {report['matched']:,} "
+        f"tensors matched, {report['transposed']:,} of them transposed",
+        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
+        *report["notes"],
+        "preprocessing: "
+        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
+        f"weights: {out}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)

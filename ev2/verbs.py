@@ -1,12 +1,11 @@
 """What each verb of the command line takes and does; the work is elsewhere."""
 
-import collections
 import json
 from collections.abc import Sequence
 
 from absl import flags
 
-from ev2 import arch, bench_verbs, verb
+from ev2 import arch, bench_verbs, prepare_verbs, verb
 
 
 def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -162,26 +161,7 @@ def _convert(values: flags.FlagValues, sources: Sequence[str]) -> None:
     )
     if values.json:
         verb.write_json(values.json, report)
-    print(_format_report(report, values.out))
-
-
-def _format_report(report: dict, out: str) -> str:
-    """The mapping report for people: counts, then what was left out by reason."""
-    skipped = collections.Counter(row["reason"] for row in report["skipped"])
-    lines = [
-        f"{report['model']} from {report['format']} names: {report['matched']:,} "
-        f"tensors matched, {report['transposed']:,} of them transposed",
-        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
-        *report["notes"],
-        "preprocessing: "
-        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
-        f"weights: {out}",
-    ]
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    print(convert.format_report(report, values.out))
 
 
 def _define_plan(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -235,25 +215,6 @@ def _forecast(values: flags.FlagValues, config) -> tuple[dict, str]:
         scaling.write_plot(table, plot)
         text = f"{text}\nplot: {plot}"
     return table, text
-
-
-def _define_prepare(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    del argv
-    verb.define_string(
-        values, "source", "Folder with the original files.", required=True
-    )
-    verb.define_string(values, "out", "Folder to write the shards to.", required=True)
-    verb.define_string(values, "json", "File to write the manifest to.")
-
-
-def _prepare(values: flags.FlagValues) -> None:
-    from ev2.data import prepare
-
-    manifest = prepare.prepare_fashion_mnist(values.source, values.out)
-    if values.json:
-        verb.write_json(values.json, manifest)
-    else:
-        print(json.dumps(manifest, indent=1))
 
 
 def _define_preview(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -319,9 +280,7 @@ VERBS = {
     "plan": verb.Verb("prints the stages of a run", _define_plan, _plan),
     "export": verb.Verb("a file that other tools can serve", _define_export, _export),
     **bench_verbs.VERBS,
-    "prepare fashion-mnist": verb.Verb(
-        "turns original files into shards", _define_prepare, _prepare
-    ),
+    **prepare_verbs.VERBS,
     "prepare preview": verb.Verb(
         "all operations by magnitude, as a PNG", _define_preview, _preview
     ),

@@ -66,6 +66,7 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["prepare", "mnist", "--source=/a", "--out=/b"], "mnist"),
         (["prepare", "--source=/a", "--out=/b"], "prepare"),
         (["prepare"], "fashion-mnist"),
+        (["prepare", "imagenet1k", "--train=/nowhere.tar"], "out"),
         (["bench", "speed"], "'bench speed' is not known; after bench, name one of"),
         (["bench", "infer"], "--model or --checkpoint"),
         (["bench", "infer", "--model=vgg"], "vgg"),

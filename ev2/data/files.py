@@ -7,8 +7,10 @@ import concurrent.futures
 import functools
 import os
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -36,13 +38,27 @@ def size(path: str) -> int:
     return tf.io.gfile.stat(path).length if is_remote(path) else os.path.getsize(path)
 
 
+def open_file(path: str) -> Any:
+    """The file, open for reading bytes at any position."""
+    return tf.io.gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb")
+
+
 def read_file(path: str) -> bytes:
     """The whole file."""
-    if is_remote(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return file.read()
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Writes the whole file so that no reader ever sees half of it."""
+    if is_remote(path):  # an object is there when it is complete
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(content)
+        return
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
 
 
 class Reader:

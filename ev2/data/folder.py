@@ -70,6 +70,10 @@ class FolderSource:
         """Path of the picture."""
         return os.path.join(self._root, self._pictures[index])
 
+    def pictures(self) -> list[tuple[str, int]]:
+        """Path inside the folder, and class, of each picture in order."""
+        return list(zip(self._pictures, self._labels.tolist(), strict=True))
+
 
 def read_picture(path: str) -> bytes:
     """The file; b"" where there is none or it may not be read.

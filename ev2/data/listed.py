@@ -6,13 +6,12 @@ folder with a file for each split, such as `train.csv` beside `val.csv`.
 
 import csv
 import os
-import tarfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ev2 import errors
-from ev2.data import files, folder
+from ev2.data import files, folder, tar
 
 KINDS = ("csv", "tar")
 _COLUMNS = ("path", "label")
@@ -134,15 +133,13 @@ def _read_tar(path: str) -> _Listing:
     """
     places = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                name = os.path.normpath(member.name)
-                hidden = any(part.startswith(".") for part in name.split("/"))
-                picture = name.lower().endswith(folder.EXTENSIONS)
-                if member.isreg() and picture and not hidden:
-                    places[name] = (0, member.offset_data, member.size)
-            _check_end(path, archive.offset)
-    except (OSError, tarfile.TarError) as error:
+        for member in tar.walk(path):
+            name = os.path.normpath(member.name)
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            picture = name.lower().endswith(folder.EXTENSIONS)
+            if member.isreg() and picture and not hidden:
+                places[name] = (0, member.offset_data, member.size)
+    except OSError as error:
         raise errors.InputError(
             f"data.path: {path!r} is cut, compressed or no tar archive ({error}); give"
             " an uncompressed one"
@@ -162,17 +159,6 @@ def _read_tar(path: str) -> _Listing:
         return reader.read(*places[name])
 
     return rows, lambda names: files.map_parallel(read_one, names)
-
-
-def _check_end(path: str, offset: int) -> None:
-    """Raises OSError unless an empty block, the end of an archive, is at `offset`.
-
-    Where a file is cut, tarfile stops as if that were the end.
-    """
-    with open(path, "rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise OSError(f"no end at byte {offset}")
 
 
 def _class_names(path: str, rows: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -83,14 +83,25 @@ class RecordFiles:
 def find_shards(folder: str, split: str) -> list[str]:
     """Paths of `folder/split-00000-of-N`..., complete and in order.
 
+    Args:
+        folder: the folder.
+        split: one split, or several as "train+minival", one after another.
+
     Raises:
-        InputError: if the folder cannot be read, holds no shard of the split, or
-            one of its shards is missing.
+        InputError: if the folder cannot be read, holds no shard of a split, one of
+            its shards is missing, or a split is named twice.
     """
+    parts = [part.strip() for part in split.split("+")]
+    if len(set(parts)) < len(parts):
+        raise errors.InputError(f"data: split {split!r} names a split twice")
     try:
         names = files.list_names(folder)
     except (OSError, tf.errors.OpError) as error:
         raise errors.InputError(f"data.path: cannot list {folder!r}: {error}") from None
+    return [path for part in parts for path in _find_split(folder, names, part)]
+
+
+def _find_split(folder: str, names: list[str], split: str) -> list[str]:
     found = {}
     for name in names:
         match = SHARD_NAME.search(name)

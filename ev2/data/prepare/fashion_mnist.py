@@ -1,4 +1,4 @@
-"""Builds shards from downloaded files: the road that TFDS does not cover.
+"""The embedded pictures: a part of Fashion-MNIST as PNGs in shards.
 
     ev2 prepare fashion-mnist --source=/usr/share/datasets/fashion-mnist --out=DIR
 
@@ -7,7 +7,6 @@ writes the folder `ev2/data/fashion_mnist` of this package again, byte for byte
 """
 
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ import tempfile
 import zlib
 
 import numpy as np
-import tensorflow as tf
 
 from ev2 import errors
+from ev2.data.prepare import shards
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -32,7 +31,9 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-LICENSE_FILE = os.path.join(os.path.dirname(__file__), "fashion_mnist", "LICENSE")
+LICENSE_FILE = os.path.join(
+    os.path.dirname(os.path.dirname(__file__)), "fashion_mnist", "LICENSE"
+)
 RULE = "the first {per_class} pictures of each class, in the order of the IDX file"
 # Split -> (prefix of the IDX files, number of shards).
 SPLITS = {"train": ("train", 4), "validation": ("t10k", 1)}
@@ -97,8 +98,10 @@ def _write_folder(folder: str, chosen: dict, per_class: dict) -> dict:
         "splits": {},
     }
     for split, (images, labels) in chosen.items():
-        shards = write_shards(folder, split, images, labels)
-        manifest["splits"][split] = {"images": len(images), "shards": shards}
+        manifest["splits"][split] = {
+            "images": len(images),
+            "shards": write_shards(folder, split, images, labels),
+        }
     _write_text(folder, "labels.txt", "\n".join(FASHION_MNIST_CLASSES) + "\n")
     _write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")
     shutil.copyfile(LICENSE_FILE, os.path.join(folder, "LICENSE"))
@@ -121,32 +124,17 @@ def write_shards(
     num_shards = SPLITS[split][1]
     bounds = [len(images) * i // num_shards for i in range(num_shards + 1)]
     encoded = encode_grey_png(images)
-    shards = []
+    written = []
     for shard in range(num_shards):
-        name = f"{split}-{shard:05d}-of-{num_shards:05d}"
+        name = shards.shard_name(split, shard, num_shards)
         path = os.path.join(folder, name)
         first, end = bounds[shard], bounds[shard + 1]
-        with tf.io.TFRecordWriter(path) as writer:
-            for i in range(first, end):
-                writer.write(_example(encoded[i], int(labels[i]) + 1))
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        shards.append({"file": name, "records": end - first, "sha256": digest})
-    return shards
-
-
-def _example(encoded: bytes, label: int) -> bytes:
-    """One record: picture and label counted from 1, as the ImageNet shards have it."""
-    features = {
-        "image/encoded": tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=[encoded])
-        ),
-        "image/class/label": tf.train.Feature(
-            int64_list=tf.train.Int64List(value=[label])
-        ),
-    }
-    example = tf.train.Example(features=tf.train.Features(feature=features))
-    return example.SerializeToString(deterministic=True)
+        records = (
+            shards.example(encoded[i], [int(labels[i])]) for i in range(first, end)
+        )
+        digest = shards.write_records(path, records)
+        written.append({"file": name, "records": end - first, "sha256": digest})
+    return written
 
 
 def choose(

@@ -1,4 +1,4 @@
-"""Run: pytest tests/test_prepare.py
+"""Run: pytest tests/test_fashion_mnist.py
 
 Small IDX files made here; the embedded shards again, where the IDX files are there.
 """
@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from ev2 import errors
-from ev2.data import prepare, source
+from ev2.data import source
+from ev2.data.prepare import fashion_mnist
 
 IDX_FOLDER = "/usr/share/datasets/fashion-mnist"  # Debian: dataset-fashion-mnist
 needs_idx_files = pytest.mark.skipif(
@@ -61,7 +62,7 @@ def _first_of_each_class(images, labels, count):
 def test_small_files_come_back(idx, tmp_path):
     folder, content = idx
     out = tmp_path / "out"
-    manifest = prepare.prepare_fashion_mnist(
+    manifest = fashion_mnist.prepare_fashion_mnist(
         str(folder), str(out), train_per_class=4, eval_per_class=2
     )
     assert json.loads((out / "manifest.json").read_text()) == manifest
@@ -96,7 +97,7 @@ def test_every_filter_of_png_decodes():
         ]
     ).astype(np.uint8)
     for encoded, picture in zip(
-        prepare.encode_grey_png(pictures), pictures, strict=True
+        fashion_mnist.encode_grey_png(pictures), pictures, strict=True
     ):
         np.testing.assert_array_equal(Image.open(io.BytesIO(encoded)), picture)
 
@@ -108,9 +109,9 @@ def _embedded(name: str) -> bytes:
 
 @needs_idx_files
 def test_a_shard_of_the_embedded_set_byte_for_byte(tmp_path):
-    images, labels = prepare.read_split(IDX_FOLDER, "t10k")
-    chosen = prepare.choose(images, labels, 200, "t10k")
-    prepare.write_shards(str(tmp_path), "validation", *chosen)
+    images, labels = fashion_mnist.read_split(IDX_FOLDER, "t10k")
+    chosen = fashion_mnist.choose(images, labels, 200, "t10k")
+    fashion_mnist.write_shards(str(tmp_path), "validation", *chosen)
     name = "validation-00000-of-00001"
     assert (tmp_path / name).read_bytes() == _embedded(name)
 
@@ -119,7 +120,7 @@ def test_a_shard_of_the_embedded_set_byte_for_byte(tmp_path):
 @pytest.mark.slow
 def test_the_embedded_set_byte_for_byte(tmp_path):
     out = tmp_path / "out"
-    prepare.prepare_fashion_mnist(IDX_FOLDER, str(out))
+    fashion_mnist.prepare_fashion_mnist(IDX_FOLDER, str(out))
     names = sorted(os.listdir(out))
     assert names == sorted(
         name for name in os.listdir(source.EMBEDDED_FOLDER) if name[0] != "."
@@ -140,10 +141,10 @@ def test_nothing_is_overwritten(idx, tmp_path):
     out.mkdir()
     (out / "mine").write_text("precious")
     with pytest.raises(errors.InputError, match="nothing is overwritten"):
-        prepare.prepare_fashion_mnist(str(folder), str(out))
+        fashion_mnist.prepare_fashion_mnist(str(folder), str(out))
     assert os.listdir(out) == ["mine"]
     with pytest.raises(errors.InputError, match="not an empty folder"):
-        prepare.prepare_fashion_mnist(str(folder), str(out / "mine"))
+        fashion_mnist.prepare_fashion_mnist(str(folder), str(out / "mine"))
 
 
 def _cut(path):
@@ -176,7 +177,7 @@ def test_bad_input_leaves_nothing(idx, tmp_path, spoil, message):
     folder, _ = idx
     spoil(folder)
     with pytest.raises(errors.InputError, match=message) as raised:
-        prepare.prepare_fashion_mnist(str(folder), str(tmp_path / "out"))
+        fashion_mnist.prepare_fashion_mnist(str(folder), str(tmp_path / "out"))
     assert "\n" not in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == ["idx"]
 
@@ -187,9 +188,9 @@ def test_a_failure_half_way_leaves_nothing(idx, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(prepare, "write_shards", fail)
+    monkeypatch.setattr(fashion_mnist, "write_shards", fail)
     with pytest.raises(OSError, match="disk full"):
-        prepare.prepare_fashion_mnist(
+        fashion_mnist.prepare_fashion_mnist(
             str(folder), str(tmp_path / "out"), train_per_class=1, eval_per_class=1
         )
     assert sorted(os.listdir(tmp_path)) == ["idx"]

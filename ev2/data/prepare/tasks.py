@@ -1,0 +1,226 @@
+"""Hands tasks to Apache Beam, one element each, and waits for their results."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tqdm
+
+from ev2 import errors
+from ev2.data import files
+from ev2.data.prepare import shards
+
+LOCAL = "DirectRunner"
+FAILURE = "failure.txt"  # in the state: what storage said, or
+STOPPED = b"stopped"
+POLL_SECONDS = 1.0  # between looks at what is done
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How Beam runs.
+
+    Attributes:
+        runner: Beam's name of it; "DirectRunner" stays in this process.
+        workers: Threads of the direct runner; 0 = one per core.
+        beam: Further options without their dashes, such as "region=europe-west4".
+    """
+
+    runner: str = LOCAL
+    workers: int = 0
+    beam: tuple[str, ...] = ()
+
+
+def check(options: Options) -> None:
+    """Raises InputError if Beam is not installed or does not know the options."""
+    if options.workers < 0:
+        raise errors.InputError(
+            f"workers: {options.workers}; give 0, one per core, or more"
+        )
+    try:
+        _import_beam()
+    except ImportError as error:
+        raise errors.InputError(
+            f"prepare: Apache Beam cannot be imported ({error}); pip install -e"
+            " '.[prepare]'"
+        ) from None
+    try:
+        _pipeline_options(options)
+    except (ValueError, SystemExit) as error:
+        raise errors.InputError(
+            f"runner, beam: {options.runner!r}, {list(options.beam)}: {error}"
+        ) from None
+
+
+def _import_beam() -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of parts of Google Cloud that are not there
+    try:
+        import apache_beam
+        import apache_beam.options.pipeline_options
+        import apache_beam.runners.runner
+    finally:
+        logging.disable(before)
+    return apache_beam
+
+
+def _pipeline_options(options: Options) -> Any:
+    beam = _import_beam()
+    given = [f"--{option}" for option in options.beam]
+    if options.runner == LOCAL:
+        # By its own name "DirectRunner" would first try to download another runner.
+        given += [
+            "--runner=FnApiRunner",
+            f"--direct_num_workers={options.workers or os.cpu_count()}",
+            "--direct_running_mode=multi_threading",
+        ]
+    else:
+        beam.runners.runner.create_runner(
+            options.runner
+        )  # complains of a name that is not known
+        given.append(f"--runner={options.runner}")
+    return beam.options.pipeline_options.PipelineOptions(given)
+
+
+def run(
+    task: Callable[[str, str], None],
+    out: str,
+    names: Sequence[str],
+    *,
+    suffix: str,
+    title: str,
+    options: Options,
+) -> None:
+    """Runs `task(out, name)` for each name whose result is not there.
+
+    Args:
+        task: a function of a module; it writes `NAME` + `suffix` into the state.
+        out: folder that is filled.
+        names: names of the tasks.
+        suffix: ending of the results.
+        title: what the tasks do, for people.
+        options: how Beam runs.
+
+    Raises:
+        InputError: storage refused to be read or written.
+    """
+    done = _done(out, names, suffix)
+    missing = [name for name in names if name not in done]
+    if not missing:
+        return
+    print(f"{title}: {len(missing):,} of {len(names):,}", flush=True)
+    is_local = options.runner == LOCAL
+    function = functools.partial(_attempt, task, out, retried=not is_local)
+    try:
+        ended = _ended_by_ctrl_c(out) if is_local else contextlib.nullcontext()
+        with _progress(out, missing, suffix, title), ended:
+            _run_pipeline(function, missing, options)
+        if not is_local and _failed(out):  # but went well when it was tried again
+            tf.io.gfile.remove(_failure_path(out))
+    except Exception:
+        if not _failed(out):
+            raise
+    if _failed(out):
+        said = files.read_file(_failure_path(out))
+        if said == STOPPED:
+            raise KeyboardInterrupt
+        raise errors.InputError(
+            f"out: {title} stopped: {said.decode()}; what is finished stays, run it"
+            " again to go on"
+        )
+
+
+def _run_pipeline(
+    function: Callable[[str], None], names: Sequence[str], options: Options
+) -> None:
+    beam = _import_beam()
+    with beam.Pipeline(options=_pipeline_options(options)) as pipeline:
+        # Without the shuffle, tasks could be fused into one bundle on one worker.
+        _ = pipeline | beam.Create(names) | beam.Reshuffle() | beam.Map(function)
+
+
+def _attempt(
+    task: Callable[[str, str], None], out: str, name: str, *, retried: bool
+) -> None:
+    """Runs a task; leaves a line for people if storage refuses.
+
+    It is then raised for a runner that tries again elsewhere; the direct runner, which
+    would print the whole way to it, passes over the tasks that are left.
+    """
+    if not retried and _failed(out):
+        return
+    try:
+        task(out, name)
+    except (OSError, tf.errors.OpError, errors.InputError) as error:
+        line = " ".join(str(error).split())
+        files.write_file(_failure_path(out), f"{name}: {line}".encode())
+        if retried:
+            raise
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c(out: str) -> Iterator[None]:
+    """The first Ctrl-C lets running tasks end and passes over the others.
+
+    Threads that are killed inside TensorFlow would take the process down with a crash.
+    """
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        files.write_file(_failure_path(out), STOPPED)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _failure_path(out: str) -> str:
+    return shards.in_state(out, FAILURE)
+
+
+def _failed(out: str) -> bool:
+    return tf.io.gfile.exists(_failure_path(out))
+
+
+def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
+    """Names of tasks whose results are there."""
+    found = set(files.list_names(os.path.join(out, shards.STATE)))
+    return {name for name in names if name + suffix in found}
+
+
+@contextlib.contextmanager
+def _progress(
+    out: str, names: Sequence[str], suffix: str, title: str
+) -> Iterator[None]:
+    """Shows on a terminal how many results are there, wherever they are made."""
+    bar = tqdm.tqdm(total=len(names), desc=title, unit="task", disable=None)
+    stopped = threading.Event()
+
+    def look() -> None:
+        bar.update(len(_done(out, names, suffix)) - bar.n)
+
+    def keep_looking() -> None:
+        while not stopped.wait(POLL_SECONDS):
+            started = time.monotonic()
+            look()
+            stopped.wait(10 * (time.monotonic() - started))  # a slow look, rarely
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        look()
+        bar.close()
