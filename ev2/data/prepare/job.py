@@ -278,6 +278,11 @@ def _finish(listing: listings.Listing, out: str, divided: _Divided) -> dict[str,
         "classes": list(listing.classes),
         "merged": divided.merged,
         "left_out": listing.left_out,
+        "max_labels": max(
+            int(part.counts.max())
+            for parts in divided.splits.values()
+            for part in parts.values()
+        ),
         "splits": {},
     }
     for split, parts in divided.splits.items():
@@ -336,4 +341,7 @@ def format_result(manifest: dict[str, Any], out: str) -> str:
     splits = manifest["splits"].items()
     counts = ", ".join(f"{found['images']:,} {split}" for split, found in splits)
     number = sum(len(found["shards"]) for _, found in splits)
-    return f"{out}: {counts} in {number:,} shards, all read again"
+    line = f"{out}: {counts} in {number:,} shards, all read again"
+    if manifest["max_labels"] > 1:
+        line += f"; to train on all labels, data.max_labels={manifest['max_labels']}"
+    return line
