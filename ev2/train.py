@@ -177,6 +177,8 @@ def _train(
     if results is None:  # the run was complete but for its results
         eval_step = prepared.eval_step()
         results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
+    # A stage of less than an epoch may not meet every corrupt picture.
+    results["train_skipped"] = max(s.get("skipped", 0) for s in notes["stages"])
     return results
 
 
@@ -307,6 +309,7 @@ def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, 
     }
     summary |= {
         "step": step,
+        "train_skipped": results["train_skipped"],
         "image_size": config.eval.image_size,
         "wall_seconds": round(folder.wall_seconds, 1),
     }

@@ -32,6 +32,8 @@ def _train(values: flags.FlagValues) -> None:
             f"{label} weights: top-1 {sums['top1']:.2%}, top-5 {sums['top5']:.2%}, "
             f"{sums['count']:,} images, {sums['skipped']:,} skipped"
         )
+    if skipped := results["train_skipped"]:
+        print(f"training skipped {skipped:,} corrupt pictures, named above")
     print(f"report: {page}")
 
 

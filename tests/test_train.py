@@ -269,6 +269,7 @@ def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_picture(tmp_path, caplog):
     stages = json.loads((workdir / "stages.json").read_text())
     skipped = {s["skipped"] for s in stages["stages"]} | {results["ema"]["skipped"]}
     assert 1 in skipped and skipped <= {0, 1}
+    assert results["train_skipped"] == max(s["skipped"] for s in stages["stages"])
     assert results["ema"]["count"] + results["ema"]["skipped"] == 8
     assert str(cut) in caplog.text
     # More pictures are other data: the finished run is not touched.
