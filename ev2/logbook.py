@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import tqdm
 
-from ev2 import progressive, run_folder
+from ev2 import progressive, run_folder, slices
 
 _IN_FLIGHT_STEPS = 3
 
@@ -43,6 +43,7 @@ class Logbook:
         )
         self._window: list[dict[str, jax.Array]] = []
         self._running: collections.deque[jax.Array] = collections.deque()
+        self._peak = slices.peak_flops_per_second(jax.devices()[0].device_kind)
         self.start_stage()
 
     def _start_window(self) -> None:
@@ -113,12 +114,15 @@ class Logbook:
             "data_wait_share": min(self._waited / seconds, 1.0),
             "skipped": skipped,
         }
+        if self._peak and self._flops > 0:
+            line["mfu"] = self._flops * len(sums) / seconds / self._peak
         self._write("train", stage, step, line, batch_size=stage.batch_size)
         self._bar.set_postfix_str(
             f"stage {stage.index + 1}/{len(self._stages)} {stage.image_size}px "
             f"step {step} loss {line['loss']:.3f} {rate:,.0f} img/s "
             f"{line['images_per_second_per_device']:,.0f} img/s/device "
-            f"wait {line['data_wait_share']:.0%}"
+            + (f"MFU {line['mfu']:.0%} " if "mfu" in line else "")
+            + f"wait {line['data_wait_share']:.0%}"
         )
         self._start_window()
 
@@ -143,8 +147,12 @@ class Logbook:
         if not self._bar.disable:
             self._bar.write(text)
 
-    def start_stage(self) -> None:
-        """Starts the clocks: compiling and opening the data do not count."""
+    def start_stage(self, flops: float = 0.0) -> None:
+        """Starts the clocks: compiling and opening the data do not count.
+
+        `flops` are those of a step on one device; 0 = not known.
+        """
+        self._flops = flops
         self._stage_seconds, self._stage_images = 0.0, 0
         self._start_window()
 

@@ -5,6 +5,7 @@ be of devices that are here, or of a TPU slice that is not (see `ev2.tpu`).
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,6 +102,15 @@ def lower_train_step(
         ),
         {name: jax.ShapeDtypeStruct((), np.float32) for name in _STRENGTHS},
     )
+
+
+def count_flops(program: Any) -> float:
+    """Floating-point operations of a compiled program on one device; 0 = not known.
+
+    By XLA's count, which has none for kernels of its own libraries.
+    """
+    analysis = program.cost_analysis() or {}
+    return max(float(analysis.get("flops", 0.0)), 0.0)
 
 
 def check_batches(

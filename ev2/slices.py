@@ -104,6 +104,15 @@ GENERATIONS = {
         shapes=_CHIPS_2D,
     ),
 }
+# Dense bfloat16 of GPUs, by how JAX's device kind begins. Source: NVIDIA's sheets.
+_GPU_FLOPS_PER_SECOND = {
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,  # float16: it has no bfloat16
+}
 _ALIASES = {"v5litepod": "v5e"}
 
 
@@ -115,6 +124,17 @@ class Slice:
     generation: Generation
     topology: str
     devices: int
+
+
+def peak_flops_per_second(device_kind: str) -> float | None:
+    """The peak of one device in bfloat16; None where it is not known, as of CPUs."""
+    for generation in GENERATIONS.values():
+        if generation.device_kind == device_kind:
+            return generation.flops_per_second
+    for kind, peak in _GPU_FLOPS_PER_SECOND.items():
+        if device_kind.startswith(kind):
+            return peak
+    return None
 
 
 def find(name: str) -> Slice:

@@ -76,7 +76,7 @@ def step_config(config: ConfigDict) -> dict[str, Any]:
     return {
         **kept,
         "seed": 0,
-        "data": {key: plain["data"][key] for key in ("mean", "std")},
+        "data": {key: plain["data"][key] for key in ("mean", "std", "max_labels")},
         "progressive": {"mixup": [mixed], "cutmix": [0.0]},
     }
 

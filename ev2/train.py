@@ -145,7 +145,7 @@ def _train(
         opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
-        log.start_stage()
+        log.start_stage(programs.count_flops(train_step))
         steps = range(max(stage.first_step, start), stage.last_step)
         for step, batch in zip(steps, log.batches(on_device), strict=True):
             rate = job.learning_rate(step)

@@ -1,0 +1,34 @@
+"""pytest tests/test_logbook.py"""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from ev2 import logbook, progressive, run_folder, slices
+from tests import tiny
+
+
+@pytest.mark.parametrize("peak, share", [(1e3, True), (None, False)])
+def test_utilization_is_written_where_the_peak_is_known(
+    tmp_path, monkeypatch, peak, share
+):
+    """Two steps of 500 operations: 1,000 over the seconds, of a peak of 1,000."""
+    monkeypatch.setattr(slices, "peak_flops_per_second", lambda kind: peak)
+    config = tiny.make_config()
+    stages = progressive.make_stages(config, 48)
+    folder = run_folder.RunFolder(str(tmp_path), config)
+    log = logbook.Logbook(folder, stages, 48, first_step=0)
+    sums = {k: jnp.ones(()) for k in ("loss", "l2", "top1", "count", "finite")}
+    log.start_stage(500.0)
+    log._window_started = 0.0
+    monkeypatch.setattr(logbook.time, "monotonic", lambda: 100.0)
+    for _ in range(2):
+        log.add(stages[0], sums)
+    log.write_train(stages[0], 2, 0.1, 0)
+    log.close()
+    folder.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    line = json.loads(line)
+    assert line["images_per_second"] == pytest.approx(2 * 16 / 100)
+    assert line.get("mfu") == (pytest.approx(0.01) if share else None)
