@@ -170,16 +170,31 @@ def test_gaps_between_stages_by_hand():
     }
 
 
+def test_a_checkpoint_costs_what_the_steps_after_it_take_longer():
+    """Steps of 1 s; after the second and third save, half a second more in all."""
+
+    def line(step, time):
+        return {"stage": 0, "split": "train", "step": step, "time": time}
+
+    late = {20: 0.5, 40: 1.0}  # after the saves, from then on
+    run = [line(s, s + sum(v for k, v in late.items() if s > k)) for s in range(1, 60)]
+    assert transition.save_steps(run, 20) == pytest.approx((0.5 + 1.0) / 2)
+    assert transition.save_steps(run, 0) is None
+
+
 def test_transition_trains_with_and_without_making_ready(monkeypatch):
     seen = []
 
     def measure(config, *, early):
         seen.append(early)
-        return {"median_step_seconds": [0.1], "gap_steps": [2.0], "gap_seconds": [0.2]}
+        train = [(0, 1, 1.0), (0, 2, 2.0), (1, 3, 3.0 if early else 5.0), (1, 4, 6.0)]
+        keys = ("stage", "step", "time")
+        return [{**dict(zip(keys, t, strict=True)), "split": "train"} for t in train]
 
     monkeypatch.setattr(transition, "_measure", measure)
     figures = transition.measure(tiny.make_config())
     assert seen == [True, False] and figures["late"]["gap_steps"] == [2.0]
+    assert figures["gap_steps"] == [0.0] and figures["save_steps"] is None
     assert "0 to 1" in transition.format_table(figures)
     one_stage = tiny.make_config(**{"progressive.stages": 1})
     with pytest.raises(errors.InputError, match="progressive.stages: 1; a transition"):

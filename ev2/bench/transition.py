@@ -1,4 +1,4 @@
-"""What a change of stage costs: `ev2 bench transition`.
+"""What a change of stage and a checkpoint cost: `ev2 bench transition`.
 
     ev2 bench transition --config=configs/demo.py
 
@@ -6,7 +6,8 @@ Trains the recipe twice from an empty folder, each time in a process of its own 
 without JAX's cache of compiled programs: with the next stage made ready while one runs,
 as training does, and with everything done when it is due. The gap is the time from the
 end of a stage (its last evaluation included) to the end of the next one's first step,
-less what a step of that stage takes; it is counted in such steps.
+less what a step of that stage takes; it is counted in such steps. So is a checkpoint:
+by how much the ten steps after it take longer than ten others.
 """
 
 import concurrent.futures
@@ -21,14 +22,18 @@ from ml_collections import ConfigDict
 
 from ev2 import errors, plan
 
+_AFTER_SAVE = 10  # steps beside which a checkpoint is still being written
+
 
 def measure(config: ConfigDict) -> dict[str, Any]:
     """Returns the gaps between the stages of a run.
 
     Returns:
-        `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same}}`: for
-        each stage after the first the median time of its steps, and the gap before it
-        in such steps and in seconds. "late" is without making ready.
+        `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same},
+        "save_steps"}`: for each stage after the first the median time of its steps,
+        and the gap before it in such steps and in seconds. "late" is without making
+        ready. "save_steps" is what one checkpoint of `checkpoint.every_steps` costs,
+        None if there was none within a stage.
 
     Raises:
         InputError: the config is bad, or has one stage.
@@ -39,7 +44,8 @@ def measure(config: ConfigDict) -> dict[str, Any]:
             f"progressive.stages: {len(stages)}; a transition needs 2 or more"
         )
     ahead, late = (_measure(config, early=early) for early in (True, False))
-    return {**ahead, "late": late}
+    every = config.checkpoint.every_steps
+    return {**gaps(ahead), "late": gaps(late), "save_steps": save_steps(ahead, every)}
 
 
 def format_table(figures: dict[str, Any]) -> str:
@@ -51,14 +57,16 @@ def format_table(figures: dict[str, Any]) -> str:
             for mode in (figures, figures["late"])
         ]
         lines.append(f"{i} to {i + 1}  {step * 1e3:6.1f} ms  {'  '.join(cells)}")
+    if figures["save_steps"] is not None:
+        lines.append(f"a checkpoint: {figures['save_steps']:.2f} steps")
     return "\n".join(lines)
 
 
-def _measure(config: ConfigDict, *, early: bool) -> dict[str, Any]:
+def _measure(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
+    """Returns the lines of a run, one for each step."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context, _compile_anew) as process:
-        lines = process.submit(_train, config.to_dict(), early).result()
-    return gaps(lines)
+        return process.submit(_train, config.to_dict(), early).result()
 
 
 def _compile_anew() -> None:
@@ -101,3 +109,22 @@ def gaps(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
         figures["gap_steps"].append(round(gap / median, 2))
         figures["gap_seconds"].append(round(gap, 3))
     return figures
+
+
+def save_steps(lines: list[dict[str, Any]], every: int) -> float | None:
+    """Returns by how many steps the mean checkpoint delays a run of these lines."""
+    times = {line["step"]: line for line in lines if line["split"] == "train"}
+    seconds = {
+        step: line["time"] - times[step - 1]["time"]
+        for step, line in times.items()
+        if step - 1 in times and times[step - 1]["stage"] == line["stage"]
+    }
+    costs = []
+    for step in range(every, max(times) + 1, every) if every else ():
+        after = [seconds.get(step + i) for i in range(1, _AFTER_SAVE + 1)]
+        stage = times[step]["stage"] if step in times else None
+        usual = [s for n, s in seconds.items() if times[n]["stage"] == stage]
+        if None not in after:
+            median = statistics.median(usual)
+            costs.append(sum(s - median for s in after if s is not None) / median)
+    return round(statistics.mean(costs), 2) if costs else None
