@@ -53,10 +53,7 @@ def _define_input(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def _input(values: flags.FlagValues) -> None:
     from ev2.bench import input as bench
 
-    try:
-        sizes = [int(size) for size in values.sizes]
-    except ValueError as error:
-        raise errors.InputError(f"sizes: {error}; give whole numbers") from error
+    sizes = _whole_numbers("sizes", values.sizes)
     figures = bench.measure(values.config, images=values.images, sizes=sizes)
     if values.json:
         verb.write_json(values.json, figures)
@@ -99,6 +96,55 @@ def _transition(values: flags.FlagValues) -> None:
     print(transition.format_table(figures))
 
 
+def _define_step(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    verb.define_string(
+        values, "model", "Network: s, b0, v1-b0 or a full name.", required=True
+    )
+    flags.DEFINE_list("size", None, "Pixels, one or several.", flag_values=values)
+    flags.mark_flag_as_required("size", flag_values=values)
+    flags.DEFINE_integer(
+        "batch", 16, "Images; with --tpu per device.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Compute type; bfloat16 with --tpu and float32 here, if not given.",
+        flag_values=values,
+    )
+    verb.define_string(
+        values, "tpu", "TPU slice to compile for, such as v3-32; if not given, here."
+    )
+    flags.DEFINE_bool(
+        "peers", False, "Keras, torchvision and timm too.", flag_values=values
+    )
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _step(values: flags.FlagValues) -> None:
+    from ev2.bench import step
+
+    figures = step.measure(
+        values.model,
+        sizes=_whole_numbers("size", values.size),
+        batch_size=values.batch,
+        dtype=values.dtype or ("bfloat16" if values.tpu else "float32"),
+        slice_name=values.tpu or "",
+        peers=values.peers,
+    )
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(step.format_table(figures))
+
+
+def _whole_numbers(key: str, words: Sequence[str]) -> list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise errors.InputError(f"{key}: {error}; give whole numbers") from error
+
+
 VERBS = {
     "bench transition": verb.Verb(
         "what a change of stage costs", _define_transition, _transition
@@ -108,6 +154,9 @@ VERBS = {
     ),
     "bench parity": verb.Verb(
         "our logits beside those of others", _define_parity, _parity
+    ),
+    "bench step": verb.Verb(
+        "training and inference beside others", _define_step, _step
     ),
     "bench infer": verb.Verb("latency, live and exported", _define_infer, _infer),
 }

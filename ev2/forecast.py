@@ -178,7 +178,7 @@ def _count_processes() -> int:
         kib = next(int(n.split()[1]) for n in lines if n.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 1
-    return max(1, min(os.cpu_count() or 1, kib * 1024 // _PROCESS_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), kib * 1024 // _PROCESS_BYTES))
 
 
 def _say(line: str) -> None:

@@ -111,34 +111,45 @@ def compile_step(job: Job) -> dict[str, Any]:
     Where the step does not fit, "fits" is False, "wanted_bytes" is what it asked for
     (None if the compiler does not say), and the other figures are None.
     """
-    import jax
-
     from ev2 import optim, programs, sharding
 
     slice_ = slices.find(job.slice_name)
     config = ConfigDict(job.config, convert_dict=True)
     mesh = sharding.make_mesh(get_devices(slice_))
-    model = programs.create_model(config, job.num_classes)
     started = time.monotonic()
+    lowered = programs.lower_train_step(
+        programs.create_model(config, job.num_classes),
+        optim.make_optimizer(config),
+        config,
+        mesh,
+        image_size=job.image_size,
+        batch_size=job.batch_size,
+    )
+    images = job.batch_size // slice_.devices
+    return compile_lowered(lowered, slice_, images=images, started=started)
+
+
+def compile_lowered(
+    lowered: Any, slice_: slices.Slice, *, images: int, started: float
+) -> dict[str, Any]:
+    """Returns the figures of a traced step, as `compile_step` does.
+
+    Args:
+        lowered: as `jax.stages.Lowered`, for the slice.
+        slice_: where it would run.
+        images: per device and step.
+        started: when tracing began, by `time.monotonic`.
+    """
+    import jax
+
     try:
-        compiled = programs.compile_train_step(
-            model,
-            optim.make_optimizer(config),
-            config,
-            mesh,
-            image_size=job.image_size,
-            batch_size=job.batch_size,
-        )
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _unfit(slice_, str(error), time.monotonic() - started)
-    return read_figures(
-        compiled,
-        slice_,
-        images=job.batch_size // slice_.devices,
-        compile_seconds=time.monotonic() - started,
-    )
+    seconds = time.monotonic() - started
+    return read_figures(compiled, slice_, images=images, compile_seconds=seconds)
 
 
 def read_figures(
@@ -231,26 +242,37 @@ def _unfit(slice_: slices.Slice, message: str, seconds: float) -> dict[str, Any]
 
 
 def compile_apart(job: Job) -> dict[str, Any]:
-    """Returns `compile_step(job)`, from a process of its own.
+    """Returns `compile_step(job)`, from a process of its own; see `run_apart`."""
+    what = f"{job.image_size} px on {job.slice_name}"
+    return run_apart("ev2.tpu", dataclasses.asdict(job), what)
+
+
+def run_apart(module: str, task: Any, what: str) -> dict[str, Any]:
+    """Returns what a module that compiles prints when it is run with a task.
+
+    Args:
+        module: reads the task from stdin as JSON; its last line is the result as JSON.
+        task: JSON-ready.
+        what: the task, for messages.
 
     Raises:
         InputError: the machine has not the memory for it.
         RuntimeError: it failed; with what it said.
     """
     run = subprocess.run(
-        [sys.executable, "-m", "ev2.tpu"],
-        input=json.dumps(dataclasses.asdict(job)),
+        [sys.executable, "-m", module],
+        input=json.dumps(task),
         env={**os.environ, **ENVIRONMENT, **_APART},
         capture_output=True,
         text=True,
     )
     if run.returncode == -9:
         raise errors.InputError(
-            f"tpu: the compiler was stopped at {job.image_size} px, most likely "
-            "because this machine has too little memory for it"
+            f"tpu: the compiler was stopped at {what}, most likely because this "
+            "machine has too little memory for it"
         )
     if run.returncode:
-        raise RuntimeError(f"compiling failed: {run.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"compiling {what} failed: {run.stderr.strip()[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 

@@ -235,11 +235,11 @@ def test_import_ev2_loads_nothing_heavy():
 
 
 def test_model_step_and_plan_do_without_tensorflow():
-    loaded = loaded_after("from ev2 import models, plan, sharding, state, step")
+    loaded = loaded_after("from ev2 import models, plan, sharding, state, step, tpu")
     assert "jax" in loaded and not loaded & TENSORFLOW
 
 
 def test_export_and_benches_load_what_a_format_needs_when_it_is_asked_for():
-    loaded = loaded_after("from ev2 import export; from ev2.bench import infer")
+    loaded = loaded_after("from ev2 import export; from ev2.bench import infer, step")
     formats = {"onnx", "onnxruntime", "safetensors"}
     assert "jax" in loaded and not loaded & (TENSORFLOW | formats)

@@ -182,7 +182,7 @@ def test_what_cannot_run_is_refused_before_anything_is_compiled(names, changes, 
 
 
 def test_processes_follow_memory_and_cores(monkeypatch):
-    monkeypatch.setattr(forecast.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(forecast.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     kib = {"now": 24 * 2**20}
     monkeypatch.setattr(
         forecast.pathlib.Path,

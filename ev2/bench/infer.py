@@ -11,7 +11,6 @@ import importlib.metadata
 import pathlib
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +18,11 @@ import jax
 import numpy as np
 
 from ev2 import errors, export, models
+from ev2.bench import clock
 from ev2.export import program
 
 # safetensors holds weights alone: there is nothing to run.
 FORMATS = ("stablehlo", "saved_model", "tflite", "onnx")
-_WARM_UP_CALLS = 3
-# Calls that count: until this many, or this long and enough for a percentile.
-_MAX_CALLS, _MAX_SECONDS, _MIN_CALLS = 100, 20.0, 10
 
 
 def measure(
@@ -160,7 +157,7 @@ def _measure_export(
 def _row(
     name: str, device: str, call: Callable, pictures: np.ndarray
 ) -> dict[str, Any]:
-    seconds = np.array(time_calls(lambda: call(pictures)))
+    seconds = np.array(clock.time_calls(lambda: call(pictures)))
     median, p95 = np.percentile(seconds, [50, 95])
     return {
         "name": name,
@@ -170,17 +167,3 @@ def _row(
         "p95_ms": round(1e3 * float(p95), 3),
         "images_per_second": round(len(pictures) / float(median), 1),
     }
-
-
-def time_calls(call: Callable[[], Any]) -> list[float]:
-    """Returns the seconds of each call, after a few that do not count."""
-    for _ in range(_WARM_UP_CALLS):
-        call()
-    seconds: list[float] = []
-    while len(seconds) < _MIN_CALLS or (
-        len(seconds) < _MAX_CALLS and sum(seconds) < _MAX_SECONDS
-    ):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return seconds

@@ -126,7 +126,7 @@ def compare_one(name: str, witness: str) -> dict[str, Any]:
     }
 
 
-def _keras_name(name: str) -> str:
+def keras_name(name: str) -> str:
     """Name in `keras.applications`, or "": it has no XL, Lite or tiny."""
     family, _, size = name.partition("-")
     if family.startswith("resnet"):
@@ -141,7 +141,7 @@ def _keras_name(name: str) -> str:
 def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     import keras
 
-    build = getattr(keras.applications, _keras_name(name))
+    build = getattr(keras.applications, keras_name(name))
     options = {"weights": None, "classes": CLASSES, "classifier_activation": None}
     network = build(**options)
     for layer in network.layers:
@@ -186,7 +186,8 @@ def _weight(random, shape: Sequence[int], summed: Sequence[int]) -> np.ndarray:
     return random.normal(0, spread, shape).astype(np.float32)
 
 
-def _timm_name(name: str) -> str:
+def timm_name(name: str) -> str:
+    """Name of the same network in timm, or ""."""
     if name.startswith("resnet"):
         return name
     return "" if "tiny" in name else f"tf_{name}".replace("-", "_")
@@ -195,11 +196,12 @@ def _timm_name(name: str) -> str:
 def _timm(name: str, folder: str, random) -> tuple[str, _Logits]:
     import timm
 
-    network = timm.create_model(_timm_name(name), num_classes=CLASSES)
+    network = timm.create_model(timm_name(name), num_classes=CLASSES)
     return _torch(network, folder, random)
 
 
-def _torchvision_name(name: str) -> str:
+def torchvision_name(name: str) -> str:
+    """Name of the same network in torchvision, or ""."""
     if name.startswith("resnet"):
         return name
     found = re.fullmatch(r"efficientnet(v2)?-(b\d|s|m|l)", name)
@@ -211,7 +213,7 @@ def _torchvision_name(name: str) -> str:
 def _torchvision(name: str, folder: str, random) -> tuple[str, _Logits]:
     import torchvision
 
-    network = torchvision.models.get_model(_torchvision_name(name), num_classes=CLASSES)
+    network = torchvision.models.get_model(torchvision_name(name), num_classes=CLASSES)
     return _torch(network, folder, random)
 
 
@@ -244,7 +246,7 @@ def _torch(network, folder: str, random) -> tuple[str, _Logits]:
 
 # Name of a network there ("" for none), and what builds it.
 WITNESSES = {
-    "keras": (_keras_name, _keras),
-    "timm": (_timm_name, _timm),
-    "torchvision": (_torchvision_name, _torchvision),
+    "keras": (keras_name, _keras),
+    "timm": (timm_name, _timm),
+    "torchvision": (torchvision_name, _torchvision),
 }

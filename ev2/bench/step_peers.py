@@ -1,0 +1,224 @@
+"""Training step and inference of the peers: Keras on JAX, torchvision, timm.
+
+Each runs in a process of its own that has not loaded TensorFlow; `python -m
+ev2.bench.step_peers` compiles Keras's step for a TPU slice.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ev2.bench import clock
+
+CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row to measure.
+
+    Attributes:
+        peer: "ev2", "keras-jax", "torchvision" or "timm".
+        network: its name there.
+        image_size: px.
+        batch_size: images; on a slice per device.
+        dtype: "float32" or "bfloat16".
+    """
+
+    peer: str
+    network: str
+    image_size: int
+    batch_size: int
+    dtype: str
+
+
+def make_row(
+    images: int, train: Sequence[float], infer: Sequence[float]
+) -> dict[str, Any]:
+    """Returns a row's figures from seconds per call.
+
+    Medians as images a second and milliseconds, and as "_spread" the distance between
+    the quartiles as a share of the median.
+    """
+    row: dict[str, Any] = {}
+    for kind, seconds in (("train", train), ("infer", infer)):
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        row[f"{kind}_images_per_second"] = round(images / median, 2)
+        row[f"{kind}_ms"] = round(1e3 * median, 2)
+        row[f"{kind}_spread"] = round((high - low) / median, 4)
+        row[f"{kind}_calls"] = len(seconds)
+    return row
+
+
+def time_peer(job: Job) -> dict[str, Any]:
+    """Returns the figures of a peer on one device, here."""
+    return (_time_keras if job.peer == "keras-jax" else _time_torch)(job)
+
+
+def _make_keras(job: Job) -> tuple[Any, Any, tuple]:
+    """Model, step and state of Keras on JAX.
+
+    The step is `step(state, images, labels) -> (state, loss)`: loss with smoothing and
+    L2, RMSProp with momentum, running averages of weights and statistics, as ours.
+    """
+    os.environ["KERAS_BACKEND"] = "jax"
+    import jax
+    import keras
+    from jax import numpy as jnp
+
+    if job.dtype == "bfloat16":
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model = getattr(keras.applications, job.network)(
+        weights=None,
+        classes=CLASSES,
+        classifier_activation=None,
+        input_shape=(job.image_size, job.image_size, 3),
+        **({} if job.network.startswith("ResNet") else _without_preprocessing(job)),
+    )
+    optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
+    optimizer.build(model.trainable_variables)
+    weights, others, slots = (
+        [variable.value for variable in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            optimizer.variables,
+        )
+    )
+    averages = jax.tree.map(jnp.copy, (weights, others))
+
+    def loss_of(weights, others, images, labels):
+        logits, others = model.stateless_call(weights, others, images, training=True)
+        targets = 0.9 * jax.nn.one_hot(labels, CLASSES) + 0.1 / CLASSES
+        logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        l2 = sum(jnp.sum(jnp.square(w)) for w in weights if w.ndim > 1)
+        return 5e-6 * l2 - jnp.mean(jnp.sum(targets * logs, axis=-1)), others
+
+    def step(state, images, labels):
+        weights, others, slots, averages = state
+        (loss, others), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            weights, others, images, labels
+        )
+        weights, slots = optimizer.stateless_apply(slots, gradients, weights)
+        averages = jax.tree.map(
+            lambda old, new: old + (1e-4 * (new - old)).astype(old.dtype),
+            averages,
+            (weights, others),
+        )
+        return (weights, others, slots, averages), loss
+
+    return model, step, (weights, others, slots, averages)
+
+
+def _without_preprocessing(job: Job) -> dict[str, bool]:
+    # V1 has its rescaling inside and no option to leave it out.
+    return {"include_preprocessing": False} if "V2" in job.network else {}
+
+
+def _time_keras(job: Job) -> dict[str, Any]:
+    model, step, state = _make_keras(job)
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = (job.batch_size, job.image_size, job.image_size, 3)
+    images = jax.numpy.asarray(rng.standard_normal(shape, np.float32))
+    labels = jax.numpy.asarray(rng.integers(0, CLASSES, job.batch_size))
+    train = jax.jit(step, donate_argnums=0)
+    infer = jax.jit(
+        lambda weights, others, images: model.stateless_call(
+            weights, others, images, training=False
+        )[0]
+    )
+
+    def call():
+        nonlocal state
+        state, loss = train(state, images, labels)
+        jax.block_until_ready(loss)
+
+    seconds = clock.time_calls(call)
+    weights, others = state[:2]
+    return make_row(
+        job.batch_size,
+        seconds,
+        clock.time_calls(lambda: jax.block_until_ready(infer(weights, others, images))),
+    )
+
+
+def compile_keras(job: Job, slice_name: str) -> dict[str, Any]:
+    """Returns `tpu.read_figures` of Keras's step; the batch is per device."""
+    _, step, state = _make_keras(job)
+    import jax
+    from jax import numpy as jnp
+
+    from ev2 import sharding, slices, tpu
+
+    slice_ = slices.find(slice_name)
+    mesh = sharding.make_mesh(tpu.get_devices(slice_))
+    split = sharding.split_by_image(mesh)
+    images = job.batch_size * slice_.devices
+    shape = (images, job.image_size, job.image_size, 3)
+    started = time.monotonic()
+    lowered = jax.jit(step, donate_argnums=0).lower(
+        sharding.abstract(mesh, state),
+        jax.ShapeDtypeStruct(shape, job.dtype, sharding=split),
+        jax.ShapeDtypeStruct((images,), jnp.int32, sharding=split),
+    )
+    return tpu.compile_lowered(lowered, slice_, images=job.batch_size, started=started)
+
+
+def _time_torch(job: Job) -> dict[str, Any]:
+    """PyTorch in channels_last; on a GPU compiled, and in bfloat16 by autocast."""
+    import torch
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if job.peer == "timm":
+        import timm
+
+        model = timm.create_model(job.network, num_classes=CLASSES)
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(job.network, num_classes=CLASSES)
+    model = model.to(device, memory_format=torch.channels_last)
+    run = torch.compile(model) if device == "cuda" else model
+    optimizer = torch.optim.RMSprop(
+        model.parameters(), lr=1e-3, alpha=0.9, momentum=0.9, eps=1e-3
+    )
+    shape = (job.batch_size, 3, job.image_size, job.image_size)
+    images = torch.randn(shape, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (job.batch_size,), device=device)
+    cast = torch.autocast(device, dtype=torch.bfloat16, enabled=job.dtype == "bfloat16")
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def train():
+        optimizer.zero_grad(set_to_none=True)
+        with cast:
+            loss = torch.nn.functional.cross_entropy(
+                run(images), labels, label_smoothing=0.1
+            )
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    def infer():
+        with torch.inference_mode(), cast:
+            run(images)
+        wait()
+
+    model.train()
+    seconds = clock.time_calls(train)
+    model.eval()
+    return make_row(job.batch_size, seconds, clock.time_calls(infer))
+
+
+if __name__ == "__main__":
+    values, name = json.loads(sys.stdin.read())
+    print(json.dumps(compile_keras(Job(**values), name)))
