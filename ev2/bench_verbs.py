@@ -155,8 +155,6 @@ VERBS = {
     "bench parity": verb.Verb(
         "our logits beside those of others", _define_parity, _parity
     ),
-    "bench step": verb.Verb(
-        "training and inference beside others", _define_step, _step
-    ),
+    "bench step": verb.Verb("a step and inference, beside others", _define_step, _step),
     "bench infer": verb.Verb("latency, live and exported", _define_infer, _infer),
 }

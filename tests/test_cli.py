@@ -34,7 +34,7 @@ def test_help_lists_the_verbs_that_exist(capsys):
 
 def test_help_of_a_verb_with_subjects_lists_them(capsys):
     code, out, _ = _run(capsys, "bench", "--help")
-    assert code == 0 and "bench infer" in out and "train" not in out
+    assert code == 0 and "bench infer" in out and "evaluate" not in out
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
         "optimizer": optimizer,
         "ema": {"decay": 0.9999, "warmup": True},
         "seed": 0,
-        "data": {"mean": [128.0] * 3, "std": [128.0] * 3},
+        "data": {"mean": [128.0] * 3, "std": [128.0] * 3, "max_labels": 1},
         "progressive": {"mixup": [0.0], "cutmix": [0.0]},
     }
 
