@@ -2,8 +2,8 @@
 
 A verb is one word, or two where it has several subjects: `ev2 bench infer`.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change), 130
-stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change), 75
+preempted and saved (run again), 130 stopped by Ctrl-C.
 """
 
 import os
@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FloatingPointError, errors.CheckError) as error:
         print(f"ev2: {error}", file=sys.stderr)
         return 1
+    except errors.PreemptedError as error:
+        print(f"ev2: {error}; the same command goes on from there", file=sys.stderr)
+        return 75
     except KeyboardInterrupt:
         print("ev2: stopped; what was saved stays", file=sys.stderr)
         return 130

@@ -18,6 +18,13 @@ class CheckError(RuntimeError):
     """
 
 
+class PreemptedError(RuntimeError):
+    """The run was told to stop and has saved its state; exit code 75.
+
+    The same command goes on from there.
+    """
+
+
 def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
     """Raises InputError, listing `allowed`, if `value` is not among them."""
     allowed = list(allowed)

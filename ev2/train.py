@@ -17,11 +17,13 @@ from ev2 import (
     ahead,
     checkpoint,
     data,
+    errors,
     evaluate,
     logbook,
     models,
     optim,
     plan,
+    preemption,
     profiling,
     programs,
     progressive,
@@ -67,6 +69,7 @@ def train_and_evaluate(
       InputError: for a bad config, unreachable data, or a folder that holds another
         run.
       FloatingPointError: if the loss is not finite; names the steps.
+      PreemptedError: SIGTERM came; the state is saved.
     """
     job = _prepare(config, workdir)
     writes = jax.process_index() == 0
@@ -81,9 +84,17 @@ def train_and_evaluate(
         )
         start = checkpoints.latest_step() or 0
         images = job.info.num_train_images
-        log = opened(logbook.Logbook(folder, job.stages, images, first_step=start))
-        profiler = opened(profiling.Profiler(workdir, profile))
-        results = _train(job, folder, checkpoints, log, profiler, start, opened)
+        run = _Run(
+            job=job,
+            folder=folder,
+            checkpoints=checkpoints,
+            log=opened(logbook.Logbook(folder, job.stages, images, first_step=start)),
+            profiler=opened(profiling.Profiler(workdir, profile)),
+            notice=opened(preemption.Notice()),
+            start=start,
+            opened=opened,
+        )
+        results = run.train()
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
@@ -114,72 +125,97 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     )
 
 
-def _train(
-    job: _Job,
-    folder: run_folder.RunFolder,
-    checkpoints: checkpoint.Checkpoints,
-    log: logbook.Logbook,
-    profiler: profiling.Profiler,
-    start: int,
-    opened: Callable[[Any], Any],
-) -> dict[str, Any]:
-    """The loop, from step `start` on. Returns the last evaluation.
+class _Run:
+    """A run in progress: the loop, from step `start` on.
 
-    `opened` sees to closing.
+    `opened` sees to closing what it is given.
     """
-    config, mesh = job.config, job.mesh
-    abstract_state = programs.abstract_state(job.model, job.optimizer, config, mesh)
-    prepared = _prepare_stages(job, start, abstract_state)
-    if start:
-        state = checkpoints.restore(start, abstract_state)
-    else:
-        state = _create_state(job)
-    notes = _begin_notes(job, folder, start, state)
-    log.say(plan.format_table(job.table))
-    log.say(_summary(job, notes, folder, start))
-    meta = checkpoint.make_meta(config, job.model, job.info.class_names)
-    results = None
 
-    for stage in [s for s in job.stages if s.last_step > start]:
-        train_step, compile_seconds, (batches, on_device) = prepared.take()
-        opened(batches)
+    def __init__(
+        self,
+        *,
+        job: _Job,
+        folder: run_folder.RunFolder,
+        checkpoints: checkpoint.Checkpoints,
+        log: logbook.Logbook,
+        profiler: profiling.Profiler,
+        notice: preemption.Notice,
+        start: int,
+        opened: Callable[[Any], Any],
+    ):
+        self._job, self._start, self._opened = job, start, opened
+        self._folder, self._checkpoints, self._log = folder, checkpoints, log
+        self._profiler, self._notice = profiler, notice
+        self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
+        shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
+        self._prepared = _prepare_stages(job, start, shapes)
+        if start:
+            self._state = checkpoints.restore(start, shapes)
+        else:
+            self._state = _create_state(job)
+        self._notes = _begin_notes(job, folder, start, self._state)
+        self._results: dict[str, Any] | None = None  # of the last evaluation
+
+    def train(self) -> dict[str, Any]:
+        """Goes through the stages to come. Returns the last evaluation."""
+        self._log.say(plan.format_table(self._job.table))
+        self._log.say(_summary(self._job, self._notes, self._folder, self._start))
+        for stage in self._job.stages:
+            if stage.last_step > self._start:
+                self._train_stage(stage)
+        results = self._results or self._evaluate()  # None: only that was missing
+        # A stage of less than an epoch may not meet every corrupt picture.
+        skipped = [stage.get("skipped", 0) for stage in self._notes["stages"]]
+        return {**results, "train_skipped": max(skipped)}
+
+    def _train_stage(self, stage: progressive.Stage) -> None:
+        train_step, compile_seconds, (batches, on_device) = self._prepared.take()
+        self._opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
-        log.start_stage(programs.count_flops(train_step))
-        steps = range(max(stage.first_step, start), stage.last_step)
-        for step, batch in zip(steps, log.batches(on_device), strict=True):
-            rate = job.learning_rate(step)
-            strengths["learning_rate"] = np.float32(rate)
-            profiler.before(step)
-            state, sums = train_step(state, batch, strengths)
-            profiler.after(step, sums)
-            log.add(stage, sums)
-            done = step + 1
-            prepared.watch(stage.last_step - done)
-            due = _due(job, stage, done)
-            if due.write:
-                log.write_train(stage, done, rate, batches.skipped)
-            if due.evaluate:
-                eval_step = prepared.eval_step()
-                results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
-                log.write_eval(stage, done, results, config.eval.image_size)
-            if due.save:
-                top1 = results["ema"]["top1"] if due.evaluate and results else None
-                checkpoints.save(state, done, meta, ema_top1=top1)
+        self._log.start_stage(programs.count_flops(train_step))
+        steps = range(max(stage.first_step, self._start), stage.last_step)
+        for step, batch in zip(steps, self._log.batches(on_device), strict=True):
+            strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
+            self._profiler.before(step)
+            self._state, sums = train_step(self._state, batch, strengths)
+            self._profiler.after(step, sums)
+            self._log.add(stage, sums)
+            self._prepared.watch(stage.last_step - step - 1)
+            self._do_what_is_due(stage, step + 1, batches.skipped)
         batches.close()
-        notes["stages"][stage.index] |= {
+        self._notes["stages"][stage.index] |= {
             "compile_seconds": round(compile_seconds, 2),
-            **log.finish_stage(),
+            **self._log.finish_stage(),
             "skipped": batches.skipped,
         }
-        folder.write_json("stages.json", notes)
+        self._folder.write_json("stages.json", self._notes)
 
-    if results is None:  # the run was complete but for its results
-        eval_step = prepared.eval_step()
-        results = evaluate.evaluate(eval_step, _weights(state), config, mesh)
-    # A stage of less than an epoch may not meet every corrupt picture.
-    results["train_skipped"] = max(s.get("skipped", 0) for s in notes["stages"])
-    return results
+    def _do_what_is_due(self, stage: progressive.Stage, done: int, skipped: int):
+        """Writes, evaluates and saves as the config says, `done` steps being done.
+
+        Raises:
+            PreemptedError: the run is to stop, and has been saved.
+        """
+        stops = done < self._job.stages[-1].last_step and self._notice.reached(done)
+        due = _due(self._job, stage, done, stops=stops)
+        if due.write:
+            rate = self._job.learning_rate(done - 1)
+            self._log.write_train(stage, done, rate, skipped)
+        top1 = None
+        if due.evaluate:
+            self._results = results = self._evaluate()
+            size = self._job.config.eval.image_size
+            self._log.write_eval(stage, done, results, size)
+            top1 = results["ema"]["top1"]
+        if due.save:
+            self._checkpoints.save(self._state, done, self._meta, ema_top1=top1)
+        if stops:
+            raise errors.PreemptedError(f"stopped after step {done}, which is saved")
+
+    def _evaluate(self) -> dict[str, Any]:
+        eval_step, weights = self._prepared.eval_step(), _weights(self._state)
+        return evaluate.evaluate(eval_step, weights, self._job.config, self._job.mesh)
 
 
 def _create_state(job: _Job) -> states.TrainState:
@@ -248,7 +284,7 @@ class _Due(NamedTuple):
     save: bool
 
 
-def _due(job: _Job, stage: progressive.Stage, done: int) -> _Due:
+def _due(job: _Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
     """What is due when `done` steps are done; nothing is saved unwritten.
 
     Writing looks at the losses, so no checkpoint holds weights that are not finite.
@@ -258,7 +294,7 @@ def _due(job: _Job, stage: progressive.Stage, done: int) -> _Due:
         return steps > 0 and done % steps == 0
 
     evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
-    saves = evaluates or every(job.config.checkpoint.every_steps)
+    saves = evaluates or stops or every(job.config.checkpoint.every_steps)
     return _Due(saves or every(job.config.log.every_steps), evaluates, saves)
 
 

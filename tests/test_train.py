@@ -4,6 +4,8 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 """
 
 import json
+import os
+import signal
 import warnings
 
 import jax
@@ -92,6 +94,29 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
         assert results[name] == whole_run[1][name]
     steps_seen = [x["step"] for x in _lines(workdir) if x["split"] == "train"]
     assert steps_seen == sorted(set(steps_seen))
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])  # before, at and after a stage's end
+def test_sigterm_saves_and_goes_on(tmp_path, monkeypatch, whole_run, step):
+    workdir, results = whole_run
+    add, former = logbook.Logbook.add, signal.getsignal(signal.SIGTERM)
+    steps_done = iter(range(1, 9))
+
+    def add_and_signal(*args):
+        add(*args)
+        if next(steps_done) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(logbook.Logbook, "add", add_and_signal)
+    config = tiny.make_config(**{"checkpoint.every_steps": 0})
+    with pytest.raises(errors.PreemptedError, match=f"stopped after step {step}"):
+        train.train_and_evaluate(config, str(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == former
+    monkeypatch.undo()
+    assert checkpoint.exists(str(tmp_path))
+    again = train.train_and_evaluate(config, str(tmp_path))
+    assert_equal_bits(final_state(workdir), final_state(tmp_path))
+    assert again["ema"] == results["ema"]
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
