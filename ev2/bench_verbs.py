@@ -138,6 +138,20 @@ def _step(values: flags.FlagValues) -> None:
     print(step.format_table(figures))
 
 
+def _define_calibration(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _calibration(values: flags.FlagValues, plans: Sequence[str]) -> None:
+    from ev2.bench import calibration
+
+    figures = calibration.compare(plans)
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(calibration.format_table(figures))
+
+
 def _whole_numbers(key: str, words: Sequence[str]) -> list[int]:
     try:
         return [int(word) for word in words]
@@ -156,5 +170,11 @@ VERBS = {
         "our logits beside those of others", _define_parity, _parity
     ),
     "bench step": verb.Verb("a step and inference, beside others", _define_step, _step),
+    "bench calibration": verb.Verb(
+        "plans for v3-32 beside the paper's hours",
+        _define_calibration,
+        _calibration,
+        "PLAN...",
+    ),
     "bench infer": verb.Verb("latency, live and exported", _define_infer, _infer),
 }

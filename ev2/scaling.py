@@ -91,13 +91,16 @@ def _remarks(table: dict[str, Any]) -> list[str]:
 
 def format_scaling(table: dict[str, Any]) -> str:
     """Returns the slices of `forecast.forecast` as two tables; ms of the last stage."""
+    first = table["tpu"]
     titles = {
         "strong": "strong scaling: the same global batch",
-        "weak": "weak scaling: the same batch per device",
+        "weak": f"weak scaling: the same {first['batch_size'] // first['devices']:,} "
+        "images per device",
     }
     lines = []
     for name, title in titles.items():
-        rows = [_scaling_row(row) for row in table["scaling"][name]]
+        found = sorted(table["scaling"][name], key=lambda row: row["devices"])
+        rows = [_scaling_row(row) for row in found]
         size = table["stages"][-1]["image_size"]
         lines += [f"{title}; ms/step and MB at {size} px"]
         lines += _align([_SCALING_HEADINGS, *rows])
@@ -154,10 +157,10 @@ def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
     device-hours; slices that the recipe does not fit are left out.
     """
     panels = (
-        (f"Step at {table['stages'][-1]['image_size']} px (ms)", _step_ms),
-        ("Reduced across devices per step (MB)", _reduced_mb),
-        ("Hours of training steps", lambda row: row["hours"]),
-        ("Device-hours", lambda row: row["device_hours"]),
+        (f"Step at {table['stages'][-1]['image_size']} px (ms)", _step_ms, "log"),
+        ("Reduced across devices per step (MB)", _reduced_mb, "linear"),
+        ("Hours of training steps", lambda row: row["hours"], "log"),
+        ("Device-hours", lambda row: row["device_hours"], "linear"),
     )
     series = (
         ("strong", "same global batch", theme.ema, "o-"),
@@ -165,7 +168,7 @@ def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
     )
     drawn = plots.new_figure(theme, 5.2, 2 * plots.WIDTH_IN)
     axes = drawn.subplots(2, 2, sharex=True)
-    for panel, (title, value) in zip(axes.flat, panels, strict=True):
+    for panel, (title, value, scale) in zip(axes.flat, panels, strict=True):
         for name, label, colour, style in series:
             rows = [row for row in table["scaling"][name] if row["fits"]]
             rows.sort(key=lambda row: row["devices"])
@@ -177,6 +180,7 @@ def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
                 label=label,
             )
         _dress(panel, title, sorted(_device_counts(table)), theme)
+        _scale_values(panel, scale)
     axes.flat[0].legend(frameon=False, labelcolor=theme.text)
     for panel in axes[-1]:
         panel.set_xlabel("Devices", color=theme.muted)
@@ -202,10 +206,20 @@ def _reduced_mb(row: dict[str, Any]) -> float:
 
 
 def _dress(panel, title: str, counts: Sequence[int], theme: plots.Theme) -> None:
-    """The house look, devices on a logarithmic axis, values from 0."""
+    """The house look, devices on a logarithmic axis."""
     plots.dress(panel, theme, title)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_locator(ticker.FixedLocator(counts))
     panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     panel.xaxis.set_minor_locator(ticker.NullLocator())
-    panel.set_ylim(bottom=0)
+
+
+def _scale_values(panel, scale: str) -> None:
+    """Values from 0 with room above, or on a logarithmic axis: halving is a line."""
+    if scale == "linear":
+        panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
+        return
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.4g}"))
+    panel.yaxis.set_minor_locator(ticker.NullLocator())
