@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from ev2 import errors
+from ev2.models import deferred
 
 
 class BatchNorm(nn.Module):
@@ -40,8 +41,13 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `[N, H, W, C]` normalized."""
+        return self.affine(x, train=train)(x).astype(self.dtype)
+
+    @nn.compact
+    def affine(self, x: jax.Array, *, train: bool) -> deferred.Affine:
+        """Returns the normalization of `x`; moves the running statistics."""
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -49,24 +55,22 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
         running_var = self.variable("batch_stats", "var", ones, None, channels)
 
-        x = x.astype(jnp.float32)
         mean, var = running_mean.value[None], running_var.value[None]  # [1, C]
         if train:
-            mean, var = self._moments(x)  # [groups, C]
+            mean, var = self._moments(x.astype(jnp.float32))  # [groups, C]
             self._update(running_mean, mean)
             self._update(running_var, var)
             mean, var = _per_image(mean, len(x)), _per_image(var, len(x))
         gain = lax.rsqrt(var + self.epsilon) * scale[None]
         # [1 or N, C] -> [1 or N, 1, 1, C]
         mean, gain = mean[:, None, None], gain[:, None, None]
-        y = (x - mean) * gain + bias.reshape(1, 1, 1, -1)
-        return y.astype(self.dtype)
+        return deferred.Affine(mean, gain, bias.reshape(1, 1, 1, -1))
 
     def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of each group, `[groups, C]`.
 
-        One pass over `x`: both moments per image, then averaged within groups, which
-        is exact because all images of a batch have the same size.
+        One pass over `x`: both moments, where there are groups per image and then
+        averaged, which is exact because all images of a batch have the same size.
         """
         group_images = self.group_images or len(x)
         if len(x) % group_images:
@@ -76,6 +80,8 @@ class BatchNorm(nn.Module):
             )
 
         def group_means(values: jax.Array) -> jax.Array:
+            if group_images == len(x):
+                return jnp.mean(values, axis=(0, 1, 2))[None]
             per_image = jnp.mean(values, axis=(1, 2))  # [N, C]
             grouped = per_image.reshape(-1, group_images, x.shape[-1])
             return jnp.mean(grouped, axis=1)
