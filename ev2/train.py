@@ -99,6 +99,7 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
         bn_group_images=config.model.bn_group_images,
         blocks=tuple(config.model.blocks),
         padding=config.model.padding,
+        remat=config.model.remat,
     )
     initial = None
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from ev2 import models
-from ev2.models import deferred
+from ev2.models import deferred, moments
 
 
 def normal(*shape, seed=0):
@@ -89,6 +89,7 @@ def test_networks_agree_in_both_forms(group_images, monkeypatch):
     plain = jax.jit(step)(variables["params"], images)
     monkeypatch.setattr(deferred, "squeeze", deferred.fast_squeeze)
     monkeypatch.setattr(deferred, "project", deferred.fast_project)
+    monkeypatch.setattr(moments, "product", moments.fast_product)
     traced = jax.jit(lambda *args: step(*args)).trace(variables["params"], images)
     assert "optimization_barrier" in str(traced.jaxpr)
     fast = traced.lower().compile()(variables["params"], images)

@@ -39,9 +39,9 @@ class MBConv(nn.Module):
         conv_norm = functools.partial(layers.ConvNorm, norm=self.norm)
         if row.expand != 1:
             expand = functools.partial(self.conv, row.hidden_channels)
-            x = conv_norm(expand, activation=self.activation, name="expand")(
-                x, train=train
-            )
+            x = conv_norm(
+                expand, activation=self.activation, widens=True, name="expand"
+            )(x, train=train)
         depthwise = functools.partial(self.depthwise, row.kernel, row.stride)
         x = conv_norm(
             depthwise,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from ev2.models import deferred
+from ev2.models import deferred, moments
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -75,17 +75,29 @@ class Conv(nn.Module):
     padding: str = "same"
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array | deferred.Deferred) -> jax.Array:
+        return self._convolve(x)
+
+    def with_moments(self, x: jax.Array) -> moments.Product:
+        """Returns the result with its mean and mean square; for 1x1 convolutions."""
+        return self._convolve(x, with_moments=True)
+
+    @nn.compact
+    def _convolve(
+        self, x: jax.Array | deferred.Deferred, *, with_moments: bool = False
+    ) -> Any:
         in_channels = (x.x if isinstance(x, deferred.Deferred) else x).shape[-1]
         shape = (self.kernel, self.kernel, in_channels, self.features)
         fan_out = self.kernel * self.kernel * self.features
         kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
         kernel = kernel.astype(self.dtype)
-        if isinstance(x, deferred.Deferred):
+        if with_moments or isinstance(x, deferred.Deferred):
             assert self.kernel == self.stride == 1 and not self.use_bias
+        if isinstance(x, deferred.Deferred):
             return x.project(kernel[0, 0])
         x = x.astype(self.dtype)
+        if with_moments:
+            return moments.product(x, kernel[0, 0])
         if self.kernel == 1:
             x = _pointwise_conv(x, kernel, stride=self.stride)
         else:
@@ -217,20 +229,26 @@ class ConvNorm(nn.Module):
         activation: applied last.
         defer: whether to return, in training, a `deferred.Deferred`, which leaves
             normalization and activation to the 1x1 convolution that comes next.
+        widens: whether the convolution is 1x1 with more features than channels.
     """
 
     conv: Any
     norm: Any
     activation: Any = None
     defer: bool = False
+    widens: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Any:
-        x, norm = self.conv(name="conv")(x), self.norm(name="norm")
+        conv, norm, known = self.conv(name="conv"), self.norm(name="norm"), None
+        if self.widens and train and norm.group_images in (0, len(x)):
+            x, *known = conv.with_moments(x)
+        else:
+            x = conv(x)
+        affine = norm.affine(x, train=train, moments=known)
         if self.defer and train:
-            affine = norm.affine(x, train=train)
             return deferred.Deferred(self.activation, x, affine)
-        x = norm(x, train=train)
+        x = affine(x).astype(norm.dtype)
         return x if self.activation is None else self.activation(x)
 
 
