@@ -151,11 +151,12 @@ def _project_backward(activation: Activation, saved: Any, dy: jax.Array):
     dkernel = lax.dot_general(gated, dy, ((_PIXELS, _PIXELS), ((), ())))
     # Per image, and the gate only afterwards: XLA takes sums of one shape in the pass
     # that makes their summands, and others in a pass of their own.
-    dgated = _product(dy, kernel.T).astype(jnp.float32)
+    dgated = _product_by_transposed(dy, kernel).astype(jnp.float32)
     dgate, slopes, moments = _pixel_sums(dgated * y, dgated * slope, x, affine)
     daffine = _affine_gradient(affine, slopes * factor, moments * factor)
     # The barrier hides that this is the same product once more.
-    dgated = _product(*lax.optimization_barrier((dy, kernel.T))).astype(jnp.float32)
+    dy = lax.optimization_barrier(dy)
+    dgated = _product_by_transposed(dy, kernel).astype(jnp.float32)
     dx = (dgated * factor * slope * affine.gain).astype(x.dtype)
     dgate = None if gate is None else dgate.astype(gate.dtype)
     return dx, daffine, dgate, dkernel
@@ -166,6 +167,10 @@ fast_project.defvjp(_project_forward, _project_backward)
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+
+
+def _product_by_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((3,), (1,)), ((), ())))
 
 
 def _factor(gate: jax.Array | None) -> jax.Array | float:

@@ -65,9 +65,10 @@ def _backward(saved: Any, gradients: Product):
     total = jnp.sum(x.astype(jnp.float32), _PIXELS)
     dkernel = over_pixels(x, dy).astype(jnp.float32)
     dkernel += squares @ (wide * b[None]) + total[:, None] * a[None]
-    mixing = ((wide * b[None]) @ wide.T).astype(x.dtype)  # [C, C]
-    dx = _times(dy, kernel.T).astype(jnp.float32) + (wide @ a).reshape(1, 1, 1, -1)
-    dx += _times(x, mixing).astype(jnp.float32)
+    dx = _times_transposed(dy, kernel).astype(jnp.float32)
+    mixing = _times_transposed(wide * b[None], wide)  # [C, C], symmetric
+    dx += _times(x, mixing.astype(x.dtype)).astype(jnp.float32)
+    dx += (wide @ a).reshape(1, 1, 1, -1)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
@@ -75,4 +76,8 @@ fast_product.defvjp(_forward, _backward)
 
 
 def _times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (1,)), ((), ())))
