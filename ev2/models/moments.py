@@ -19,8 +19,6 @@ import jax.numpy as jnp
 from jax import lax
 
 _PIXELS = (0, 1, 2)  # of [N, H, W, C]
-# Of an image, for the fast form. At 128 images a core 4x4 gains nothing, 6x6 does.
-_MIN_PIXELS = 32
 
 # y [N, H, W, F]; mean of y and of y^2, float32 [F].
 Product = tuple[jax.Array, jax.Array, jax.Array]
@@ -28,17 +26,12 @@ Product = tuple[jax.Array, jax.Array, jax.Array]
 
 @jax.jit  # one trace a shape
 def product(x: jax.Array, kernel: jax.Array) -> Product:
-    """Returns `x @ kernel` and its mean and mean square.
-
-    The form is chosen at lowering, and by the size of the maps: of small ones there
-    is less to read than of the kernels.
+    """Returns `x @ kernel` and its mean and mean square; chosen at lowering.
 
     Args:
         x: `[N, H, W, C]`.
         kernel: `[C, F]`, of the dtype of `x`.
     """
-    if x.shape[1] * x.shape[2] < _MIN_PIXELS:
-        return plain_product(x, kernel)
     return lax.platform_dependent(x, kernel, tpu=fast_product, default=plain_product)
 
 
