@@ -77,6 +77,9 @@ def _model() -> ConfigDict:
     # "same" (TensorFlow's) | "symmetric" (PyTorch's) | "" = the network's own. Weights
     # work with the padding they were trained with.
     model.padding = ""
+    # Compute the inside of each block anew for its gradient instead of keeping it:
+    # same values, less memory, more time. For batches that do not fit otherwise.
+    model.remat = False
     return model
 
 

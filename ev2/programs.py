@@ -30,6 +30,7 @@ def create_model(config: ConfigDict, num_classes: int) -> models.Model:
         bn_group_images=config.model.bn_group_images,
         blocks=tuple(config.model.blocks),
         padding=config.model.padding,
+        remat=config.model.remat,
     )
 
 

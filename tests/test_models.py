@@ -3,6 +3,7 @@
 Whole networks: exact sizes, dtypes, names, compiles, devices.
 """
 
+import functools
 import math
 
 import jax
@@ -314,6 +315,29 @@ def test_drawn_by_the_key(variables, images, train):
     assert not np.allclose(first, other)
 
 
+def test_remat_changes_no_value(variables, images):
+    def gradient(model, variables, images):
+        def loss(params):
+            logits, stats = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                drop_path=0.5,
+                rng=jax.random.key(3),
+            )
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1)), stats
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    results = []
+    for remat in (False, True):
+        step = jax.jit(functools.partial(gradient, small(remat=remat)))
+        assert ("remat" in str(step.trace(variables, images).jaxpr)) == remat
+        results.append(step(variables, images))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("group_images", [0, 4])
 def test_eight_devices_agree_with_one(group_images, variables, images):
     model = small(bn_group_images=group_images)
@@ -371,6 +395,7 @@ def test_eight_devices_agree_with_one(group_images, variables, images):
         (dict(bn_momentum=1.0), "model.bn_momentum: 1.0 is not allowed"),
         (dict(bn_group_images=-8), "model.bn_group_images: -8 is negative"),
         (dict(blocks=["r1"]), "model.blocks[0] 'r1': "),
+        (dict(name="resnet50", remat=True), "model.remat: resnet50 has none"),
     ],
 )
 def test_what_is_refused(options, complaint):

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs import defaults
-from ev2 import checkpoint, models, optim
+from ev2 import checkpoint, models, optim, programs
 from ev2 import state as states
 
 BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r1_k3_s1_e2_i16_o16_se0.25")
@@ -41,15 +41,7 @@ def make_config(**changes) -> ConfigDict:
 
 def create_model(config: ConfigDict, num_classes: int = 10) -> models.Model:
     """Returns the network that a run of `config` would train."""
-    return models.create_model(
-        config.model.name,
-        num_classes=num_classes,
-        dtype=config.model.dtype,
-        bn_momentum=config.model.bn_momentum,
-        bn_group_images=config.model.bn_group_images,
-        blocks=tuple(config.model.blocks),
-        padding=config.model.padding,
-    )
+    return programs.create_model(config, num_classes)
 
 
 def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):

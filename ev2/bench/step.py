@@ -182,7 +182,7 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
     optimizer |= {"decay": 0.9, "momentum": 0.9, "epsilon": 1e-3}
     optimizer |= {"weight_decay": 1e-5, "clip_norm": 0.0}
     return {
-        "model": {**model, "blocks": [], "padding": ""},
+        "model": {**model, "blocks": [], "padding": "", "remat": False},
         "loss": {"label_smoothing": 0.1, "mix_group_images": 16},
         "optimizer": optimizer,
         "ema": {"decay": 0.9999, "warmup": True},

@@ -141,6 +141,7 @@ def create_model(
     bn_group_images: int = 0,
     blocks: Sequence[str] = (),
     padding: str = "",
+    remat: bool = False,
 ) -> Model:
     """Returns the network called `name`.
 
@@ -156,6 +157,8 @@ def create_model(
             Stem and head stay; the first row starts at the width of the stem.
         padding: "same" or "symmetric", see `ev2.arch.PADDINGS`; "" for the network's
             own, which is "symmetric" for ResNets and "same" for all others.
+        remat: whether training computes the inside of each block twice and keeps
+            less; same values, less memory, more time. Not for ResNets.
 
     Raises:
         InputError: if a value is not allowed, or the blocks do not fit.
@@ -175,12 +178,17 @@ def create_model(
             "images, or 0 for the whole batch"
         )
     arch = architectures.get(name, tuple(blocks), padding)
-    network = resnet.ResNet if arch.is_resnet else efficientnet.EfficientNet
-    module = network(
+    options: dict[str, Any] = dict(
         arch=arch,
         num_classes=num_classes,
         dtype=jnp.dtype(dtype),
         bn_momentum=bn_momentum,
         bn_group_images=bn_group_images,
     )
+    if not arch.is_resnet:
+        module = efficientnet.EfficientNet(remat=remat, **options)
+    elif remat:
+        raise errors.InputError(f"model.remat: {name} has none; use False")
+    else:
+        module = resnet.ResNet(**options)
     return Model(name=name, num_classes=num_classes, arch=arch, module=module)

@@ -39,13 +39,16 @@ class MBConv(nn.Module):
         conv_norm = functools.partial(layers.ConvNorm, norm=self.norm)
         if row.expand != 1:
             expand = functools.partial(self.conv, row.hidden_channels)
-            x = conv_norm(expand, activation=self.activation, name="expand")(
-                x, train=train
-            )
+            x = conv_norm(
+                expand, activation=self.activation, widens=True, name="expand"
+            )(x, train=train)
         depthwise = functools.partial(self.depthwise, row.kernel, row.stride)
-        x = conv_norm(depthwise, activation=self.activation, name="depthwise")(
-            x, train=train
-        )
+        x = conv_norm(
+            depthwise,
+            activation=self.activation,
+            defer=True,
+            name="depthwise",
+        )(x, train=train)
         if row.se_channels:
             x = layers.SqueezeExcite(row.se_channels, self.conv, name="se")(x)
         project = functools.partial(self.conv, row.out_channels)
@@ -81,7 +84,7 @@ class FusedMBConv(nn.Module):
             )
         else:
             fused = functools.partial(spatial, row.hidden_channels)
-            x = conv_norm(fused, activation=self.activation, name="fused")(
+            x = conv_norm(fused, activation=self.activation, defer=True, name="fused")(
                 x, train=train
             )
             x = se(name="se")(x) if row.se_channels else x

@@ -32,6 +32,8 @@ class EfficientNet(nn.Module):
         dtype: compute dtype. Parameters, statistics and logits are float32.
         bn_momentum: as `norms.BatchNorm.momentum`.
         bn_group_images: as `norms.BatchNorm.group_images`.
+        remat: whether to keep, in training, only what lies between blocks, and to
+            compute the inside of a block anew for its gradient.
     """
 
     arch: architectures.Arch
@@ -39,6 +41,7 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
     bn_group_images: int = 0
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -84,7 +87,8 @@ class EfficientNet(nn.Module):
             block = self._block(
                 row, conv=conv, norm=norm, activation=activation, name=name
             )
-            x = block(x, train=train, drop_path=drop)
+            call = functools.partial(_call, train=train, drop_path=drop)
+            x = (nn.remat(call) if self.remat else call)(block, x)
             self.sow("endpoints", "maps", x)
         head = functools.partial(conv, self.arch.head_channels)
         x = conv_norm(head, name="head")(x, train=train)
@@ -99,3 +103,7 @@ class EfficientNet(nn.Module):
             layers.DepthwiseConv, padding=self.arch.padding, dtype=self.dtype
         )
         return blocks.MBConv(row, depthwise=depthwise, **options)
+
+
+def _call(block: nn.Module, x: jax.Array, **options: Any) -> jax.Array:
+    return block(x, **options)

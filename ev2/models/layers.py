@@ -8,6 +8,7 @@ Decisions:
 - a dropped unit or path is decided in float32, at a rate that may be traced.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from ev2.models import deferred, moments
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -72,12 +75,29 @@ class Conv(nn.Module):
     padding: str = "same"
     dtype: Any = jnp.float32
 
+    def __call__(self, x: jax.Array | deferred.Deferred) -> jax.Array:
+        return self._convolve(x)
+
+    def with_moments(self, x: jax.Array) -> moments.Product:
+        """Returns the result with its mean and mean square; for 1x1 convolutions."""
+        return self._convolve(x, with_moments=True)
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    def _convolve(
+        self, x: jax.Array | deferred.Deferred, *, with_moments: bool = False
+    ) -> Any:
+        in_channels = (x.x if isinstance(x, deferred.Deferred) else x).shape[-1]
+        shape = (self.kernel, self.kernel, in_channels, self.features)
         fan_out = self.kernel * self.kernel * self.features
         kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        kernel = kernel.astype(self.dtype)
+        if with_moments or isinstance(x, deferred.Deferred):
+            assert self.kernel == self.stride == 1 and not self.use_bias
+        if isinstance(x, deferred.Deferred):
+            return x.project(kernel[0, 0])
+        x = x.astype(self.dtype)
+        if with_moments:
+            return moments.product(x, kernel[0, 0])
         if self.kernel == 1:
             x = _pointwise_conv(x, kernel, stride=self.stride)
         else:
@@ -207,15 +227,28 @@ class ConvNorm(nn.Module):
         conv: makes the convolution from `name`, all else bound.
         norm: makes the normalization from `name`, all else bound.
         activation: applied last.
+        defer: whether to return, in training, a `deferred.Deferred`, which leaves
+            normalization and activation to the 1x1 convolution that comes next.
+        widens: whether the convolution is 1x1 with more features than channels.
     """
 
     conv: Any
     norm: Any
     activation: Any = None
+    defer: bool = False
+    widens: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.norm(name="norm")(self.conv(name="conv")(x), train=train)
+    def __call__(self, x: jax.Array, *, train: bool) -> Any:
+        conv, norm, known = self.conv(name="conv"), self.norm(name="norm"), None
+        if self.widens and train and norm.group_images in (0, len(x)):
+            x, *known = conv.with_moments(x)
+        else:
+            x = conv(x)
+        affine = norm.affine(x, train=train, moments=known)
+        if self.defer and train:
+            return deferred.Deferred(self.activation, x, affine)
+        x = affine(x).astype(norm.dtype)
         return x if self.activation is None else self.activation(x)
 
 
@@ -234,11 +267,16 @@ class SqueezeExcite(nn.Module):
     conv: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)  # [N, 1, 1, C]
+    def __call__(self, x: jax.Array | deferred.Deferred) -> Any:
+        if isinstance(x, deferred.Deferred):
+            return dataclasses.replace(x, gate=self._gate(x.squeeze()))
+        return x * self._gate(jnp.mean(x, (1, 2), jnp.float32, keepdims=True))
+
+    def _gate(self, s: jax.Array) -> jax.Array:
+        """From the mean over pixels to the factors, both `[N, 1, 1, C]`."""
+        channels = s.shape[-1]
         s = nn.silu(self.conv(self.channels, use_bias=True, name="reduce")(s))
-        s = nn.sigmoid(self.conv(x.shape[-1], use_bias=True, name="expand")(s))
-        return x * s
+        return nn.sigmoid(self.conv(channels, use_bias=True, name="expand")(s))
 
 
 class Classifier(nn.Module):

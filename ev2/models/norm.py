@@ -8,6 +8,9 @@ from flax import linen as nn
 from jax import lax
 
 from ev2 import errors
+from ev2.models import deferred
+
+Moments = tuple[jax.Array, jax.Array]
 
 
 class BatchNorm(nn.Module):
@@ -40,8 +43,19 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `[N, H, W, C]` normalized."""
+        return self.affine(x, train=train)(x).astype(self.dtype)
+
+    @nn.compact
+    def affine(
+        self, x: jax.Array, *, train: bool, moments: Moments | None = None
+    ) -> deferred.Affine:
+        """Returns the normalization of `x`; moves the running statistics.
+
+        `moments`: mean of `x` and of its square over the whole batch, `[C]`, if they
+        are known already, and all images are one group.
+        """
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -49,46 +63,52 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
         running_var = self.variable("batch_stats", "var", ones, None, channels)
 
-        x = x.astype(jnp.float32)
         mean, var = running_mean.value[None], running_var.value[None]  # [1, C]
         if train:
-            mean, var = self._moments(x)  # [groups, C]
+            mean, var = self._mean_and_var(x, moments)  # [groups, C]
             self._update(running_mean, mean)
             self._update(running_var, var)
             mean, var = _per_image(mean, len(x)), _per_image(var, len(x))
         gain = lax.rsqrt(var + self.epsilon) * scale[None]
         # [1 or N, C] -> [1 or N, 1, 1, C]
         mean, gain = mean[:, None, None], gain[:, None, None]
-        y = (x - mean) * gain + bias.reshape(1, 1, 1, -1)
-        return y.astype(self.dtype)
+        return deferred.Affine(mean, gain, bias.reshape(1, 1, 1, -1))
 
-    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each group, `[groups, C]`.
-
-        One pass over `x`: both moments per image, then averaged within groups, which
-        is exact because all images of a batch have the same size.
-        """
+    def _mean_and_var(
+        self, x: jax.Array, moments: Moments | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each group, `[groups, C]`, in one pass over `x`."""
         group_images = self.group_images or len(x)
         if len(x) % group_images:
             raise errors.InputError(
                 f"model.bn_group_images: {group_images} does not divide the batch of "
                 f"{len(x)} images; use a divisor of every stage's batch, or 0 for all"
             )
-
-        def group_means(values: jax.Array) -> jax.Array:
-            per_image = jnp.mean(values, axis=(1, 2))  # [N, C]
-            grouped = per_image.reshape(-1, group_images, x.shape[-1])
-            return jnp.mean(grouped, axis=1)
-
-        mean = group_means(x)
+        if moments is not None:
+            mean, square = moments[0][None], moments[1][None]
+        else:
+            x = x.astype(jnp.float32)
+            mean = _group_means(x, group_images)
+            square = _group_means(jnp.square(x), group_images)
         # Rounding may leave a constant channel a hair below zero.
-        var = jnp.maximum(group_means(jnp.square(x)) - jnp.square(mean), 0.0)
-        return mean, var
+        return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
     def _update(self, running: nn.Variable, batch: jax.Array) -> None:
         if not self.is_initializing():
             batch = jnp.mean(batch, axis=0)
             running.value = self.momentum * running.value + (1 - self.momentum) * batch
+
+
+def _group_means(x: jax.Array, group_images: int) -> jax.Array:
+    """Means over the pixels of each group, `[groups, C]`.
+
+    Groups are means of their images' means, which is exact because all images of a
+    batch have the same size.
+    """
+    if group_images == len(x):
+        return jnp.mean(x, axis=(0, 1, 2))[None]
+    per_image = jnp.mean(x, axis=(1, 2))  # [N, C]
+    return jnp.mean(per_image.reshape(-1, group_images, x.shape[-1]), axis=1)
 
 
 def _per_image(groups: jax.Array, num_images: int) -> jax.Array:
