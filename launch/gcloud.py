@@ -96,8 +96,8 @@ class Gcloud:
         timer = threading.Timer(limit_s, end) if limit_s else None
         if timer:
             timer.start()
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             while chunk := os.read(process.stdout.fileno(), 2**16):
                 on_bytes(chunk)
             code = process.wait()
@@ -106,6 +106,7 @@ class Gcloud:
                 timer.cancel()
             _kill(process)
             process.wait()
+            process.stdout.close()
         return None if expired.is_set() else code
 
     def pause(self, seconds: float, why: str) -> None:

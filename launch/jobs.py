@@ -6,7 +6,6 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ev2 import errors
 from launch import checks, gcloud, meeting, nodes, workers

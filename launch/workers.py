@@ -19,7 +19,11 @@ UV_VERSION = "0.13.9"
 _RENAME_LIMIT_FILES = 1_000_000
 
 _WORKER = "worker=${HOSTNAME##*-}"
-_IS_RUNNING = "test -s ev2-job/pid && kill -0 $(cat ev2-job/pid) 2> /dev/null"
+# Not the pid alone: a process that has ended keeps it until its parent looks.
+_IS_RUNNING = (
+    "test -s ev2-job/pid && test ! -s ev2-job/exit && "
+    "kill -0 $(cat ev2-job/pid) 2> /dev/null"
+)
 
 # Python comes through uv: one file, the same on every image, while deadsnakes needs a
 # package source that not every Ubuntu release has.
@@ -136,7 +140,7 @@ def follow(first_byte: int, session: str) -> str:
     which would print all once more.
     """
     return (
-        f"mkdir ev2-job/{session} && tail -c +{first_byte} -F "
+        f"mkdir ev2-job/{session} && tail -c +{first_byte} -F -s 0.2 "
         "--pid=$(cat ev2-job/pid) ev2-job/log 2> /dev/null"
     )
 
