@@ -101,7 +101,7 @@ def check_bucket(cloud: gcloud.Gcloud, project: str, workdir: str) -> None:
     except gcloud.CloudError as error:
         raise errors.InputError(
             f"bucket: {workdir} cannot be written ({error}); create the bucket, or ask "
-            "for the role Storage Object Admin"
+            "for the role Storage Object User"
         ) from error
 
 

@@ -79,7 +79,7 @@ def _watch_child(script: str) -> dict[str, Any]:
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
-        while selector.get_map() and b"{" not in said and time.monotonic() < end:
+        while selector.get_map() and b"}\n" not in said and time.monotonic() < end:
             for key, _ in selector.select(max(0, end - time.monotonic())):
                 chunk = os.read(key.fd, 2**16)
                 if not chunk:

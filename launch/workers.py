@@ -46,7 +46,8 @@ if ! command -v gcsfuse > /dev/null; then
 fi
 mkdir -p ev2-bucket
 mountpoint -q ev2-bucket || gcsfuse --implicit-dirs \\
-  --rename-dir-limit={_RENAME_LIMIT_FILES} --stat-cache-ttl=0 --type-cache-ttl=0 \\
+  --rename-dir-limit={_RENAME_LIMIT_FILES} \\
+  --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \\
   BUCKET ev2-bucket > /dev/null
 export PATH=$HOME/.local/bin:$PATH
 if ! command -v uv > /dev/null; then

@@ -4,11 +4,9 @@ Run as `gcloud` with the folder that `install` made in FAKE_GCLOUD. `scenario.js
 there says what goes wrong; `calls.txt` lists the calls.
 """
 
-import fnmatch
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -135,7 +133,6 @@ class Cloud:
             fail(f'ERROR: ({where}) {{\n  "code": 8,\n  "message": "{refusal}"\n}}')
         generation = int((self.folder / "generation").read_text()) + 1
         (self.folder / "generation").write_text(str(generation))
-        shutil.rmtree(self.folder / "homes", ignore_errors=True)
         self.nodes[name] = {
             "state": "READY",
             "acceleratorType": flags["accelerator-type"],
@@ -170,11 +167,9 @@ class Cloud:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(sys.stdin.buffer.read())
         elif verb == "cp":
-            pattern = pathlib.Path(paths[0])
-            for path in pattern.parent.iterdir():
-                if fnmatch.fnmatch(path.name, pattern.name):
-                    copy = shutil.copytree if path.is_dir() else shutil.copy
-                    copy(path, pathlib.Path(paths[1]) / path.name)
+            assert paths[0].endswith("/*")
+            for path in pathlib.Path(paths[0]).parent.iterdir():
+                subprocess.run(["cp", "-r", path, paths[1]], check=True)
         elif verb == "rm":
             pathlib.Path(paths[0]).unlink()
         elif not pathlib.Path(paths[0]).exists():
@@ -197,7 +192,8 @@ class Cloud:
         sys.exit(next((code for code in codes if code), 0))
 
     def start(self, number: int, script: str, **how) -> subprocess.Popen:
-        home = self.folder / "homes" / str(number)
+        generation = (self.folder / "generation").read_text()
+        home = self.folder / f"homes-{generation}" / str(number)
         home.mkdir(parents=True, exist_ok=True)
         env = {"HOME": str(home), "HOSTNAME": f"t1v-n-fake-w-{number}"}
         env |= {key: os.environ[key] for key in ("PATH", "FAKE_GCLOUD")}
@@ -218,6 +214,7 @@ class Cloud:
             process = self.start(
                 0, script, stdout=subprocess.PIPE, start_new_session=True
             )
+            assert process.stdout is not None
             while left := cuts[call]:
                 chunk = os.read(process.stdout.fileno(), left)
                 cuts[call] -= len(chunk)
@@ -238,9 +235,11 @@ def main(argv: list[str]) -> None:
     with open(folder / "calls.txt", "a") as calls:
         shown = [word.partition("\n")[0] for word in argv]
         calls.write(" ".join(shown) + "\n")
-    flags = dict(
-        word.removeprefix("--").partition("=")[::2] for word in argv if word[:2] == "--"
-    )
+    flags = {}
+    for word in argv:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            flags[name] = value
     cloud = Cloud(folder)
     cloud.run([w for w in argv if w[:2] != "--" and w != "-r"], flags)
     cloud.save()

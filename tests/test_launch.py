@@ -100,7 +100,7 @@ def test_a_run_from_creation_to_deletion(cloud, launch, checkout, tmp_path):
     # Every worker has the commit, the pinned set for Python 3.12, and its own log.
     installs = (folder / "uv.txt").read_text()
     for number in range(4):
-        home = folder / "homes" / str(number)
+        home = folder / "homes-1" / str(number)
         assert (home / "ev2-source/requirements.txt").exists()
         assert f"w-{number} uv venv --quiet --python 3.12 ev2-python" in installs
         log = folder / f"buckets/bucket/runs/pod/logs/worker-{number}.log"
@@ -130,13 +130,12 @@ def test_a_run_from_creation_to_deletion(cloud, launch, checkout, tmp_path):
     assert out.splitlines() == ["node: none", "queued resource: none"]
 
 
-@pytest.mark.parametrize("code", [1, 2, 137])
-def test_the_job_s_exit_code_is_returned(cloud, launch, code):
-    cloud(workers=2, job=f'test $number = 1 && {SAYS_AND_LEAVES} "{code}"; exit 0')
+def test_the_job_s_exit_code_is_returned(cloud, launch):
+    cloud(workers=2, job="test $number = 1 && exit 137; exit 0")
     launch(*CREATE)
-    got, _, err = launch("run", *PLACE, BUCKET, "--retries=3", *CONFIG)
-    assert got == code
-    assert f"worker 1: exit {code}" in err and "try 1" not in err
+    code, _, err = launch("run", *PLACE, BUCKET, "--retries=3", *CONFIG)
+    assert code == 137
+    assert "worker 1: exit 137" in err and "try 1" not in err
 
 
 def test_preempted_it_goes_on_on_a_new_node(cloud, launch):
@@ -163,16 +162,16 @@ def test_preempted_it_goes_on_on_a_new_node(cloud, launch):
 
 
 def test_without_tries_left_it_says_75_and_resume_goes_on(cloud, launch):
-    job = "test $generation = 1 && sleep 2; echo done; exit 0"
-    folder = cloud(workers=2, job=job, lose=[1])
+    job = "test $generation = 3 || sleep 2; echo done; exit 0"
+    folder = cloud(workers=2, job=job, lose=[1, 2])
     launch(*CREATE, "--queued")
-    code, _, err = launch("run", *PLACE, BUCKET, *CONFIG)
-    assert code == 75 and "resume" in err
+    code, _, err = launch("run", *PLACE, BUCKET, "--retries=1", *CONFIG)
+    assert code == 75 and "try 1 of 1" in err and "resume" in err
     code, out, err = launch("resume", *PLACE, BUCKET)
     assert code == 0, err
     assert "started train --config=configs/some.py:s" in out and "done" in out
     deleted = [line for line in calls(folder) if "delete pod" in line]
-    assert [line.split()[2] for line in deleted] == ["queued-resources"]
+    assert [line.split()[2] for line in deleted] == ["queued-resources"] * 2
 
 
 def test_the_job_outlives_the_launcher_and_resume_watches_it(cloud, launch, checkout):
@@ -223,7 +222,7 @@ def test_a_dead_worker_is_named_in_time(cloud, launch):
     assert code == 1 and out == ""
     assert "preflight: no answer within 1 s from worker 2 of 4" in err
     assert "worker 3 (t1v-n-fake-w-3): meeting the other workers" in err
-    assert not (folder / "homes/0/ev2-job").exists()  # no training was started
+    assert not (folder / "homes-1/0/ev2-job").exists()  # no training was started
 
 
 def test_preflight_verdicts():
@@ -380,7 +379,7 @@ def test_changes_are_shipped_only_when_allowed(cloud, launch, checkout, tmp_path
     assert code == 2 and "source: 1 files are not committed (requirements.txt" in err
     code, _, err = launch(*run, "--allow_dirty", *CONFIG)
     assert code == 0, err
-    shipped = folder / "homes/0/ev2-source/requirements.txt"
+    shipped = folder / "homes-1/0/ev2-source/requirements.txt"
     assert shipped.read_text() == "jax==0.10.3\n"
 
 
