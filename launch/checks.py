@@ -98,7 +98,7 @@ def check_bucket(cloud: gcloud.Gcloud, project: str, workdir: str) -> None:
     try:
         cloud.ask("storage", "cp", "-", trial, f"--project={project}", stdin=b"ev2\n")
         cloud.ask("storage", "rm", trial, f"--project={project}")
-    except gcloud.CloudError as error:
+    except gcloud.GcloudError as error:
         raise errors.InputError(
             f"bucket: {workdir} cannot be written ({error}); create the bucket, or ask "
             "for the role Storage Object User"

@@ -1,5 +1,6 @@
 """The gcloud executable: runs it, or prints it; why it failed, in one line."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ev2 import errors
 
@@ -18,7 +19,11 @@ _TAIL_LINES = 20  # of stderr, kept to find the reason of a failure in
 
 
 class CloudError(RuntimeError):
-    """Cloud refused or a worker failed: one line for people, exit code 1.
+    """Cloud refused or a worker failed: one line for people, exit code 1."""
+
+
+class GcloudError(CloudError):
+    """gcloud itself failed, with the reason that it gives.
 
     Attributes:
       not_found: whether it was because what was asked for does not exist.
@@ -43,7 +48,7 @@ class Gcloud:
 
         Raises:
           InputError: there is no gcloud.
-          CloudError: it failed; the message is the reason that it gives.
+          GcloudError: it failed.
         """
         if self.dry_run:
             print(shlex.join(["gcloud", *args]))
@@ -55,7 +60,7 @@ class Gcloud:
         )
         if done.returncode:
             reason = _reason(done.stderr.decode(errors="replace"))
-            raise CloudError(
+            raise GcloudError(
                 f"gcloud {' '.join(args[:4])}: {reason}",
                 not_found="NOT_FOUND" in reason or "not found" in reason.lower(),
             )
@@ -87,26 +92,11 @@ class Gcloud:
             stdout=subprocess.PIPE,
             start_new_session=True,  # so that ssh, its child, can be ended with it
         )
-        expired = threading.Event()
-
-        def end() -> None:
-            expired.set()
-            _kill(process)
-
-        timer = threading.Timer(limit_s, end) if limit_s else None
-        if timer:
-            timer.start()
-        assert process.stdout is not None
-        try:
+        with _ended(process, limit_s) as expired:
+            assert process.stdout is not None
             while chunk := os.read(process.stdout.fileno(), 2**16):
                 on_bytes(chunk)
             code = process.wait()
-        finally:
-            if timer:
-                timer.cancel()
-            _kill(process)
-            process.wait()
-            process.stdout.close()
         return None if expired.is_set() else code
 
     def pause(self, seconds: float, why: str) -> None:
@@ -140,11 +130,32 @@ def _find() -> str:
     return found
 
 
-def _kill(process: subprocess.Popen) -> None:
+@contextlib.contextmanager
+def _ended(
+    process: subprocess.Popen, limit_s: float | None
+) -> Iterator[threading.Event]:
+    """Ends the process group after `limit_s`, setting the event, or after the block."""
+    expired = threading.Event()
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def expire() -> None:
+        expired.set()
+        kill()
+
+    timer = threading.Timer(
+        threading.TIMEOUT_MAX if limit_s is None else limit_s, expire
+    )
+    timer.daemon = True
+    timer.start()
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        yield expired
+    finally:
+        timer.cancel()
+        kill()
+        process.communicate()
 
 
 def _reason(stderr: str) -> str:

@@ -14,7 +14,7 @@ PREEMPTED = 75  # what a job that was told to stop and has saved leaves with
 _MAX_WAIT_S = 600.0
 # A new node may take a while to let ssh in, and a package index to answer.
 _SETUP_TRIES = 3
-_DROPS = 8  # of the connection, one after another and without a byte between them
+_DROPS = 30  # of the connection, one after another and without a byte between them
 _SSH_S = 60.0  # for a worker to say its state
 
 
@@ -115,7 +115,7 @@ def read_record(
             commit=record["commit"],
             spec=nodes.Spec(**record["spec"]),
         )
-    except (gcloud.CloudError, ValueError, KeyError, TypeError) as error:
+    except (gcloud.GcloudError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(
             f"workdir: {path} cannot be read ({error}); nothing was launched into this "
             "folder, so there is nothing to resume: use run"
@@ -144,30 +144,54 @@ def run(
     """
     tries = 0
     while True:
-        try:
-            if lost:
-                _make_again(cloud, job, pace)
-            code = _run_once(cloud, job, pace)
-        except Preempted:
-            code = PREEMPTED
-        except gcloud.CloudError as error:
-            # Without capacity for a node that is to come back: later, perhaps.
-            if not (lost and tries and tries < retries):
-                raise
-            gcloud.say(str(error))
-            code = PREEMPTED
-        if tries == 0 and cloud.dry_run and retries:
-            cloud.note(f"if it is preempted (exit 75), up to {retries} times:")
-        elif code != PREEMPTED or tries == retries:
+        patient = lost and 0 < tries < retries
+        code = _try(cloud, job, pace, lost=lost, patient=patient)
+        if cloud.dry_run and retries:
+            _show_retry(cloud, job, retries, pace)
+            return 0
+        if code != PREEMPTED or tries == retries:
             return code
         tries += 1
         wait_s = min(pace.retry_s * 2 ** (tries - 1), _MAX_WAIT_S)
         cloud.pause(wait_s, f"preempted; try {tries} of {retries}")
-        lost = nodes.is_lost(find_node(cloud, job, assume="PREEMPTED"))
-        if cloud.dry_run:
+        lost = _becomes_lost(cloud, job, pace)
+
+
+def _try(
+    cloud: gcloud.Gcloud, job: Job, pace: Pace, *, lost: bool, patient: bool
+) -> int:
+    """One run, on a new node if it is `lost`; if `patient`, without capacity is 75."""
+    try:
+        if lost:
             _make_again(cloud, job, pace)
-            cloud.note("and as above from the setup on")
-            return 0
+        return _run_once(cloud, job, pace)
+    except Preempted:
+        return PREEMPTED
+    except gcloud.CloudError as error:
+        if not patient:
+            raise
+        gcloud.say(str(error))
+        return PREEMPTED
+
+
+def _becomes_lost(cloud: gcloud.Gcloud, job: Job, pace: Pace) -> bool:
+    """Whether the node is gone, or stays neither gone nor ready."""
+    end = time.monotonic() + _MAX_WAIT_S
+    while True:
+        node = find_node(cloud, job, assume=nodes.READY)
+        if nodes.is_lost(node) or time.monotonic() > end:
+            return True
+        if node is not None and node.state == nodes.READY:
+            return False
+        time.sleep(pace.poll_s)
+
+
+def _show_retry(cloud: gcloud.Gcloud, job: Job, retries: int, pace: Pace) -> None:
+    cloud.note(f"if it is preempted (exit 75), up to {retries} times:")
+    cloud.pause(pace.retry_s, f"preempted; try 1 of {retries}")
+    find_node(cloud, job, assume="PREEMPTED")
+    _make_again(cloud, job, pace)
+    cloud.note("and as above from the setup on")
 
 
 def _make_again(cloud: gcloud.Gcloud, job: Job, pace: Pace) -> None:
@@ -223,7 +247,8 @@ def _let_meet(cloud: gcloud.Gcloud, job: Job, count: int, limit_s: float) -> Non
 def follow(cloud: gcloud.Gcloud, job: Job, pace: Pace) -> int:
     """Passes on worker 0's log until the job ends, and returns its exit code.
 
-    A dropped connection is made again where it broke off.
+    A dropped connection is made again where it broke off, also when Cloud itself
+    cannot be asked.
 
     Raises:
       Preempted: the node is gone.
@@ -241,12 +266,14 @@ def follow(cloud: gcloud.Gcloud, job: Job, pace: Pace) -> int:
         session = "session" if cloud.dry_run else f"session-{secrets.token_hex(4)}"
         script = workers.follow(position, session)
         code = cloud.watch(*job.place.ssh("0", script), on_bytes=take)
-        if code == 0:
-            return _collect(cloud, job, pace)
         drops = 1 if position > before else drops + 1
-        node = find_node(cloud, job, assume=nodes.READY)
-        if nodes.is_lost(node):
-            raise Preempted
+        try:
+            if code == 0:
+                return _collect(cloud, job, pace)
+            if nodes.is_lost(find_node(cloud, job, assume=nodes.READY)):
+                raise Preempted
+        except gcloud.GcloudError as error:
+            gcloud.say(str(error))
         if drops > _DROPS:
             raise gcloud.CloudError(
                 f"worker 0 of {job.place.name} cannot be reached; the job may go on: "

@@ -29,14 +29,23 @@ def check(cloud: gcloud.Gcloud, place: nodes.Place, count: int, limit_s: float) 
     )
     if cloud.dry_run:
         return ""
-    reports = {}
-    for line in said.decode(errors="replace").splitlines():
-        if line.startswith("{"):
-            report = json.loads(line)
-            reports[report["worker"]] = report
+    reports = _read(said.decode(errors="replace"))
     for worker, report in sorted(reports.items()):
         gcloud.say(_describe(worker, report))
     return judge(reports, count, limit_s)
+
+
+def _read(text: str) -> dict[int, dict[str, Any]]:
+    """Reports by worker; what else ssh and the workers say is left out."""
+    reports = {}
+    for line in text.splitlines():
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict) and isinstance(report.get("worker"), int):
+            reports[report["worker"]] = report
+    return reports
 
 
 def _describe(worker: int, report: Mapping[str, Any]) -> str:

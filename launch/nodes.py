@@ -80,7 +80,7 @@ def describe(cloud: gcloud.Gcloud, place: Place, *, assume: Node) -> Node | None
             "--format=json",
             assume=json.dumps(document),
         )
-    except gcloud.CloudError as error:
+    except gcloud.GcloudError as error:
         if error.not_found:
             return None
         raise
@@ -174,7 +174,7 @@ def queue_state(cloud: gcloud.Gcloud, place: Place, *, assume: str) -> str:
             "--format=value(state.state)",
             assume=assume,
         ).strip()
-    except gcloud.CloudError as error:
+    except gcloud.GcloudError as error:
         if error.not_found:
             return ""
         raise

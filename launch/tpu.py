@@ -11,6 +11,7 @@ the job itself ended with.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say_error(error, 2)
     except gcloud.CloudError as error:
         return _say_error(error, 1)
+    except BrokenPipeError:  # whoever read stdout has enough, as "| head" does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         gcloud.say("stopped watching; what runs in the cloud goes on running")
         return 130
@@ -55,53 +59,57 @@ def _say_error(error: Exception, code: int) -> int:
     return code
 
 
-def _define_flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    for name, text in (
-        ("name", "Node; a queued resource has the same name."),
-        ("zone", "As in europe-west4-a."),
-        ("project", "Project of Google Cloud."),
-        ("accelerator_type", "As in v3-32."),
-        ("runtime_version", "Image of the workers, as in tpu-ubuntu2204-base."),
-        ("service_account", "E-mail of the workers' account; the project's default."),
-        ("bucket", "gs://NAME, in the zone's region."),
-        ("workdir", "gs:// folder of the run; BUCKET/runs/NAME if not given."),
-        ("out", "fetch: local folder to write, new; runs/NAME if not given."),
-    ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    for name, text in (
-        ("queued", "create: asks through the queue and waits there."),
-        ("spot", "create: cheaper, and can be preempted."),
-        ("reserved", "create: from the project's reservation."),
-        ("allow_dirty", "run: ships changes that are not committed as well."),
-        ("follow", "logs: goes on printing."),
-        ("yes", "delete: does not ask."),
-        ("dry_run", "Prints the commands and runs nothing."),
-    ):
-        flags.DEFINE_bool(name, False, text, flag_values=values)
-    flags.DEFINE_bool(
+_TEXTS = (
+    ("name", "Node; a queued resource has the same name."),
+    ("zone", "As in europe-west4-a."),
+    ("project", "Project of Google Cloud."),
+    ("accelerator_type", "As in v3-32."),
+    ("runtime_version", "Image of the workers, as in tpu-ubuntu2204-base."),
+    ("service_account", "E-mail of the workers' account; the project's default."),
+    ("bucket", "gs://NAME, in the zone's region."),
+    ("workdir", "gs:// folder of the run; BUCKET/runs/NAME if not given."),
+    ("out", "fetch: local folder to write, new; runs/NAME if not given."),
+)
+_SWITCHES = (
+    ("queued", False, "create: asks through the queue and waits there."),
+    ("spot", False, "create: cheaper, and can be preempted."),
+    ("reserved", False, "create: from the project's reservation."),
+    ("allow_dirty", False, "run: ships changes that are not committed as well."),
+    (
         "check_config",
         True,
         "run: ev2 plan reads the config here first; not possible if that needs data "
         "which only the workers have.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "source", str(ROOT), "run: git checkout to ship.", flag_values=values
-    )
+    ),
+    ("follow", False, "logs: goes on printing."),
+    ("yes", False, "delete: does not ask."),
+    ("dry_run", False, "Prints the commands and runs nothing."),
+)
+_COUNTS = (
+    ("lines", 50, "logs: how many of the last ones."),
+    ("retries", 0, "run, resume: new tries after a preemption."),
+)
+_SECONDS = (
+    ("retry_s", 30.0, "Seconds before the first new try; doubles, up to 600."),
+    ("poll_s", 10.0, "Seconds between two looks at what is waited for."),
+    ("queue_s", 86400.0, "Seconds to wait in the queue."),
+    ("preflight_s", 180.0, "Seconds for all workers to meet before training."),
+)
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    for name, text in _TEXTS:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    text = "run: git checkout to ship."
+    flags.DEFINE_string("source", str(ROOT), text, flag_values=values)
     flags.DEFINE_string("worker", "0", "logs: a number, or all.", flag_values=values)
-    for name, default, text in (
-        ("lines", 50, "logs: how many of the last ones."),
-        ("retries", 0, "run, resume: new tries after a preemption."),
-    ):
-        flags.DEFINE_integer(name, default, text, 0, flag_values=values)
-    for name, default, text in (
-        ("retry_s", 30, "Seconds before the first new try; doubles, up to 600."),
-        ("poll_s", 10, "Seconds between two looks at what is waited for."),
-        ("queue_s", 86400, "Seconds to wait in the queue."),
-        ("preflight_s", 180, "Seconds for all workers to meet before training."),
-    ):
-        flags.DEFINE_float(name, default, text, 0, flag_values=values)
+    for name, default, text in _SWITCHES:
+        flags.DEFINE_bool(name, default, text, flag_values=values)
+    for name, count, text in _COUNTS:
+        flags.DEFINE_integer(name, count, text, 0, flag_values=values)
+    for name, seconds, text in _SECONDS:
+        flags.DEFINE_float(name, seconds, text, 0.0, flag_values=values)
     return values
 
 
@@ -198,19 +206,18 @@ def _resume(cloud, place, values, words) -> int:
     )
     job = jobs.read_record(cloud, place, bucket, folder, assume=assumed)
     node = jobs.find_node(cloud, job, assume="PREEMPTED")
-    lost = nodes.is_lost(node)
-    pace = _pace(values)
+    lost, retries, pace = nodes.is_lost(node), values.retries, _pace(values)
     if not lost and jobs.read_states(cloud, place, "0").get(0) == "running":
         cloud.note("the job is running; its log from the beginning:")
         try:
             code = jobs.follow(cloud, job, pace)
         except jobs.Preempted:
             code = jobs.PREEMPTED
-        if code != jobs.PREEMPTED or not values.retries:
+        if code != jobs.PREEMPTED or not retries:
             return _finish(code)
+        retries -= 1
         lost = nodes.is_lost(jobs.find_node(cloud, job, assume="PREEMPTED"))
-    code = jobs.run(cloud, job, retries=values.retries, pace=pace, lost=lost)
-    return _finish(code)
+    return _finish(jobs.run(cloud, job, retries=retries, pace=pace, lost=lost))
 
 
 def _finish(code: int) -> int:

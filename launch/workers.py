@@ -82,7 +82,8 @@ cd $HOME/ev2-source
 PYTHONUNBUFFERED=1 COMMAND
 code=$?
 mkdir -p WORKDIR/logs
-timeout 60 cp $HOME/ev2-job/log WORKDIR/logs/worker-$worker.log
+name=$(date -u +%Y%m%dT%H%M%S)-worker-$worker.log
+timeout 60 cp $HOME/ev2-job/log WORKDIR/logs/$name
 echo $code > $HOME/ev2-job/exit
 END
 nohup setsid bash ev2-job/run.sh > ev2-job/log 2>&1 < /dev/null &

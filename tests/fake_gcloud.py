@@ -44,7 +44,8 @@ def install(folder: pathlib.Path, *, workers: int = 4, job: str = "exit 0", **sc
       scenario: "refuse_create" (a message, or one for each creation), "lose" (of which
         generations of the node worker 0 vanishes when its log is followed), "drop_at"
         (byte counts after which the connection breaks, call by call), "login" (empty
-        for none), "writable" (False for a bucket that is not), "queue" (states).
+        for none), "deaf" (how often the node cannot be described once its job runs),
+        "writable" (False for a bucket that is not), "queue" (states).
     """
     folder.mkdir(parents=True)
     python = f"#!{sys.executable} -IS\n"
@@ -145,6 +146,9 @@ class Cloud:
 
     def describe(self, name: str, flags: dict[str, str], queued: bool) -> None:
         del flags
+        if (self.folder / "count-follow").exists():
+            if self.count("deaf") < self.scenario.get("deaf", 0):
+                fail("ERROR: (gcloud) There was a problem reaching the server.")
         if name not in self.nodes or (queued and not self.nodes[name]["queued"]):
             fail(f"ERROR: (gcloud) NOT_FOUND: Resource '{name}' was not found")
         states = self.scenario.get("queue", ["ACTIVE"])

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import time
 
 import pytest
 
-from launch import meeting, preflight, tpu, workers
+from launch import tpu, workers
 from tests import fake_gcloud
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,7 +102,9 @@ def test_a_run_from_creation_to_deletion(cloud, launch, checkout, tmp_path):
         home = folder / "homes-1" / str(number)
         assert (home / "ev2-source/requirements.txt").exists()
         assert f"w-{number} uv venv --quiet --python 3.12 ev2-python" in installs
-        log = folder / f"buckets/bucket/runs/pod/logs/worker-{number}.log"
+        (log,) = (folder / "buckets/bucket/runs/pod/logs").glob(
+            f"*-worker-{number}.log"
+        )
         assert f"line 2 of {number}" in log.read_text()
     assert installs.count("-r ev2-source/requirements.txt jax[tpu]") == 4
 
@@ -121,7 +122,7 @@ def test_a_run_from_creation_to_deletion(cloud, launch, checkout, tmp_path):
     fetch = ("fetch", *PLACE, BUCKET, f"--out={out_folder}")
     assert launch(*fetch)[0] == 0
     assert json.loads((out_folder / "launch.json").read_text())["words"][0] == "train"
-    assert (out_folder / "logs/worker-2.log").exists()
+    assert len(list((out_folder / "logs").iterdir())) == 4
     assert launch(*fetch)[0] == 2  # it is there already
 
     assert launch("delete", *PLACE)[0] == 2  # nobody to ask
@@ -200,12 +201,13 @@ def test_the_job_outlives_the_launcher_and_resume_watches_it(cloud, launch, chec
 def test_a_dropped_connection_is_made_again_where_it_broke_off(cloud, launch):
     lines = [f"step {number}" for number in range(40)]
     job = f"printf '%s\\n' {' '.join(map(shlex.quote, lines))}; exit 3"
-    folder = cloud(workers=2, job=job, drop_at=[5, 1, 160])
+    folder = cloud(workers=2, job=job, drop_at=[5, 1, 160], deaf=2)
     launch(*CREATE)
     code, out, err = launch("run", *PLACE, BUCKET, *CONFIG)
     assert code == 3
     assert out.splitlines()[1:] == lines
     assert err.count("connection to worker 0 lost") == 3
+    assert err.count("There was a problem reaching the server") == 2
     assert not (folder / "count-create").exists()
 
 
@@ -223,59 +225,6 @@ def test_a_dead_worker_is_named_in_time(cloud, launch):
     assert "preflight: no answer within 1 s from worker 2 of 4" in err
     assert "worker 3 (t1v-n-fake-w-3): meeting the other workers" in err
     assert not (folder / "homes-1/0/ev2-job").exists()  # no training was started
-
-
-def test_preflight_verdicts():
-    def say(worker, **changes):
-        good = {"versions": {"jax": "1", "source": "a"}, "processes": 2}
-        return {worker: good | changes}
-
-    def verdict(*reports):
-        return meeting.judge({k: v for r in reports for k, v in r.items()}, 2, 9.0)
-
-    assert verdict(say(0), say(1)) == ""
-    assert "worker 0, 1 of 2" in verdict()
-    other = verdict(say(0), say(1, versions={"jax": "2", "source": "a"}))
-    assert other == "worker 1 has jax 2 (worker 0: 1)"
-    assert verdict(say(0), say(1, error="no TPU")) == "worker 1: no TPU"
-    assert "sees 1 processes" in verdict(say(0, processes=1), say(1))
-
-
-def start_preflight(number: int, port: int, limit_s: int) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "launch/preflight.py")),
-            *(f"--coordinator=127.0.0.1:{port}", "--processes=2"),
-            *(f"--process_id={number}", f"--limit_s={limit_s}"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_processes_meet():
-    port = free_port()
-    both = [start_preflight(number, port, 120) for number in range(2)]
-    reports = [json.loads(process.communicate()[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert [r["process_index"] for r in reports] == [0, 1]
-    assert all(r["processes"] == r["devices"] == 2 for r in reports)
-    assert reports[0]["versions"] == reports[1]["versions"]
-    assert meeting.judge(dict(enumerate(reports)), 2, 120) == ""
-
-
-def test_one_process_alone_gives_up_in_time():
-    process = start_preflight(0, free_port(), 3)
-    found = json.loads(process.communicate()[0])
-    assert process.returncode == 1 and found["seconds"] < 6
-    assert found["error"].endswith("not done within 3 s") and found["worker"] == 0
 
 
 def test_quota_refusal_is_one_line(cloud, launch):
@@ -442,9 +391,3 @@ def test_worker_scripts_are_shown_without_escapes():
         *(workers.STATE, workers.STOP, workers.PROGRESS, workers.preflight(9)),
     )
     assert not [script for script in scripts if "'" in script]
-
-
-def test_workers_are_counted_as_gcloud_counts_them(monkeypatch):
-    for host, number in (("t1v-n-0a1b-w-12", 12), ("t1v-n-0a1b-w-3.zone.internal", 3)):
-        monkeypatch.setattr(preflight.socket, "gethostname", lambda host=host: host)
-        assert preflight.worker_number() == number
