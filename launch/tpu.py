@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     values = _define_flags()
-    if not argv or argv[0] in ("help", "--help", "-h") or "--help" in argv:
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
     try:
+        if not argv or argv[0] in ("help", "-h") or "--help" in argv:
+            print(f"{__doc__}\n{values.get_help()}", flush=True)
+            return 0
         errors.check_choice("verb", argv[0], VERBS)
         try:
             words = values([f"tpu.py {argv[0]}", *argv[1:]])[1:]
