@@ -142,6 +142,14 @@ def test_recipes_import_recipes_and_nothing_of_ev2():
         assert not wrong, path.name
 
 
+def test_launching_needs_nothing_heavy():
+    # A laptop without JAX can launch; preflight loads it on the workers.
+    allowed = {*sys.stdlib_module_names, "absl", "launch", "ev2.errors", "ev2.files"}
+    for path in (ROOT / "launch").glob("*.py"):
+        early = [found for found in read_imports(path) if not found.late]
+        assert not [f for f in early if f.module not in allowed], path.name
+
+
 # What may import a room: everything else must do without it.
 @pytest.mark.parametrize(
     "room, importers",
@@ -214,7 +222,8 @@ def test_readme_lists_every_file():
         listed.setdefault(room, set()).update(
             word.strip(",") for word in line.split() if word.strip(",").endswith(".py")
         )
-    for path in [*MODULES.values(), *(ROOT / "configs").glob("*.py")]:
+    scripts = [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.py")]
+    for path in [*MODULES.values(), *scripts]:
         if not path.name.startswith("__"):
             folder = f"{path.parent.relative_to(ROOT)}/"
             assert path.name in listed[folder], f"{folder}{path.name}"

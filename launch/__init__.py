@@ -1,0 +1,1 @@
+"""Launching on machines elsewhere; nothing of it is imported by ev2."""
