@@ -32,6 +32,7 @@ class EfficientNet(nn.Module):
         dtype: compute dtype. Parameters, statistics and logits are float32.
         bn_momentum: as `norms.BatchNorm.momentum`.
         bn_group_images: as `norms.BatchNorm.group_images`.
+        bn_frozen: as `norms.BatchNorm.frozen`.
     """
 
     arch: architectures.Arch
@@ -39,6 +40,7 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
     bn_group_images: int = 0
+    bn_frozen: bool = False
 
     @nn.compact
     def __call__(
@@ -70,6 +72,7 @@ class EfficientNet(nn.Module):
             momentum=self.bn_momentum,
             epsilon=BN_EPSILON,
             group_images=self.bn_group_images,
+            frozen=self.bn_frozen,
             dtype=self.dtype,
         )
         conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=activation)

@@ -26,6 +26,8 @@ class BatchNorm(nn.Module):
         group_images: consecutive images that share statistics; 0 for all.
         dtype: dtype of the result.
         scale_init: initializer of the scale.
+        frozen: whether to normalize by the running statistics in training too, and
+            leave them as they are.
 
     Raises:
         InputError: in training, if `group_images` does not divide the batch.
@@ -39,6 +41,7 @@ class BatchNorm(nn.Module):
     group_images: int = 0
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -51,7 +54,7 @@ class BatchNorm(nn.Module):
 
         x = x.astype(jnp.float32)
         mean, var = running_mean.value[None], running_var.value[None]  # [1, C]
-        if train:
+        if train and not self.frozen:
             mean, var = self._moments(x)  # [groups, C]
             self._update(running_mean, mean)
             self._update(running_var, var)
