@@ -42,7 +42,9 @@ def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
     config.data.randaugment_layers = 1
     config.progressive.drop_path = (0.0, 0.0)
 
-    config.optimizer.lr = 0.002  # per 256 images; ten times that forgets what was learnt
+    config.optimizer.lr = (
+        0.002  # per 256 images; ten times that forgets what was learnt
+    )
     config.optimizer.warmup_epochs = 1.0
     config.ema.decay = 0.99
 

@@ -179,7 +179,10 @@ def _use_released_settings(config: ConfigDict) -> None:
 def _parse(arg: str) -> tuple[str, str]:
     """Model and recipe of "MODEL[,recipe=...]"."""
     names, values = arguments.parse("imagenet1k.py", arg, {"recipe": tuple(ROWS)})
-    recipe = values["recipe"]
-    kind = f"model with recipe={recipe}"
-    (model,) = arguments.choose("imagenet1k.py", names, {kind: tuple(ROWS[recipe])})
+    model, recipe = ",".join(names), values["recipe"]
+    if model not in ROWS[recipe]:
+        raise ValueError(
+            f"imagenet1k.py: there is no model {model!r} with recipe={recipe}; choose "
+            f"one of {', '.join(ROWS[recipe])}"
+        )
     return model, recipe
