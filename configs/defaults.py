@@ -46,8 +46,7 @@ def get_config() -> ConfigDict:
     # Epochs between evaluations; 0 = at the end of each stage only.
     config.eval.every_epochs = 0.0
 
-    config.init = ConfigDict()
-    config.init.checkpoint = ""  # folder to start the weights from; "" = random
+    config.init = _init()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000  # steps between saves; 0 = stage ends only
@@ -83,6 +82,25 @@ def _model() -> ConfigDict:
     return model
 
 
+def _init() -> ConfigDict:
+    init = ConfigDict()
+    # Weights to start from: a run, weights that `ev2 convert` wrote, or a published
+    # file. "" = random; "required" = what a recipe says that cannot go without. The
+    # optimizer, step and schedule start fresh, and so does a classifier of other
+    # classes.
+    init.checkpoint = ""
+    init.weights = "ema"  # "ema" (the running averages) | "raw", where there are both
+    # "" (all learn) | "backbone" (the classifier alone learns): what is frozen takes no
+    # update and no weight decay, and its BN statistics stay.
+    init.freeze = ""
+    # True: BN normalizes by the checkpoint's statistics in training too, and they stay.
+    init.freeze_bn = False
+    # Learning rate of the last stage as a share of the head's and classifier's, and of
+    # every stage as a share of the next one's, down to the stem; 1 = the same for all.
+    init.layer_decay = 1.0
+    return init
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     # "embedded" (the small set inside the package) | "tfds" | "folder" (one folder
@@ -103,10 +121,12 @@ def _data() -> ConfigDict:
     # share the target equally, and a prediction is right if it is one of them.
     data.max_labels = 1
 
-    # Per RGB channel, in 0..255: the network sees (pixel - mean) / std.
+    # Per RGB channel, in 0..255: the network sees (pixel - mean) / std. () = those of
+    # init.checkpoint's pictures.
     data.mean = (128.0, 128.0, 128.0)
     data.std = (128.0, 128.0, 128.0)
-    data.interpolation = "bilinear"  # "bilinear" | "bicubic", for every resize
+    # "bilinear" | "bicubic" | "" = init.checkpoint's; for every resize.
+    data.interpolation = "bilinear"
 
     # Training crop: share of the image's area, then width / height; (low, high).
     data.crop_area = (0.05, 1.0)

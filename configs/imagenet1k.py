@@ -41,7 +41,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from configs import arguments, defaults
 
 # ImageNet's channel means and deviations, in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -178,16 +178,8 @@ def _use_released_settings(config: ConfigDict) -> None:
 
 def _parse(arg: str) -> tuple[str, str]:
     """Model and recipe of "MODEL[,recipe=...]"."""
-    model, *options = arg.split(",")
-    recipe = "paper"
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "recipe" or value not in ROWS:
-            raise ValueError(
-                f"imagenet1k.py: {option!r} is not known; choose one of "
-                + ", ".join(f"recipe={name}" for name in ROWS)
-            )
-        recipe = value
+    names, values = arguments.parse("imagenet1k.py", arg, {"recipe": tuple(ROWS)})
+    model, recipe = ",".join(names), values["recipe"]
     if model not in ROWS[recipe]:
         raise ValueError(
             f"imagenet1k.py: there is no model {model!r} with recipe={recipe}; choose "

@@ -50,6 +50,8 @@ def check(config: Any) -> None:
         _refuse("eval.every_epochs", every, "0 (each stage's end) or more")
     for key, above in _CHANNELS.items():
         value = _value(config, key)
+        if len(value) == 0:
+            continue  # the checkpoint's; see `initial.open_source`
         if len(value) != 3 or not all(_is_number(v) and v > above for v in value):
             positive = " above 0" if above == 0 else ""
             _refuse(key, value, f"three numbers{positive}, for red, green and blue")
@@ -57,6 +59,21 @@ def check(config: Any) -> None:
     if mixes(config) and (group < 4 or group % 4):
         # Half a group must have partners to swap with.
         _refuse("loss.mix_group_images", group, "a multiple of 4, with mixup or CutMix")
+
+
+def check_init(init: Any) -> None:
+    """Raises InputError for a value of `config.init` that no run could use."""
+    errors.check_choice("init.weights", init.weights, ("ema", "raw"))
+    errors.check_choice("init.freeze", init.freeze, ("", "backbone"))
+    decay = init.layer_decay
+    if not _is_number(decay) or not 0 < decay <= 1:
+        _refuse("init.layer_decay", decay, "a number above 0, to 1 (off)")
+    if init.layer_decay < 1 and init.freeze:
+        _refuse("init.layer_decay", decay, "1: with init.freeze no stage learns")
+    if init.freeze and not init.checkpoint:
+        _refuse("init.freeze", init.freeze, "'' without init.checkpoint")
+    if init.freeze_bn and not init.checkpoint:
+        _refuse("init.freeze_bn", init.freeze_bn, "False without init.checkpoint")
 
 
 def mixes(config: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
@@ -281,28 +280,3 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
         if child.name.isdigit() and (child / "meta").is_dir()
     ]
     return max(steps, key=lambda child: int(child.name), default=None)
-
-
-def load_weights_for(model: models.Model, path: str) -> dict[str, Any]:
-    """Returns the averaged weights at `path`, which must be of the same network.
-
-    Published files are read too; their network must be the run's.
-
-    Raises:
-      InputError: no checkpoint there, or one of another model or head.
-    """
-    source, variables, _ = load_pretrained(path)
-    for key, value in {
-        "name": lambda m: m.name,
-        "num_classes": lambda m: m.num_classes,
-        "padding": lambda m: m.arch.padding,
-        "blocks": lambda m: arch.encode(m.arch.rows),
-    }.items():
-        theirs, ours = value(source), value(model)
-        if ours != theirs:
-            raise errors.InputError(
-                f"init.checkpoint: {path!r} is of another model, with {key} {theirs!r} "
-                f"where this run has {ours!r}; give a checkpoint of the same model"
-            )
-    logging.info("starting from the averaged weights of %s", path)
-    return variables

@@ -1,4 +1,4 @@
-"""The learning rate by step, RMSProp as the reference defines it, and the EMA.
+"""The learning rate by step and by layer, RMSProp as the reference has it, the EMA.
 
 The learning rate is a pure Python function of the step, evaluated on the host and
 handed to the compiled step as a number: `ev2 plan` prints it without a device, and
@@ -89,7 +89,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     m <- momentum m + lr g / sqrt(v + epsilon); params <- params - m.
 
     The learning rate is inside the momentum sum, epsilon inside the root.
-    Gradients are first clipped to a global norm of `optimizer.clip_norm` (0: off).
+    Gradients are first clipped to a global norm of `optimizer.clip_norm` (0: off). The
+    learning rate of a leaf is multiplied by its factor, see `layer_factors`.
 
     Source: TensorFlow 1's RMSPropOptimizer, which the released code trains with;
     tests/test_optim.py compares with it.
@@ -101,20 +102,68 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     parts = [
         clip or optax.identity(),
         optax.scale_by_rms(decay=opt.decay, eps=opt.epsilon, initial_scale=1.0),
-        _scale_by_argument(),
+        _scale_by_argument(config.init),
         optax.trace(decay=opt.momentum),
     ]
     return optax.chain(*parts)
 
 
-def _scale_by_argument() -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by minus the `learning_rate` given to `update`."""
+def _scale_by_argument(init: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the `learning_rate` given to `update`, by layer."""
 
     def update(updates, state, params=None, *, learning_rate, **unused):
         del params, unused
-        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+        factors = layer_factors(init, updates)
+        return jax.tree.map(
+            lambda u, f: -learning_rate * f * u, updates, factors
+        ), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def layer_factors(init: ConfigDict, params: Any) -> Any:
+    """Returns what the learning rate of each leaf is multiplied by, a tree of floats.
+
+    The classifier and the head have 1, the last stage `init.layer_decay`, the stage
+    before it the square of that, and so on down to the stem. With `init.freeze`
+    "backbone" all but the classifier have 0.
+
+    Args:
+      init: `config.init`.
+      params: tree of parameters, or of the same form; its values are not read.
+    """
+    if init.layer_decay == 1 and not init.freeze:
+        return jax.tree.map(lambda _: 1.0, params)
+    last = max(_stage(name) for name in params)
+
+    def factor(name: str) -> float:
+        if name == "classifier":
+            return 1.0
+        if init.freeze == "backbone":
+            return 0.0
+        return 1.0 if name == "head" else init.layer_decay ** (last + 1 - _stage(name))
+
+    return {
+        name: jax.tree.map(lambda _, name=name: factor(name), below)
+        for name, below in params.items()
+    }
+
+
+def _stage(name: str) -> int:
+    """3 of "stage3_block0"; 0 of what lies before the stages or after them."""
+    return int(name.removeprefix("stage").split("_")[0]) if "_block" in name else 0
+
+
+def hold_frozen(init: ConfigDict, params: Any) -> Any:
+    """Returns the same values; leaves whose factor is 0 get no gradient.
+
+    Nothing is then computed for it: a frozen backbone has no backward pass.
+    """
+    return jax.tree.map(
+        lambda p, f: p if f else jax.lax.stop_gradient(p),
+        params,
+        layer_factors(init, params),
+    )
 
 
 def update_ema(config: ConfigDict, ema: Any, new: Any, num_updates: jax.Array) -> Any:

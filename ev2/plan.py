@@ -28,6 +28,7 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
         errors.InputError: the config has a value that no run could use.
     """
     check.check(config)
+    check.check_init(config.init)
     arch.get(config.model.name, tuple(config.model.blocks))  # refuses unknown names
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)

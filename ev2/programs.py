@@ -28,6 +28,7 @@ def create_model(config: ConfigDict, num_classes: int) -> models.Model:
         dtype=config.model.dtype,
         bn_momentum=config.model.bn_momentum,
         bn_group_images=config.model.bn_group_images,
+        bn_frozen=config.init.freeze_bn or config.init.freeze == "backbone",
         blocks=tuple(config.model.blocks),
         padding=config.model.padding,
         remat=config.model.remat,

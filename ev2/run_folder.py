@@ -126,6 +126,21 @@ class RunFolder:
         return lines
 
 
+def read_config(workdir: str) -> dict[str, Any] | None:
+    """Returns the config of the run in `workdir`, or None if there is no run.
+
+    Raises:
+      InputError: its file is damaged.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    saved = _read_object(path)
+    if saved is None:
+        return None
+    if not isinstance(saved.get("config"), dict):
+        raise _damaged(path)
+    return saved["config"]
+
+
 def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
     found = {"python": platform.python_version()}
@@ -173,7 +188,7 @@ def refuse_other_run(
             f"workdir: {str(workdir)!r} is not a local folder; runs are kept on a disk "
             "of their own machine"
         )
-    saved, stages = (_read_object(path / f"{n}.json") for n in ("config", "stages"))
+    saved, stages = read_config(workdir), _read_object(path / "stages.json")
     if saved is None:
         if (path / "checkpoints").is_dir():
             raise errors.InputError(
@@ -181,9 +196,7 @@ def refuse_other_run(
                 "of what run; choose another folder"
             )
         return
-    if not isinstance(saved.get("config"), dict):
-        raise _damaged(path / "config.json")
-    before, now = (flatten(x, ".") for x in (saved["config"], _plain(config)))
+    before, now = (flatten(x, ".") for x in (saved, _plain(config)))
     _refuse_differing(path, before, now)
     if data is not None and stages is not None:
         now = {key: json.loads(json.dumps(value)) for key, value in data.items()}

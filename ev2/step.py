@@ -52,6 +52,7 @@ def make_train_step(
             )
 
         def loss_fn(params):
+            params = optim.hold_frozen(config.init, params)
             logits, batch_stats = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,

@@ -76,7 +76,10 @@ def step_config(config: ConfigDict) -> dict[str, Any]:
     return {
         **kept,
         "seed": 0,
-        "data": {key: plain["data"][key] for key in ("mean", "std", "max_labels")},
+        "init": {**plain["init"], "checkpoint": ""},
+        # What is left to a checkpoint is three numbers as well.
+        "data": {key: plain["data"][key] or [1.0] * 3 for key in ("mean", "std")}
+        | {"max_labels": plain["data"]["max_labels"]},
         "progressive": {"mixup": [mixed], "cutmix": [0.0]},
     }
 

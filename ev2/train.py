@@ -19,6 +19,7 @@ from ev2 import (
     data,
     errors,
     evaluate,
+    initial,
     logbook,
     models,
     optim,
@@ -45,7 +46,7 @@ class _Job:
     learning_rate: Callable[[int], float]
     model: models.Model
     optimizer: optax.GradientTransformationExtraArgs
-    initial: dict[str, Any] | None  # weights to start from
+    weights: dict[str, Any] | None  # to start from; see `initial.weights_for`
 
 
 def train_and_evaluate(
@@ -72,6 +73,7 @@ def train_and_evaluate(
       PreemptedError: SIGTERM came; the state is saved.
     """
     job = _prepare(config, workdir)
+    config = job.config
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:  # closed on every way out, in reverse order
 
@@ -101,6 +103,7 @@ def train_and_evaluate(
 def _prepare(config: ConfigDict, workdir: str) -> _Job:
     """Checks the whole config and returns what it means."""
     table = plan.make_plan(config)  # checks the config's values
+    config, source = initial.open_source(config, workdir)
     data.check(config)
     mesh = sharding.make_mesh()
     info = data.describe(config)
@@ -108,10 +111,10 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     batch_sizes = {stage.batch_size for stage in stages}
     programs.check_batches(config, batch_sizes, mesh.devices.size)
     model = programs.create_model(config, info.num_classes)
-    initial = None
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
-    if config.init.checkpoint and not checkpoint.exists(workdir):
-        initial = checkpoint.load_weights_for(model, config.init.checkpoint)
+    weights = None
+    if source is not None:
+        weights = initial.weights_for(model, info.class_names, source)
     return _Job(
         config=config,
         mesh=mesh,
@@ -121,7 +124,7 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
         learning_rate=optim.make_learning_rate(config, stages, info.num_train_images),
         model=model,
         optimizer=optim.make_optimizer(config),
-        initial=initial,
+        weights=weights,
     )
 
 
@@ -226,11 +229,9 @@ def _create_state(job: _Job) -> states.TrainState:
         lambda: states.create_state(job.model, job.optimizer, job.config, size),
         out_shardings=everywhere,
     )()
-    if job.initial is None:
+    if job.weights is None:
         return state
-    variables = jax.device_put(job.initial, everywhere)
-    ema = jax.tree.map(jax.numpy.copy, variables)
-    return dataclasses.replace(state, **variables, ema=ema)
+    return initial.start_from(state, job.weights, everywhere)
 
 
 def _prepare_stages(job: _Job, start: int, abstract_state) -> ahead.Prepared:

@@ -11,7 +11,16 @@ import sys
 
 import pytest
 
-from configs import defaults, demo, folder, imagenet1k
+from configs import (
+    defaults,
+    demo,
+    finetune,
+    folder,
+    imagenet1k,
+    imagenet1k_ft,
+    imagenet21k,
+    transfer,
+)
 from ev2 import arch, progressive, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,12 +30,26 @@ RECIPES = {
     "demo": demo.get_config,
     "folder": folder.get_config,
     "folder:efficientnetv2-s": lambda: folder.get_config("efficientnetv2-s"),
+    "finetune": finetune.get_config,
+    "finetune:efficientnetv2-m": lambda: finetune.get_config("efficientnetv2-m"),
 } | {
     f"imagenet1k:{model},recipe={recipe}": (
         lambda arg=f"{model},recipe={recipe}": imagenet1k.get_config(arg)
     )
     for recipe, rows in imagenet1k.ROWS.items()
     for model in rows
+}
+CHAIN = [
+    *((imagenet21k, model) for model in imagenet21k.MODELS),
+    *((imagenet1k_ft, model) for model in imagenet1k_ft.MODELS),
+    *((transfer, f"{name},{m}") for name in transfer.SETS for m in transfer.MODELS),
+]
+RECIPES |= {
+    f"{module.__name__}:{names},recipe={recipe}": (
+        lambda module=module, arg=f"{names},recipe={recipe}": module.get_config(arg)
+    )
+    for module, names in CHAIN
+    for recipe in ("paper", "released")
 }
 
 # Of recipes that declare no count: ImageNet1k, Fashion-MNIST as shipped, and a folder

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import demo, folder, imagenet1k
+from configs import demo, finetune, folder, imagenet1k, imagenet1k_ft, imagenet21k
+from configs import transfer as transfers
 from ev2 import optim
 from ev2 import state as states
 from ev2 import step as steps
@@ -29,11 +30,16 @@ def _parts(config, num_classes):
     return create, steps.make_train_step(model, optimizer, config)
 
 
-def _batch():
+def _batch(size=SIZE, max_labels=1):
+    """With several labels, picture i has classes 0 to i."""
     random = np.random.default_rng(0)
+    label = np.arange(BATCH, dtype=np.int32)
+    if max_labels > 1:
+        places = np.arange(max_labels, dtype=np.int32)[None]
+        label = np.where(places <= label[:, None], places, -1).astype(np.int32)
     return {
-        "image": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
-        "label": np.arange(BATCH, dtype=np.int32),
+        "image": random.integers(0, 256, (BATCH, size, size, 3), np.uint8),
+        "label": label,
         "mask": np.ones(BATCH, np.float32),
     }
 
@@ -50,9 +56,8 @@ def _take_step(config, num_classes):
     quick = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, compiler_options=quick)()
     before = np.asarray(jax.tree.leaves(state.params)[-1])
-    state, sums = jax.jit(train_step, donate_argnums=0, compiler_options=quick)(
-        state, _batch(), _strengths(config)
-    )
+    step = jax.jit(train_step, donate_argnums=0, compiler_options=quick)
+    state, sums = step(state, _batch(SIZE, config.data.max_labels), _strengths(config))
     assert int(state.step) == 1 and int(sums["count"]) == BATCH
     assert np.isfinite(float(sums["loss"]))
     assert not np.array_equal(before, np.asarray(jax.tree.leaves(state.params)[-1]))
@@ -82,3 +87,52 @@ def test_every_imagenet_recipe_takes_a_step(model, recipe):
 @pytest.mark.slow
 def test_folder_recipe_takes_a_step():
     _take_step(folder.get_config(), 3)
+
+
+def _trained(config):
+    """The recipe with what it would take from a checkpoint."""
+    config.init.checkpoint = "somewhere"
+    config.data.mean = config.data.std = (128.0,) * 3
+    return config
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_recipes_of_the_chain_trace(recipe):
+    # Shapes of a whole step at the true size and number of classes, of a tiny network.
+    for config in (
+        imagenet21k.get_config(f"s,recipe={recipe}"),
+        _trained(imagenet1k_ft.get_config(f"s,recipe={recipe}")),
+        _trained(transfers.get_config(f"flowers,s,recipe={recipe}")),
+    ):
+        config.model.update({"name": "efficientnetv2-tiny", "blocks": tiny.BLOCKS})
+        create, train_step = _parts(config, config.data.num_classes)
+        state = jax.eval_shape(create)
+        batch = _batch(config.progressive.image_size[1], config.data.max_labels)
+        after, _ = jax.eval_shape(train_step, state, batch, _strengths(config))
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        head = state.params["classifier"]["kernel"]
+        assert head.shape[1] == config.data.num_classes
+
+
+CHAIN = [
+    (module, arg, recipe)
+    for module in (imagenet21k, imagenet1k_ft)
+    for arg in module.MODELS
+    for recipe in module.RECIPES
+] + [
+    (transfers, f"{name},{model}", "paper")
+    for name in transfers.SETS
+    for model in transfers.MODELS
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "arg", "recipe"), CHAIN)
+def test_every_recipe_of_the_chain_takes_a_step(module, arg, recipe):
+    config = _trained(module.get_config(f"{arg},recipe={recipe}"))
+    _take_step(config, config.data.num_classes)
+
+
+@pytest.mark.slow
+def test_finetune_recipe_takes_a_step():
+    _take_step(_trained(finetune.get_config()), 3)

@@ -187,6 +187,10 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
         "optimizer": optimizer,
         "ema": {"decay": 0.9999, "warmup": True},
         "seed": 0,
+        "init": {
+            **{"checkpoint": "", "weights": "ema", "freeze": "", "freeze_bn": False},
+            "layer_decay": 1.0,
+        },
         "data": {"mean": [128.0] * 3, "std": [128.0] * 3, "max_labels": 1},
         "progressive": {"mixup": [0.0], "cutmix": [0.0]},
     }

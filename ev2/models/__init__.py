@@ -139,6 +139,7 @@ def create_model(
     dtype: str = "float32",
     bn_momentum: float = 0.99,
     bn_group_images: int = 0,
+    bn_frozen: bool = False,
     blocks: Sequence[str] = (),
     padding: str = "",
     remat: bool = False,
@@ -153,6 +154,8 @@ def create_model(
             Paper 0.99, released code 0.9.
         bn_group_images: consecutive images of the global batch that share
             BatchNorm statistics; 0 for all of them.
+        bn_frozen: whether training leaves the running statistics as they are, and
+            normalizes by them.
         blocks: block strings (see `ev2.arch.encode`) in place of the network's rows.
             Stem and head stay; the first row starts at the width of the stem.
         padding: "same" or "symmetric", see `ev2.arch.PADDINGS`; "" for the network's
@@ -184,6 +187,7 @@ def create_model(
         dtype=jnp.dtype(dtype),
         bn_momentum=bn_momentum,
         bn_group_images=bn_group_images,
+        bn_frozen=bn_frozen,
     )
     if not arch.is_resnet:
         module = efficientnet.EfficientNet(remat=remat, **options)

@@ -34,6 +34,7 @@ class EfficientNet(nn.Module):
         bn_group_images: as `norms.BatchNorm.group_images`.
         remat: whether to keep, in training, only what lies between blocks, and to
             compute the inside of a block anew for its gradient.
+        bn_frozen: as `norms.BatchNorm.frozen`.
     """
 
     arch: architectures.Arch
@@ -42,6 +43,7 @@ class EfficientNet(nn.Module):
     bn_momentum: float = 0.99
     bn_group_images: int = 0
     remat: bool = False
+    bn_frozen: bool = False
 
     @nn.compact
     def __call__(
@@ -73,6 +75,7 @@ class EfficientNet(nn.Module):
             momentum=self.bn_momentum,
             epsilon=BN_EPSILON,
             group_images=self.bn_group_images,
+            frozen=self.bn_frozen,
             dtype=self.dtype,
         )
         conv_norm = functools.partial(layers.ConvNorm, norm=norm, activation=activation)

@@ -29,6 +29,8 @@ class BatchNorm(nn.Module):
         group_images: consecutive images that share statistics; 0 for all.
         dtype: dtype of the result.
         scale_init: initializer of the scale.
+        frozen: whether to normalize by the running statistics in training too, and
+            leave them as they are.
 
     Raises:
         InputError: in training, if `group_images` does not divide the batch.
@@ -42,6 +44,7 @@ class BatchNorm(nn.Module):
     group_images: int = 0
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    frozen: bool = False
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns `[N, H, W, C]` normalized."""
@@ -64,7 +67,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", ones, None, channels)
 
         mean, var = running_mean.value[None], running_var.value[None]  # [1, C]
-        if train:
+        if train and not self.frozen:
             mean, var = self._mean_and_var(x, moments)  # [groups, C]
             self._update(running_mean, mean)
             self._update(running_var, var)

@@ -36,6 +36,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
     bn_group_images: int = 0
+    bn_frozen: bool = False
 
     @nn.compact
     def __call__(
@@ -56,6 +57,7 @@ class ResNet(nn.Module):
             momentum=self.bn_momentum,
             epsilon=BN_EPSILON,
             group_images=self.bn_group_images,
+            frozen=self.bn_frozen,
             dtype=self.dtype,
         )
 

@@ -1,0 +1,53 @@
+"""Your own pictures, from weights that others trained: a few hundred do.
+
+    ev2 train --config=configs/finetune.py --config.data.path=DIR --workdir=runs/mine \\
+      --config.init.checkpoint=runs/lite0
+    ev2 train --config=configs/finetune.py:efficientnetv2-s ...   (another network)
+
+DIR as for `configs/folder.py`. The checkpoint is a run, weights that `ev2 convert`
+wrote, or a published file, of the network named; its pictures' normalization and
+interpolation are taken over.
+
+Hardware: anything. Two CPU cores in three minutes; see the README for
+what that gives. On a GPU or TPU add `--config.model.dtype=bfloat16`, and raise
+`--config.progressive.image_size` and `--config.eval.image_size` to the network's own.
+Very few pictures, or very little time: `--config.init.freeze=backbone`.
+Source: none; all values are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import folder
+
+
+def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
+    """Returns the recipe for a folder of pictures and trained weights, locked.
+
+    Args:
+        model: a name of `ev2.list_models()`; checked when the run is planned.
+    """
+    config = folder.get_config(model)
+    config.init.checkpoint = "required"
+    # A batch of few pictures tells less about them than the checkpoint does.
+    config.init.freeze_bn = True
+    config.init.layer_decay = 0.8
+    config.data.mean = config.data.std = ()
+    config.data.interpolation = ""
+
+    config.epochs = 6.0
+    config.progressive.schedule = "fixed"  # a change of size costs a compilation
+    config.progressive.image_size = (128, 128)
+    config.progressive.dropout = (0.2, 0.2)
+    config.progressive.randaugment = (5.0, 5.0)
+    config.data.randaugment_layers = 1
+    config.progressive.drop_path = (0.0, 0.0)
+
+    config.optimizer.lr = (
+        0.002  # per 256 images; ten times that forgets what was learnt
+    )
+    config.optimizer.warmup_epochs = 1.0
+    config.ema.decay = 0.99
+
+    config.eval.image_size = 128
+    config.eval.every_epochs = 0.0
+    return config
