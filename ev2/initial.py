@@ -99,12 +99,12 @@ def _say_differing(config: ConfigDict, source: Source) -> None:
 
 def weights_for(
     model: models.Model, names: tuple[str, ...], source: Source
-) -> dict[str, Any]:
-    """Returns the weights of `source` that `model` starts from, and says which.
+) -> tuple[dict[str, Any], str]:
+    """Returns the weights of `source` that `model` starts from, and what they are.
 
-    Without "classifier" among the parameters if that is of other classes: of another
-    number, or of other names, or of the same in another order. Numbers in place of
-    names, on one side, are taken for the names of the other.
+    The former are without "classifier" among the parameters if that is of other
+    classes: of another number, or of other names, or of the same in another order.
+    Numbers in place of names, on one side, are taken for the names of the other.
 
     Args:
       model: the network of the run.
@@ -123,9 +123,8 @@ def weights_for(
     if reason:
         params = variables["params"]
         variables["params"] = {k: v for k, v in params.items() if k != "classifier"}
-    head = f"a new classifier: {reason}" if reason else "its classifier too"
-    logging.info("starting from the %s weights of %s; %s", which, source.path, head)
-    return variables
+    head = f"a new classifier: {reason}" if reason else "its classifier"
+    return variables, f"from the {which} weights of {source.path}, with {head}"
 
 
 def _check_network(model: models.Model, source: Source) -> None:

@@ -47,6 +47,7 @@ class _Job:
     model: models.Model
     optimizer: optax.GradientTransformationExtraArgs
     weights: dict[str, Any] | None  # to start from; see `initial.weights_for`
+    origin: str  # what they are
 
 
 def train_and_evaluate(
@@ -112,9 +113,9 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     programs.check_batches(config, batch_sizes, mesh.devices.size)
     model = programs.create_model(config, info.num_classes)
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
-    weights = None
+    weights, origin = None, "from random weights"
     if source is not None:
-        weights = initial.weights_for(model, info.class_names, source)
+        weights, origin = initial.weights_for(model, info.class_names, source)
     return _Job(
         config=config,
         mesh=mesh,
@@ -125,6 +126,7 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
         model=model,
         optimizer=optim.make_optimizer(config),
         weights=weights,
+        origin=origin,
     )
 
 
@@ -324,7 +326,7 @@ def _begin_notes(job: _Job, folder, start: int, state) -> dict[str, Any]:
 
 def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:
     device = job.mesh.devices.flat[0]
-    begin = f"resuming after step {start:,}" if start else "starting"
+    begin = f"resuming after step {start:,}" if start else f"starting {job.origin},"
     return (
         f"{job.config.model.name}, {notes['params']:,} parameters, on "
         f"{job.mesh.devices.size} x {device.device_kind}; "
