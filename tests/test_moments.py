@@ -54,3 +54,15 @@ def test_the_platform_picks_the_form(platform, products):
     traced = step.trace(normal(2, 4, 4, 6), normal(6, 12))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.dot_general") == products
+
+
+def test_more_pixels_than_an_int32_holds():
+    # v3-2048 with 128 images of 300 px a core: 5.9e9 pixels after the stem.
+    x = jax.ShapeDtypeStruct((128 * 2048, 150, 150, 24), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((24, 96), jnp.bfloat16)
+
+    def total(x, kernel):
+        return sum(jnp.sum(part) for part in moments.fast_product(x, kernel)[1:])
+
+    dx, dkernel = jax.eval_shape(jax.grad(total, argnums=(0, 1)), x, kernel)
+    assert (dx.shape, dkernel.shape) == (x.shape, kernel.shape)

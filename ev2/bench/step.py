@@ -285,7 +285,7 @@ def _slice_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{1e3 * row['step_seconds']:.1f}",
         f"{row['bytes_accessed'] / 1e9:.1f}",
-        f"{row['flops'] / 1e12:.2f}",
+        f"{row['flops'] / 1e12:.3g}",
         f"{row['temp_bytes'] / slices.GIB:.2f}",
         f"{row['hbm_bytes'] / slices.GIB:.2f}",
         f"{row['images_per_second_per_device']:,.0f}",

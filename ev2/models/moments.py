@@ -55,7 +55,8 @@ def _forward(x: jax.Array, kernel: jax.Array):
 def _backward(saved: Any, gradients: Product):
     x, kernel = saved
     dy, dmean, dsquare = gradients
-    num_pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    # Of a large slice they are more than an int32 holds.
+    num_pixels = float(x.shape[0] * x.shape[1] * x.shape[2])
     a, b = dmean / num_pixels, 2 * dsquare / num_pixels
     wide = kernel.astype(jnp.float32)
     over_pixels = functools.partial(
