@@ -222,6 +222,8 @@ def _with_preprocessing(meta: dict[str, Any], config: ConfigDict | None) -> Conf
             "give --config=configs/folder.py --config.data.path=DIR"
         )
     merged = ConfigDict(meta["config"] if config is None else config.to_dict())
+    if "max_labels" not in merged.data:  # a checkpoint of before there was this key
+        merged.data.max_labels = 1
     for key, value in meta["preprocessing"].items():
         section = merged.eval if key == "image_size" else merged.data
         section[key] = tuple(value) if isinstance(value, list) else value

@@ -98,6 +98,8 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
     from ev2 import data, progressive  # late: loads TensorFlow
 
     config = ml_collections.ConfigDict(_with_tuples(run.config))
+    if "max_labels" not in config.data:  # a run of before there was this key
+        config.data.max_labels = 1
     stages = progressive.make_stages(config, run.plan["num_train_images"])
     if len(stages) > MAX_SAMPLED_STAGES:
         first_of_size = {s.image_size: s for s in reversed(stages)}

@@ -19,7 +19,10 @@ from ev2 import errors, files
 _VERSIONS_OF = "ev2 jax jaxlib flax optax orbax-checkpoint tensorflow".split()
 # Keys that may change between a run and its continuation: they say what is kept and
 # printed, not what is computed.
-_FREE_KEYS = ("log.", "checkpoint.", "data.workers", "eval.batch_size")
+_FREE_KEYS = (
+    *("log.", "checkpoint.", "data.workers", "eval.batch_size"),
+    "progressive.prepare_ahead",
+)
 
 
 class RunFolder:
@@ -54,7 +57,7 @@ class RunFolder:
             document = {"config": _plain(config), "versions": versions()}
             self.write_json("config.json", document)
         self._seconds_before = max(
-            (line["wall_seconds"] for line in self._metrics()), default=0.0
+            (line["wall_seconds"] for line in self.metrics()), default=0.0
         )
 
     def _take_lock(self):
@@ -109,11 +112,11 @@ class RunFolder:
 
     def drop_metrics_after(self, step: int) -> None:
         """Removes the lines of steps that will be taken again after a restart."""
-        kept = [line for line in self._metrics() if line["step"] <= step]
+        kept = [line for line in self.metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         self.write_bytes("metrics.jsonl", text.encode())
 
-    def _metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; a last line cut off by a kill is left out."""
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""

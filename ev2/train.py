@@ -74,13 +74,18 @@ def train_and_evaluate(
       PreemptedError: SIGTERM came; the state is saved.
     """
     job = _prepare(config, workdir)
-    config = job.config
+    config, last_step = job.config, job.stages[-1].last_step
+    if profile and profile.stop > last_step:
+        raise errors.InputError(
+            f"profile: steps {profile.start} to {profile.stop}; the run has {last_step}"
+        )
     writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:  # closed on every way out, in reverse order
 
         def opened(thing):
             return stack.enter_context(contextlib.closing(thing))
 
+        notice = opened(preemption.Notice())  # listens while a save is being written
         folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
         checkpoints = opened(
             checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
@@ -93,7 +98,7 @@ def train_and_evaluate(
             checkpoints=checkpoints,
             log=opened(logbook.Logbook(folder, job.stages, images, first_step=start)),
             profiler=opened(profiling.Profiler(workdir, profile)),
-            notice=opened(preemption.Notice()),
+            notice=notice,
             start=start,
             opened=opened,
         )
@@ -174,12 +179,15 @@ class _Run:
         return {**results, "train_skipped": max(skipped)}
 
     def _train_stage(self, stage: progressive.Stage) -> None:
-        train_step, compile_seconds, (batches, on_device) = self._prepared.take()
+        first_step = max(stage.first_step, self._start)
+        with self._notice.waiting(first_step):
+            ready = self._prepared.take()
+        train_step, compile_seconds, (batches, on_device) = ready
         self._opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
         self._log.start_stage(programs.count_flops(train_step))
-        steps = range(max(stage.first_step, self._start), stage.last_step)
+        steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
             strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
             self._profiler.before(step)
@@ -189,11 +197,10 @@ class _Run:
             self._prepared.watch(stage.last_step - step - 1)
             self._do_what_is_due(stage, step + 1, batches.skipped)
         batches.close()
-        self._notes["stages"][stage.index] |= {
-            "compile_seconds": round(compile_seconds, 2),
-            **self._log.finish_stage(),
-            "skipped": batches.skipped,
-        }
+        notes = self._notes["stages"][stage.index]
+        notes["compile_seconds"] = round(compile_seconds, 2)
+        notes |= self._log.finish_stage()
+        _keep_skipped(notes, batches.skipped)
         self._folder.write_json("stages.json", self._notes)
 
     def _do_what_is_due(self, stage: progressive.Stage, done: int, skipped: int):
@@ -208,7 +215,7 @@ class _Run:
             rate = self._job.learning_rate(done - 1)
             self._log.write_train(stage, done, rate, skipped)
         top1 = None
-        if due.evaluate:
+        if due.evaluate and not stops:  # there may be seconds left
             self._results = results = self._evaluate()
             size = self._job.config.eval.image_size
             self._log.write_eval(stage, done, results, size)
@@ -321,7 +328,18 @@ def _begin_notes(job: _Job, folder, start: int, state) -> dict[str, Any]:
         params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         notes = {**job.table, **dataclasses.asdict(job.info), "params": params}
         folder.write_json("stages.json", notes)
+    for line in folder.metrics():
+        if "skipped" in line:
+            _keep_skipped(notes["stages"][line["stage"]], line["skipped"])
     return notes
+
+
+def _keep_skipped(stage: dict[str, Any], skipped: int) -> None:
+    """Notes corrupt pictures of a stage: those met before a restart count on.
+
+    Which of them were met again is not known, so the higher number is kept.
+    """
+    stage["skipped"] = max(stage.get("skipped", 0), skipped)
 
 
 def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:

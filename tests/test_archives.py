@@ -3,6 +3,7 @@
 Miniature archives in ImageNet's layout become shards; stopped, spoilt and repeated.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -320,3 +321,46 @@ def test_places_survive_a_file_and_any_order():
     found = zip(taken.names.tolist(), taken.split_labels(), strict=True)
     assert list(found) == expected
     assert [taken.paths[f] for f in taken.files] == ["xy"[i // 5] for i in order]
+
+
+def test_equal_names_in_different_folders_are_different_pictures(tmp_path):
+    """Of the same name in the same place an archive means the last, and it is named."""
+    rng = np.random.RandomState(3)
+    members = {
+        f"{inside}/{i}.JPEG": archives.jpeg(rng) for inside in "xy" for i in "01"
+    }
+    for name in archives.CLASSES:
+        (tmp_path / f"{name}.tar").write_bytes(archives.tar(members))
+    out = tmp_path / "out"
+    flags = [f"--source={tmp_path}", f"--out={out}", "--validation_images=1"]
+    assert cli.main(["prepare", "imagenet21k", *flags]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sum(split["images"] for split in manifest["splits"].values()) == 4
+    assert manifest["max_labels"] == 3 and not manifest["left_out"]
+
+
+def test_empty_files_of_a_folder_are_named(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    rng = np.random.RandomState(4)
+    for name in ("a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(archives.jpeg(rng))
+    (source / "a/empty.jpg").write_bytes(b"")
+    os.symlink(tmp_path / "nothing", source / "b/link.jpg")
+    flags = [f"--source={source}", f"--out={out}", "--eval_fraction=0.4"]
+    assert cli.main(["prepare", "folder", *flags]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {row["name"] for row in manifest["left_out"]} == {
+        "a/empty.jpg",
+        "b/link.jpg",
+    }
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    archives.make_imagenet1k(tmp_path / "archives")
+    out = tmp_path / "out"
+    (out / shards.STATE).mkdir(parents=True)
+    with open(out / shards.STATE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert archives.prepare_imagenet1k(tmp_path / "archives", out) == 2
+    assert archives.prepare_imagenet1k(tmp_path / "archives", out) == 0

@@ -202,6 +202,7 @@ def test_transition_trains_with_and_without_making_ready(monkeypatch):
         transition.measure(one_stage)
 
 
+@pytest.mark.slow
 def test_transition_reads_a_line_for_each_step():
     lines = transition._train(tiny.make_config().to_dict(), early=True)
     assert [line["step"] for line in lines if line["split"] == "train"] == [

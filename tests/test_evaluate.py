@@ -216,6 +216,7 @@ def test_the_crop_is_the_checkpoints(tmp_path, monkeypatch):
         meta = make_meta(*arguments)
         for section in (meta["preprocessing"], meta["config"]["data"]):
             del section["eval_crop_padding"]
+        del meta["config"]["data"]["max_labels"]  # younger still
         return meta
 
     monkeypatch.setattr(checkpoint, "make_meta", old_meta)
@@ -226,3 +227,5 @@ def test_the_crop_is_the_checkpoints(tmp_path, monkeypatch):
     seen.clear()
     evaluate.evaluate_checkpoint(old, config)
     assert seen == [{"image_size": 16, "padding": 32}] * len(seen) and seen
+    own = checkpoint.load_pretrained(old)[2]
+    assert evaluate._with_preprocessing(own, None).data.max_labels == 1

@@ -145,3 +145,16 @@ def _opened(tmp_path, monkeypatch, error):
     opened = source.open_source(config, "train")
     monkeypatch.setattr(files, "read_file", fail)
     return opened
+
+
+def test_a_split_that_is_no_folder_is_refused(tmp_path):
+    """Or "train" and "val" would be trained on as two classes."""
+    names = [
+        f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in "01"
+    ]
+    pictures.write_pngs(tmp_path, names)
+    config = pictures.make_config(
+        source="folder", path=str(tmp_path), train_split="train+minival"
+    )
+    with pytest.raises(errors.InputError, match="data.train_split: 'train.minival'"):
+        source.open_source(config, "train")

@@ -116,6 +116,8 @@ def full_name(model: str) -> str:
 
 
 def _check(sizes: Sequence[int], batch_size: int, dtype: str) -> None:
+    if not sizes:
+        raise errors.InputError("size: none given; give pixels, 8 up")
     for size in sizes:
         if size < 8:
             raise errors.InputError(f"size: {size} is not allowed; give pixels, 8 up")

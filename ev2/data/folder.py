@@ -104,6 +104,12 @@ def _split_folders(path: str, split: str, split_name: str) -> dict[str, str] | N
     train_name = split_name if split == "train" else "train"
     eval_names = EVAL_FOLDERS if split == "train" else (split_name, *EVAL_FOLDERS)
     train = os.path.join(path, train_name)
+    divided = all(os.path.isdir(os.path.join(path, n)) for n in ("train", "val"))
+    if split == "train" and divided and not os.path.isdir(train):
+        raise errors.InputError(
+            f"data.train_split: {split_name!r} is no folder of {path!r}, which has"
+            " train and val"
+        )
     for name in eval_names:
         evaluation = os.path.join(path, name)
         if os.path.isdir(train) and os.path.isdir(evaluation):

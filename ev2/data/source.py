@@ -7,6 +7,7 @@ done once per process: files that appear later do not change the order of a run.
 
 import dataclasses
 import functools
+import json
 import os
 import struct
 from collections.abc import Sequence
@@ -206,8 +207,23 @@ def _open_shards(
             )
         names = class_names.numbers(num_classes)
     shards = tfrecord.find_shards(path, split)
+    _check_max_labels(path, max_labels)
     records = tfrecord.open_records(shards, keep_index=keep_index)
     return RecordSource(records, names, max_labels=max_labels)
+
+
+def _check_max_labels(path: str, max_labels: int) -> None:
+    """Refuses fewer labels than a picture has, by the manifest if there is one."""
+    try:
+        manifest = json.loads(files.read_file(os.path.join(path, "manifest.json")))
+        found = int(manifest.get("max_labels", 1))
+    except (OSError, tf.errors.OpError, ValueError, AttributeError, TypeError):
+        return
+    if found > max_labels:
+        raise errors.InputError(
+            f"data.max_labels: {max_labels}, but pictures in {path!r} have up to"
+            f" {found} labels; give at least that many"
+        )
 
 
 def _read_labels(path: str) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 Archives are read where they lie, inner ones too; only headers are read here.
 """
 
+import collections
 import dataclasses
 import os
 import re
@@ -162,7 +163,7 @@ def _find_class_archives(
             found.remove(archive)
             others.append({"name": archive.name, "reason": "no archive of a class"})
     names = [archive.name for archive in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(n for n, count in collections.Counter(names).items() if count > 1)
     if len(found) < 2 or twice:
         problem = f"two archives of {twice[0]}" if twice else f"{len(found)} classes"
         raise errors.InputError(
@@ -227,7 +228,10 @@ def _list_pictures(
         name = os.path.basename(member.name)
         reason = _why_no_picture(member, name)
         if not reason:
-            rows[name] = (member.offset_data, member.size, name)  # the last one counts
+            place = os.path.normpath(member.name)
+            if place in rows:  # of equal names an archive means the last
+                others.append({"name": member.name, "reason": "replaced further on"})
+            rows[place] = (member.offset_data, member.size, name)
         elif not member.isdir():
             inside = f"{os.path.basename(archive.name)}/{member.name}"
             others.append({"name": inside, "reason": reason})

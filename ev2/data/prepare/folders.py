@@ -54,19 +54,33 @@ def list_folder(*, source: str, out: str, eval_fraction: float) -> listings.List
 def _places(opened: folder.FolderSource) -> places.Places:
     """The pictures by their path inside the folder, each a file of its own."""
     paths = [opened.name(i) for i in range(len(opened))]
-    sizes = files.map_parallel(files.size, paths)
+    sizes = files.map_parallel(_size, paths)
     rows = [
         (i, 0, sizes[i], name.replace(os.sep, "/"), label)
         for i, (name, label) in enumerate(opened.pictures())
+        if sizes[i]
     ]
     return places.from_rows(paths, rows)
 
 
+def _size(path: str) -> int:
+    """Bytes of the file; 0 for a link to nothing."""
+    try:
+        return files.size(path)
+    except FileNotFoundError:
+        return 0
+
+
 def _list_others(root: str, *splits: folder.FolderSource) -> list[dict[str, str]]:
-    """Files below `root` that are not among the pictures."""
+    """Files below `root` that are not among the pictures, or are empty."""
     kept = {split.name(i) for split in splits for i in range(len(split))}
+    empty = {path for path in kept if not _size(path)}
+    kept -= empty
     return [
-        {"name": os.path.relpath(os.path.join(inside, name), root), "reason": OTHER}
+        {
+            "name": os.path.relpath(os.path.join(inside, name), root),
+            "reason": "empty" if os.path.join(inside, name) in empty else OTHER,
+        }
         for inside, folders, names in os.walk(root)
         if not folders.sort()  # walk in the order of names
         for name in sorted(names)

@@ -1,11 +1,12 @@
 """One preparation from a listing to checked shards; it can be stopped and go on."""
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
 import shutil
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
@@ -56,14 +57,14 @@ def prepare(
         InputError: `out` is finished, of something else or too small; a source fails.
         CheckError: a shard, read again, is not what was written.
     """
-    if shard_mb <= 0:
+    if not 0 < shard_mb < math.inf:
         raise errors.InputError(f"shard_mb: {shard_mb}; give a number above 0")
     _check_held_out(listing, len(listing.splits.get("train", ())))
     plan = _make_plan(listing, shard_mb)
     _check_out(out, plan)
     print(_format_listing(listing), flush=True)
     _check_space(listing, out)
-    _begin(out, plan)
+    lock = _begin(out, plan)
     divided = _divide(listing, out, shard_mb, options)
     print(_format_splits(divided), flush=True)
     parts = {n: p for found in divided.splits.values() for n, p in found.items()}
@@ -77,7 +78,10 @@ def prepare(
     ):
         tasks.run(task, out, list(parts), suffix=suffix, title=title, options=options)
     _raise_problems(out, list(parts))
-    return _finish(listing, out, divided)
+    manifest = _finish(listing, out, divided)
+    if lock is not None:
+        lock.close()
+    return manifest
 
 
 def _check_held_out(listing: listings.Listing, pictures: int) -> None:
@@ -107,12 +111,12 @@ def _check_out(out: str, plan: dict[str, Any]) -> None:
         found = files.list_names(out) if tf.io.gfile.exists(out) else []
     except (OSError, tf.errors.OpError) as error:
         raise errors.InputError(f"out: {out!r} is no folder ({error})") from None
-    if not found:
+    begins = found == [shards.STATE] and not tf.io.gfile.exists(
+        shards.in_state(out, shards.PLAN)
+    )
+    if not found or begins:  # at this very moment, or was killed then
         return
-    if MANIFEST in found:
-        raise errors.InputError(
-            f"out: {out!r} is finished; nothing is overwritten, give a new folder"
-        )
+    _check_unfinished(out, found)
     try:
         begun = json.loads(files.read_file(shards.in_state(out, shards.PLAN)))
     except (OSError, tf.errors.OpError, ValueError):
@@ -125,6 +129,13 @@ def _check_out(out: str, plan: dict[str, Any]) -> None:
         raise errors.InputError(
             f"out: {out!r} was begun with other {' and '.join(differ)}; give the same"
             " sources and flags to go on, or a new folder"
+        )
+
+
+def _check_unfinished(out: str, found: list[str]) -> None:
+    if MANIFEST in found:
+        raise errors.InputError(
+            f"out: {out!r} is finished; nothing is overwritten, give a new folder"
         )
 
 
@@ -152,17 +163,37 @@ def _bytes_of(listing: listings.Listing) -> int:
     return sum(int(found.sizes.sum()) for found in listing.splits.values())
 
 
-def _begin(out: str, plan: dict[str, Any]) -> None:
-    """Makes the folder of the state; takes away what a killed run left half written."""
+def _begin(out: str, plan: dict[str, Any]) -> IO | None:
+    """Makes the folder of the state; takes away what a killed run left half written.
+
+    Returns:
+        The lock that keeps a second process out, to be closed at the end; the kernel
+        drops it with the process. None for a remote folder, which cannot be locked.
+    """
     state = os.path.join(out, shards.STATE)
     try:
         tf.io.gfile.makedirs(state)
+        lock = None if files.is_remote(out) else _lock(out, state)
+        _check_unfinished(out, files.list_names(out))  # another may just have ended
         files.write_file(shards.in_state(out, shards.PLAN), json.dumps(plan).encode())
         for name in files.list_names(state):
             if name.endswith(".tmp") or name == tasks.FAILURE:
                 tf.io.gfile.remove(os.path.join(state, name))
     except (OSError, tf.errors.OpError) as error:
         raise errors.InputError(f"out: cannot write to {out!r}: {error}") from None
+    return lock
+
+
+def _lock(out: str, state: str) -> IO:
+    lock = open(os.path.join(state, "lock"), "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise errors.InputError(
+            f"out: another process is preparing {out!r}; wait for it, or stop it"
+        ) from None
+    return lock
 
 
 def _divide(
@@ -252,9 +283,9 @@ def _forget_damaged(out: str, names: list[str]) -> None:
         if is_checked and files.read_file(checked):
             is_whole = False
         if not is_whole:
-            tf.io.gfile.remove(result)
             if is_checked:
                 tf.io.gfile.remove(checked)
+            tf.io.gfile.remove(result)
 
 
 def _raise_problems(out: str, names: list[str]) -> None:
