@@ -36,7 +36,7 @@ def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
     config.data.mean = config.data.std = ()
     config.data.interpolation = ""
 
-    config.epochs = 30.0
+    config.epochs = 6.0
     config.progressive.schedule = "fixed"  # a change of size costs a compilation
     config.progressive.image_size = (128, 128)
     config.progressive.dropout = (0.2, 0.2)
@@ -44,7 +44,7 @@ def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
     config.data.randaugment_layers = 1
     config.progressive.drop_path = (0.0, 0.0)
 
-    config.optimizer.lr = 0.02  # per 256 images
+    config.optimizer.lr = 0.01  # per 256 images
     config.optimizer.warmup_epochs = 1.0
     config.ema.decay = 0.99
 
