@@ -39,6 +39,7 @@ def test_chosen_steps_are_recorded(tmp_path, monkeypatch, steps, started, stoppe
     assert seen == {"start": started, "stop": stopped}
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_profile(tmp_path):
     train.train_and_evaluate(tiny.make_config(), str(tmp_path), profile=range(1, 3))
     assert list((tmp_path / profiling.FOLDER).rglob("*.xplane.pb"))

@@ -54,7 +54,7 @@ def list_folder(*, source: str, out: str, eval_fraction: float) -> listings.List
 def _places(opened: folder.FolderSource) -> places.Places:
     """The pictures by their path inside the folder, each a file of its own."""
     paths = [opened.name(i) for i in range(len(opened))]
-    sizes = files.map_parallel(_size, paths)
+    sizes = files.map_parallel(listings.size_or_0, paths)
     rows = [
         (i, 0, sizes[i], name.replace(os.sep, "/"), label)
         for i, (name, label) in enumerate(opened.pictures())
@@ -63,18 +63,10 @@ def _places(opened: folder.FolderSource) -> places.Places:
     return places.from_rows(paths, rows)
 
 
-def _size(path: str) -> int:
-    """Bytes of the file; 0 for a link to nothing."""
-    try:
-        return files.size(path)
-    except FileNotFoundError:
-        return 0
-
-
 def _list_others(root: str, *splits: folder.FolderSource) -> list[dict[str, str]]:
     """Files below `root` that are not among the pictures, or are empty."""
     kept = {split.name(i) for split in splits for i in range(len(split))}
-    empty = {path for path in kept if not _size(path)}
+    empty = {path for path in kept if not listings.size_or_0(path)}
     kept -= empty
     return [
         {

@@ -1,5 +1,6 @@
 """One preparation from a listing to checked shards; it can be stopped and go on."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -64,7 +65,14 @@ def prepare(
     _check_out(out, plan)
     print(_format_listing(listing), flush=True)
     _check_space(listing, out)
-    lock = _begin(out, plan)
+    with _begin(out, plan):
+        return _write(listing, out, shard_mb, options)
+
+
+def _write(
+    listing: listings.Listing, out: str, shard_mb: float, options: tasks.Options
+) -> dict[str, Any]:
+    """Writes and checks what is not there yet; returns the manifest."""
     divided = _divide(listing, out, shard_mb, options)
     print(_format_splits(divided), flush=True)
     parts = {n: p for found in divided.splits.values() for n, p in found.items()}
@@ -78,10 +86,7 @@ def prepare(
     ):
         tasks.run(task, out, list(parts), suffix=suffix, title=title, options=options)
     _raise_problems(out, list(parts))
-    manifest = _finish(listing, out, divided)
-    if lock is not None:
-        lock.close()
-    return manifest
+    return _finish(listing, out, divided)
 
 
 def _check_held_out(listing: listings.Listing, pictures: int) -> None:
@@ -163,17 +168,17 @@ def _bytes_of(listing: listings.Listing) -> int:
     return sum(int(found.sizes.sum()) for found in listing.splits.values())
 
 
-def _begin(out: str, plan: dict[str, Any]) -> IO | None:
+def _begin(out: str, plan: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Makes the folder of the state; takes away what a killed run left half written.
 
     Returns:
         The lock that keeps a second process out, to be closed at the end; the kernel
-        drops it with the process. None for a remote folder, which cannot be locked.
+        drops it with the process. A remote folder cannot be locked.
     """
     state = os.path.join(out, shards.STATE)
     try:
         tf.io.gfile.makedirs(state)
-        lock = None if files.is_remote(out) else _lock(out, state)
+        lock = contextlib.nullcontext() if files.is_remote(out) else _lock(out, state)
         _check_unfinished(out, files.list_names(out))  # another may just have ended
         files.write_file(shards.in_state(out, shards.PLAN), json.dumps(plan).encode())
         for name in files.list_names(state):

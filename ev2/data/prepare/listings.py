@@ -54,4 +54,12 @@ def describe_source(path: str) -> dict[str, Any]:
         for inside, _, found in tf.io.gfile.walk(path)
         for file in found
     ]
-    return {"name": name, "bytes": sum(files.map_parallel(files.size, paths))}
+    return {"name": name, "bytes": sum(files.map_parallel(size_or_0, paths))}
+
+
+def size_or_0(path: str) -> int:
+    """Bytes of the file; 0 for a link to nothing."""
+    try:
+        return files.size(path)
+    except FileNotFoundError:
+        return 0
