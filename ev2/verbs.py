@@ -19,8 +19,9 @@ def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def _train(values: flags.FlagValues) -> None:
     import jax
 
-    from ev2 import profiling, report, train
+    from ev2 import memory, profiling, report, train
 
+    memory.keep_freed()
     steps = profiling.parse_steps(values.profile)
     results = train.train_and_evaluate(values.config, values.workdir, profile=steps)
     if jax.process_index() != 0:

@@ -3,13 +3,10 @@
 Layers against NumPy and against XLA's own convolution.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from ev2.models import layers
 
@@ -59,62 +56,6 @@ def test_the_odd_pixel_of_padding_is_at_the_end():
     kernel[0] = 1  # sums the upper row of each window
     y = layers.Conv(1, 3, 2).apply({"params": {"kernel": kernel}}, x)
     assert y[0, 0, :, 0].tolist() == [1 + 2 + 3, 3 + 4 + 0]
-
-
-@pytest.mark.parametrize("height, width", [(7, 8), (8, 5), (1, 2)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_both_lowerings_of_the_depthwise_convolution_agree(
-    padding, kernel, stride, height, width
-):
-    x, weights = normal(2, height, width, 6), normal(kernel, kernel, 1, 6, seed=1)
-    cotangent = normal(2, -(-height // stride), -(-width // stride), 6, seed=2)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def value_and_gradients(conv, x, weights):
-        y, pullback = jax.vjp(conv, x, weights)
-        return y, pullback(cotangent)
-
-    def ours(x, weights):
-        return layers.depthwise_conv(x, weights, stride=stride, padding=padding)
-
-    def grouped(x, weights):
-        return lax.conv_general_dilated(
-            x,
-            weights,
-            (stride, stride),
-            "SAME" if padding == "same" else [(kernel // 2, kernel // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=6,
-        )
-
-    got = value_and_gradients(ours, x, weights)
-    want = value_and_gradients(grouped, x, weights)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want
-    )
-
-
-@pytest.mark.parametrize("platform, grouped", [("cpu", False), ("tpu", True)])
-def test_the_platform_picks_the_depthwise_lowering(platform, grouped):
-    def gradient(x, weights):
-        return jax.grad(lambda x: jnp.sum(layers.depthwise_conv(x, weights, stride=1)))(
-            x
-        )
-
-    traced = jax.jit(gradient).trace(normal(1, 8, 8, 4), normal(3, 3, 1, 4))
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.convolution" in text) == grouped
-
-
-def test_depthwise_sums_in_float32_in_bfloat16():
-    x = jnp.full((1, 3, 3, 1), 1.0, jnp.bfloat16)
-    # 256 + 1 is 256 in bfloat16: eight ones would be lost one by one.
-    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[0, 0].set(256.0)
-    y = layers.depthwise_conv(x, kernel, stride=1)
-    assert y.dtype == jnp.bfloat16
-    assert float(y[0, 1, 1, 0]) == 264.0
 
 
 # --- batch normalization ---------------------------------------------------------

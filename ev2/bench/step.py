@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, optim, programs, sharding, slices, tpu, tpu_cache
+from ev2 import arch, errors, memory, optim, programs, sharding, slices, tpu, tpu_cache
 from ev2 import state as states
 from ev2 import step as steps
 from ev2.bench import clock, parity, step_peers
@@ -200,6 +200,7 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
 
 def time_own(job: step_peers.Job) -> dict[str, Any]:
     """Returns the figures of our own step and inference on one device, here."""
+    memory.keep_freed()
     config = ConfigDict(make_config(job.network, job.dtype), convert_dict=True)
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = programs.create_model(config, CLASSES)

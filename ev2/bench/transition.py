@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import errors, plan
+from ev2 import errors, memory, plan
 
 _AFTER_SAVE = 10  # steps beside which a checkpoint is still being written
 
@@ -72,6 +72,7 @@ def _measure(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
 def _compile_anew() -> None:
     import jax
 
+    memory.keep_freed()  # as `ev2 train` does
     jax.config.update("jax_enable_compilation_cache", False)
 
 

@@ -2,26 +2,21 @@
 
 Decisions:
 - padding is TensorFlow's SAME, or PyTorch's for weights that were trained with it;
-- 1x1 convolutions are matrix products, and a depthwise convolution picks its
-  lowering by platform, both for speed on CPU;
+- convolutions pick their form by platform, see `convolution.py`;
 - parameters and statistics are float32, `dtype` is the compute dtype;
 - a dropped unit or path is decided in float32, at a rate that may be traced.
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
-from ev2.models import deferred, moments
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+from ev2.models import convolution, deferred, moments
 
 
 def draw_kernels(rng: jax.Array, params: Any) -> Any:
@@ -31,8 +26,7 @@ def draw_kernels(rng: jax.Array, params: Any) -> Any:
     multiplied by draws of unit spread: normal for convolutions (rank 4), uniform on
     [-1, 1) for a dense layer (rank 2). Biases and scales stay as they are.
 
-    One draw serves all convolutions, because XLA takes half a second on CPU to compile
-    each (2 s in place of 17 s for the tiny network, 12 s in place of 50 s for S).
+    One draw serves all convolutions, because XLA on CPU takes long to compile each.
 
     Source: released code, effnetv2_model.py.
     """
@@ -99,39 +93,13 @@ class Conv(nn.Module):
         if with_moments:
             return moments.product(x, kernel[0, 0])
         if self.kernel == 1:
-            x = _pointwise_conv(x, kernel, stride=self.stride)
+            x = convolution.pointwise_conv(x, kernel, stride=self.stride)
         else:
-            strides = (self.stride, self.stride)
-            pads = pads_of(x.shape, self.kernel, self.stride, self.padding)
-            x = lax.conv_general_dilated(
-                x, kernel, strides, pads, dimension_numbers=_DIMENSIONS
-            )
+            x = convolution.conv(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return x
-
-
-def pads_of(
-    shape: tuple[int, ...], kernel: int, stride: int, padding: str
-) -> Sequence[tuple[int, int]]:
-    """Returns the pixels to add above, below and left, right of `[N, H, W, C]`.
-
-    Either padding gives H / stride rows, rounded up, where the kernel is odd.
-    """
-    if padding == "symmetric":
-        return [(kernel // 2, kernel // 2)] * 2
-    return lax.padtype_to_pads(shape[1:3], (kernel,) * 2, (stride,) * 2, "SAME")
-
-
-def _pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    """1x1 convolution as a product over channels.
-
-    Same value as XLA's convolution, and a faster gradient on CPU.
-    """
-    if stride > 1:
-        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 class DepthwiseConv(nn.Module):
@@ -155,69 +123,12 @@ class DepthwiseConv(nn.Module):
         # fan_out of the released code: the last axis of TensorFlow's kernel is 1.
         fan_out = self.kernel * self.kernel
         kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
-        return depthwise_conv(
+        return convolution.depthwise_conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
             padding=self.padding,
         )
-
-
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # one trace a shape
-def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: str = "same"
-) -> jax.Array:
-    """Returns `x` convolved channel by channel.
-
-    One function, two lowerings. XLA's grouped convolution is what an accelerator
-    wants; on CPU it is many times slower than the sum of shifted products.
-
-    Args:
-        x: `[N, H, W, C]`.
-        kernel: `[k, k, 1, C]`, of the dtype of `x`.
-        stride: in pixels.
-        padding: one of `arch.PADDINGS`.
-
-    Returns:
-        `[N, H/stride, W/stride, C]`, rounded up, of the dtype of `x`.
-    """
-    pads = pads_of(x.shape, kernel.shape[0], stride, padding)
-    shifted = functools.partial(_shifted_products, stride=stride, pads=pads)
-    grouped = functools.partial(_grouped_conv, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
-
-
-def _grouped_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=x.shape[-1],
-    )
-
-
-def _shifted_products(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
-) -> jax.Array:
-    """One strided view of the padded input per kernel position; sums in float32."""
-    side, dtype = kernel.shape[0], x.dtype
-    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-    rows, columns = (-(-size // stride) for size in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    total = jnp.zeros((x.shape[0], rows, columns, x.shape[-1]), jnp.float32)
-    for i in range(side):
-        for j in range(side):
-            # [N, rows, columns, C]: the pixels that kernel position (i, j) meets.
-            # lax.slice, for indexing becomes a gather where the batch is symbolic.
-            last = (i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1)
-            limits = (x.shape[0], *last, x.shape[3])
-            view = lax.slice(x, (0, i, j, 0), limits, (1, stride, stride, 1))
-            total = total + view * kernel[i, j].reshape(1, 1, 1, -1)
-    return total.astype(dtype)
 
 
 class ConvNorm(nn.Module):

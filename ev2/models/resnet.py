@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ev2 import arch as architectures
-from ev2.models import blocks, layers
+from ev2.models import blocks, convolution, layers
 from ev2.models import norm as norms
 
 # What torchvision, timm and Flax's example use (Keras: 1.001e-5).
@@ -64,7 +64,9 @@ class ResNet(nn.Module):
         stem = functools.partial(conv, self.arch.stem_channels, kernel=7, stride=2)
         x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
         self.sow("endpoints", "maps", x)
-        pads: Any = layers.pads_of(x.shape, 3, 2, padding)  # Flax declares a string
+        pads: Any = convolution.pads_of(
+            x.shape, 3, 2, padding
+        )  # Flax declares a string
         x = nn.max_pool(x, (3, 3), (2, 2), pads)
         for index, (name, row) in enumerate(self.arch.named_blocks):
             drop = layers.drop_path_at(
