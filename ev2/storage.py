@@ -74,7 +74,9 @@ def _parse(url: str) -> tuple[str, str, int]:
         parts = urllib.parse.urlsplit(url)
         kind, port = parts.scheme.partition("+")[0], parts.port
     except ValueError as error:
-        raise errors.InputError(f"storage: {url!r}: {error}; give {_ALLOWED}") from error
+        raise errors.InputError(
+            f"storage: {url!r}: {error}; give {_ALLOWED}"
+        ) from error
     if kind not in _PORTS:
         raise errors.InputError(
             f"storage: {hidden(url)!r} is not known; give {_ALLOWED}"

@@ -13,6 +13,7 @@ doubled: storages number trials in the order of their creation, and of two trial
 point the later one gives way.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,7 +21,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -58,7 +59,7 @@ class Plan:
 
     definition: Mapping[str, Any]
     points: Sequence[Mapping[str, Any]]
-    direction: str
+    direction: Literal["maximize", "minimize"]
     sampler: Callable[[int], optuna.samplers.BaseSampler]
     pruner: optuna.pruners.BasePruner
     retries: int
@@ -137,6 +138,18 @@ class Trials:
         trial = optuna.Trial(self.study, trial_id)
         trial.set_user_attr("host", socket.gethostname())
         return trial
+
+    @_patient
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Returns what `call` does, which may be called again and again."""
+        return call()
+
+    @_patient
+    def note(self, trial: optuna.Trial, notes: Mapping[str, Any]) -> None:
+        """Keeps plain values with a trial of ours, unless it has ended."""
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for key, value in notes.items():
+                trial.set_user_attr(key, value)
 
     def _find_candidates(self) -> list[int]:
         """Numbers of waiting trials; those that give way are ended."""
@@ -330,9 +343,7 @@ def _open(
     """Returns the study, and whether we have created it."""
     common: dict[str, Any] = {"study_name": name, "pruner": plan.pruner}
     try:
-        study = optuna.create_study(
-            storage=storage, direction=plan.direction, **common
-        )
+        study = optuna.create_study(storage=storage, direction=plan.direction, **common)
     except optuna.exceptions.DuplicatedStudyError:
         refuse_other(storage, name, plan.definition)
         return optuna.load_study(storage=storage, **common), False

@@ -28,8 +28,8 @@ import itertools
 import math
 import pathlib
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from ev2 import errors
 
@@ -63,7 +63,7 @@ class Sweep:
     trials: int = 0
     seed: int = 0
     score: str = "ema.top1"
-    goal: str = "maximize"
+    goal: Literal["maximize", "minimize"] = "maximize"
     prune: str = "none"
     prune_after: int = 1
 
@@ -108,6 +108,7 @@ def parse(said: Any) -> Sweep:
     keys = said.get("keys")
     if not isinstance(keys, dict) or not keys:
         _refuse("keys", keys, "a dict of config keys, not empty")
+    assert isinstance(keys, dict)
     keys = {str(key): _parse_values(str(key), value) for key, value in keys.items()}
     sweep = Sweep(**{"method": None, **said, "keys": keys})
     errors.check_choice("sweep: method", sweep.method, METHODS)
@@ -143,7 +144,7 @@ def _parse_values(key: str, said: Any) -> Range | tuple[Any, ...]:
     name = f"keys[{key!r}]"
     if isinstance(said, list):
         labels = [label(value) for value in said]
-        if not said or len(set(map(repr, labels))) != len(labels):
+        if not said or len(set(labels)) != len(labels):
             _refuse(name, said, "a list of values, none of them twice, not empty")
         return tuple(said)
     if not isinstance(said, dict) or not {"low", "high"} <= said.keys() <= {
@@ -151,7 +152,9 @@ def _parse_values(key: str, said: Any) -> Range | tuple[Any, ...]:
     }:
         _refuse(name, said, "a list, or a dict with low, high, and maybe log or step")
     found = Range(**said)
-    if not (_is_number(found.low) and _is_number(found.high) and found.low < found.high):
+    if not (
+        _is_number(found.low) and _is_number(found.high) and found.low < found.high
+    ):
         _refuse(name, said, "numbers, low below high")
     if not isinstance(found.log, bool) or (found.log and found.low <= 0):
         _refuse(name, said, "log=True or False, True with low above 0")
@@ -168,7 +171,7 @@ def fit(sweep: Sweep, config: Any) -> Sweep:
     Raises:
       InputError: a key is not in `config`, or cannot have one of its values.
     """
-    known = dict(_leaves(config.to_dict()))
+    known = dict(leaves(config.to_dict()))
     keys = {}
     for key, values in sweep.keys.items():
         if key not in known:
@@ -201,10 +204,11 @@ def _check_type(config: Any, key: str, values: Range | tuple[Any, ...]) -> None:
             ) from error
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields keys and values of nested dicts, as ("optimizer.lr", 0.01)."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -235,12 +239,16 @@ def _draw_one(values: Range | tuple[Any, ...], rng: random.Random) -> Any:
         return label(rng.choice(values))
     low, high = values.low, values.high
     if values.step is not None:
-        return low + values.step * rng.randint(0, int((high - low) / values.step + 1e-9))
+        return low + values.step * rng.randint(
+            0, int((high - low) / values.step + 1e-9)
+        )
     if values.log:
         half = 0.5 if values.whole else 0.0  # the ends are as likely as their like
         value = math.exp(rng.uniform(math.log(low - half), math.log(high + half)))
     else:
-        value = rng.randint(int(low), int(high)) if values.whole else rng.uniform(low, high)
+        value = (
+            rng.randint(int(low), int(high)) if values.whole else rng.uniform(low, high)
+        )
     value = round(value) if values.whole else value
     return min(max(value, low), high)
 
@@ -250,18 +258,30 @@ def label(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else repr(value)
 
 
+def decode(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that parameters stand for."""
+    found = {}
+    for key, param in params.items():
+        values = sweep.keys[key]
+        if isinstance(values, Range):
+            found[key] = param
+        else:
+            found[key] = values[[label(value) for value in values].index(param)]
+    return found
+
+
 def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
     """Returns a value for each key, from the point or as Optuna's sampler says."""
-    found = {}
+    params = {}
     for key, values in sweep.keys.items():
         if not isinstance(values, Range):
             labels = [label(value) for value in values]
-            found[key] = values[labels.index(trial.suggest_categorical(key, labels))]
+            params[key] = trial.suggest_categorical(key, labels)
             continue
         ask = trial.suggest_int if values.whole else trial.suggest_float
         step = {} if values.step is None else {"step": values.step}
-        found[key] = ask(key, values.low, values.high, log=values.log, **step)
-    return found
+        params[key] = ask(key, values.low, values.high, log=values.log, **step)
+    return decode(sweep, params)
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
@@ -286,10 +306,3 @@ def _is_number(value: Any) -> bool:
 
 def _refuse(name: str, value: Any, allowed: str) -> None:
     raise errors.InputError(f"sweep: {name}: {value!r} is not allowed; give {allowed}")
-
-
-def describe(sweep: Sweep) -> dict[str, Any]:
-    """Returns the sweep as plain values, for its definition."""
-    return dataclasses.asdict(sweep)
-
-
