@@ -52,7 +52,7 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             f"storage: {hidden(url)!r} needs a package ({error}); "
             "pip install -e '.[sweep]'"
         ) from error
-    except (OSError, _database_errors()) as error:
+    except (OSError, *_database_errors()) as error:
         raise _unreachable(url, _reason(error)) from error
 
 
@@ -131,12 +131,10 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
     )
 
 
-def _database_errors() -> Any:
-    try:
-        import sqlalchemy.exc
-    except ImportError:
-        return ConnectionError
-    return (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+def _database_errors() -> tuple[type[Exception], ...]:
+    import sqlalchemy.exc  # optuna needs it too, but only for databases
+
+    return sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
 
 
 def _reason(error: BaseException) -> str:

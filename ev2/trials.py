@@ -183,7 +183,7 @@ class Trials:
         known = self._storage.get_trial(self._id(trial.number)).intermediate_values
         if step not in known:
             trial.report(score, step)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     @_patient
     def finish(

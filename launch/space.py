@@ -18,7 +18,7 @@ other entries, with their defaults:
     "score": "ema.top1"         in eval.json and in the lines "eval" of metrics.jsonl
     "goal": "maximize"          or "minimize"
     "prune": "none"             or "median", "asha": by the score of each evaluation
-    "prune_after": 1            evaluations that every trial lives through
+    "prune_after": 1            the first evaluation after which a trial may be ended
 """
 
 import dataclasses

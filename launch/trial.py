@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
@@ -153,15 +154,15 @@ class _Watch:
         self.pace, self._stopping = pace, stopping
         self._next_beat = self._reported = 0
 
-    def end(self, read_scores: Callable[[], Sequence[float]]) -> End | None:
-        """The end, if the job is to be ended now."""
+    def end(self, look: Callable[[], Sequence[float]], last: Callable) -> End | None:
+        """The end, if the job is to be ended now; `last`: whether it is over anyway."""
         if time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + self.pace.beat_s
             if not self._trials.beat(self._trial):
                 return End(LOST)
         if self._stopping.is_set():
             return End(tries.STOPPED, reason="its worker was told to stop")
-        if self.report(read_scores()) and self._sweep.prune != "none":
+        if self.report(look()) and not last():
             after = f"after evaluation {self._reported}"
             return End(tries.PRUNED, reason=f"{self._sweep.prune}, {after}")
         return None
@@ -211,7 +212,7 @@ def _wait_for(lock, watch: _Watch) -> End | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return None
         except OSError:
-            if (end := watch.end(lambda: ())) is not None:
+            if (end := watch.end(tuple, bool)) is not None:
                 return end
         if time.monotonic() > limit:
             return End(tries.DIED, reason=f"a former try still runs: {lock.name}")
@@ -250,8 +251,12 @@ def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None
             scores = read_scores(machine.read(folder, "metrics.jsonl"), watch.score)
         return scores
 
+    def is_over() -> bool:
+        read = functools.partial(machine.read, folder)
+        return _is_over(read("stages.json"), read("metrics.jsonl"))
+
     while True:
-        if (end := watch.end(look)) is not None:
+        if (end := watch.end(look, is_over)) is not None:
             return end
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=watch.pace.poll_s)
@@ -301,6 +306,16 @@ def read_scores(text: str | None, name: str) -> list[float]:
             break
         found.append(score)
     return found
+
+
+def _is_over(stages: str | None, metrics: str | None) -> bool:
+    """Whether the last step is done, and only the result is to be written."""
+    try:
+        last_step = json.loads(stages or "")["stages"][-1]["last_step"]
+        lines = (metrics or "").splitlines()
+        return json.loads(lines[-1])["step"] >= last_step
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def _read_result(text: str | None, name: str) -> End:
