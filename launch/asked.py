@@ -75,19 +75,26 @@ def _make_pruner(sweep: space.Sweep) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> Asked:
-    """Reads and checks what can be checked without the storage."""
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Raises InputError if `argv` are no flags, or the config cannot be read."""
     try:
         rest = values(["sweep.py", *argv])[1:]
-        config = values.config
-        if config is not None:
-            config.to_dict()  # a file that failed to load says so only now
+        if values.config is not None:
+            values.config.to_dict()  # a file that failed to load says so only now
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
         raise errors.InputError(f"flags: {_last_line(error)}") from error
     except (OSError, ImportError, SyntaxError) as error:
         raise errors.InputError(f"config: {_last_line(error)}") from error
     if rest:
         raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
+
+
+def check_flags(values: flags.FlagValues) -> Asked:
+    """Returns what the flags ask for.
+
+    Raises:
+      InputError: they do not belong together, or the sweep not to the config.
+    """
     for name in ("config", "sweep"):
         if not values[name].value:
             raise errors.InputError(f"{name}: missing; give --{name}=...")
@@ -100,7 +107,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Asked:
             f"grace_s: {values.grace_s:g} is not allowed; give twice beat_s "
             f"({values.beat_s:g}) or more"
         )
-    sweep = space.fit(space.load(values.sweep), config)
+    sweep = space.fit(space.load(values.sweep), values.config)
     set_here = config_flags.get_override_values(values["config"])
     if both := set_here.keys() & sweep.keys.keys():
         raise errors.InputError(
@@ -122,15 +129,19 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> Asked:
             f"--config={config_flags.get_config_filename(values['config'])}",
             *space.as_flags(set_here),
         ],
-        config=config,
+        config=values.config,
         tpus=_find_tpus(values, name),
     )
 
 
 def _last_line(error: Exception) -> str:
-    found = error.args[0] if error.args else error
-    found = found.args[0] if isinstance(found, KeyError) and found.args else found
-    return (str(found).strip() or repr(error)).splitlines()[-1].strip()
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]  # a key of a section arrives wrapped in another error
+    text = (str(error.args[0]) if error.args else repr(error)).strip()
+    if isinstance(error, KeyError):  # a key that the config does not have, and a hint
+        key, _, hint = text.partition("\n")
+        return f"config key {key} is not known. {hint}".strip()
+    return (text or repr(error)).splitlines()[-1].strip()
 
 
 def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:
@@ -165,13 +176,19 @@ def open_trials(asked: Asked) -> tries.Trials:
         sweep_tpu.check(asked.tpus)
     if asked.values.check_config and not there and not asked.values.command:
         _check_config(asked, plan)
+    if asked.values.only_results and "://" not in asked.url:
+        if not pathlib.Path(asked.url).exists():
+            raise _no_sweep(asked)
     kept = storage.connect(asked.url)
     known = tries.refuse_other(kept, asked.name, plan.definition)
     if asked.values.only_results and not known:
-        raise errors.InputError(
-            f"name: there is no sweep {asked.name!r} in {storage.hidden(asked.url)!r}"
-        )
+        raise _no_sweep(asked)
     return tries.Trials(kept, asked.name, plan)
+
+
+def _no_sweep(asked: Asked) -> errors.InputError:
+    where = storage.hidden(asked.url)
+    return errors.InputError(f"name: there is no sweep {asked.name!r} in {where!r}")
 
 
 def _check_folder(out: pathlib.Path) -> None:

@@ -70,10 +70,8 @@ def rank(rows: Sequence[dict], sweep: space.Sweep) -> list[dict]:
 
 def format_table(rows: Sequence[dict], sweep: space.Sweep) -> str:
     """Returns the best rows for people, and how many ended how."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["state"]] = counts.get(row["state"], 0) + 1
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    states = [row["state"] for row in rank(rows, sweep)]
+    summary = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     shown = rank(rows, sweep)[:_SHOWN]
     columns = ["trial", "state", sweep.score, *sweep.keys, "tries", "seconds", "host"]
     lines = [columns, *([_cell(row[c]) for c in columns] for row in shown)]
@@ -114,29 +112,32 @@ def write(
     for name in ("parallel_coordinate", "param_importances"):
         path = out / f"{name}.png"
         try:
-            _plot(study, sweep, name, path)
-            lines.append(f"plot: {path}")
+            notes = _plot(study, sweep, name, path)
+            lines.append(f"plot: {path}{f' ({notes[0]})' if notes else ''}")
         except (ValueError, RuntimeError) as error:
-            lines.append(f"no {name}.png: {error}")
+            lines.append(f"no {path.name}: {error}")
     return lines
 
 
-def _plot(study: optuna.Study, sweep: space.Sweep, name: str, path) -> None:
+def _plot(study: optuna.Study, sweep: space.Sweep, name: str, path) -> list[str]:
+    """Draws a plot; returns what Optuna has to say about it."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    done = sum(t.state == State.COMPLETE for t in study.get_trials(False))
+    if not done:
+        raise ValueError("no trial was trained to the end")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         if name == "parallel_coordinate":
             axes = plots.plot_parallel_coordinate(study, target_name=sweep.score)
         else:
             axes = plots.plot_param_importances(study, target_name=sweep.score)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    done = sum(t.state == State.COMPLETE for t in study.get_trials(False))
     axes.set_title("", loc="left")  # Optuna's own
     title = f"{study.study_name}: {sweep.score} of {done} trials to the end"
     axes.set_title(title, pad=16)
@@ -145,3 +146,6 @@ def _plot(study: optuna.Study, sweep: space.Sweep, name: str, path) -> None:
     figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     files.write_atomically(path, picture.getvalue())
+    experimental = optuna.exceptions.ExperimentalWarning
+    said = [w for w in caught if not issubclass(w.category, experimental)]
+    return [" ".join(str(w.message).split()) for w in said]

@@ -11,6 +11,7 @@ trial came to a score, or workers failed, 75 told to stop (SIGTERM), 130 Ctrl-C;
 both the same command goes on.
 """
 
+import contextlib
 import json
 import pathlib
 import shlex
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -33,7 +35,7 @@ except ImportError as missing:
     print(f"sweep: {missing}; pip install -e '.[sweep]'", file=sys.stderr)
     sys.exit(2)
 
-from ev2 import errors, files  # noqa: E402
+from ev2 import errors, files, storage  # noqa: E402
 from ev2 import trials as tries  # noqa: E402
 from launch import asked as asking  # noqa: E402
 from launch import gcloud, results, space, sweep_tpu, trial  # noqa: E402
@@ -79,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return _run(asking.parse(values, argv), argv)
+        asking.parse_flags(values, argv)
+        if values.serve:
+            return _serve(values)
+        return _run(asking.check_flags(values), argv)
     except errors.InputError as error:
         return _say_error(error, 2)
     except (gcloud.CloudError, tries.UnreachableError) as error:
@@ -103,6 +108,8 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer("workers", 1, "Trials at a time here.", flag_values=values)
     text = "New tries of a trial that died with its worker."
     flags.DEFINE_integer("retries", 2, text, 0, flag_values=values)
+    text = "Port: lets workers reach --storage by gRPC, and runs nothing."
+    flags.DEFINE_integer("serve", None, text, 1, 2**16 - 1, flag_values=values)
     for name, default, text in _SWITCHES:
         flags.DEFINE_bool(name, default, text, flag_values=values)
     for name, seconds, text in _SECONDS:
@@ -207,9 +214,7 @@ def _work_together(asked: asking.Asked, argv: Sequence[str]) -> int:
         for words in each:
             workers.append(
                 subprocess.Popen(
-                    [*command, *words],
-                    start_new_session=True,
-                    preexec_fn=trial.die_with_parent,
+                    trial.bound([*command, *words]), start_new_session=True
                 )
             )
         codes = [worker.wait() for worker in workers]
@@ -222,6 +227,22 @@ def _work_together(asked: asking.Asked, argv: Sequence[str]) -> int:
         if code:
             trial.say(f"worker {number + 1} of {len(codes)} ended with {code}")
     return 0 if 0 in codes else 1
+
+
+def _serve(values: flags.FlagValues) -> int:
+    """Is Optuna's gRPC proxy of a storage, until it is stopped."""
+    if not values.storage:
+        raise errors.InputError("flags: --serve also needs --storage=...")
+    if values.dry_run:
+        print(f"# gRPC on port {values.serve} for {storage.hidden(values.storage)}")
+        return 0
+    storage.check(values.storage)
+    kept = storage.connect(values.storage)
+    trial.say(f"serving {storage.hidden(values.storage)} on port {values.serve}")
+    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.run_grpc_proxy_server(kept, host="0.0.0.0", port=values.serve)
+    return 0
 
 
 def _finish(asked: asking.Asked, trials: tries.Trials) -> int:

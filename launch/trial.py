@@ -1,7 +1,6 @@
 """A trial as a process: a whole job in a folder of its own, followed to its end."""
 
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import functools
@@ -11,6 +10,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +32,6 @@ _LOCK_S = 300.0  # for a former worker's job to do so
 _MOST_DEATHS = 2  # one after another, on a node
 _TAIL_BYTES = 8192
 _REASON_CHARS = 300
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,14 +222,13 @@ def _wait_for(lock, watch: _Watch) -> End | None:
 def _started(command, log, lock, machine: Machine) -> Iterator[subprocess.Popen]:
     """The job; ended after the block, if it has not ended by itself."""
     process = subprocess.Popen(
-        command,
+        bound(command),
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C is ours; the job is told to save
         pass_fds=(lock.fileno(),),
-        preexec_fn=die_with_parent,
     )
     try:
         yield process
@@ -273,19 +271,19 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
 def environment() -> dict[str, str]:
     """Ours, with the ev2 of this checkout found first."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def die_with_parent() -> None:
-    """In a new process: SIGTERM comes when its parent is gone. On Linux only."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def bound(command: Sequence[str]) -> list[str]:
+    """Returns `command`, to be told to stop when the process that starts it is gone.
+
+    On Linux, by setpriv of util-linux; elsewhere it is the command as it is.
+    """
+    found = shutil.which("setpriv")
+    return [*([found, "--pdeathsig=TERM"] if found else []), *command]
 
 
 def read_scores(text: str | None, name: str) -> list[float]:
