@@ -1,10 +1,17 @@
-"""Where trials are kept: a journal file, PostgreSQL, or a gRPC proxy before it."""
+"""Where trials are kept: a journal file, PostgreSQL, or a gRPC proxy before it.
 
+A study there has one definition; another one of the same name is refused.
+"""
+
+import json
 import pathlib
+import random
 import socket
 import tempfile
+import time
 import urllib.parse
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -13,6 +20,9 @@ from ev2 import errors
 
 _ALLOWED = "a file, postgresql://USER@HOST/DATABASE or grpc://HOST:PORT"
 _CONNECT_S = 10
+_DEFINITION_S = 10.0  # for whoever creates a study to say what it is
+_SHOWN = 3  # differing keys in a message
+_TRIES = 5  # to make the tables of a new database
 _PORTS = {"postgresql": 5432, "grpc": 13000}
 
 
@@ -126,9 +136,21 @@ def _open_database(url: str) -> optuna.storages.BaseStorage:
         "pool_pre_ping": True,  # a database that was restarted is found again
         "connect_args": {"connect_timeout": _CONNECT_S, "application_name": "ev2"},
     }
-    return optuna.storages.RDBStorage(
-        f"postgresql+psycopg://{rest}", engine_kwargs=options
-    )
+    return _patiently_open(f"postgresql+psycopg://{rest}", options)
+
+
+def _patiently_open(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """Opens a database; who makes its tables at the same moment as we is waited for."""
+    import sqlalchemy.exc
+
+    for left in reversed(range(_TRIES)):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            if not left:
+                raise
+        time.sleep(random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
@@ -149,3 +171,52 @@ def _unreachable(url: str, reason: str) -> errors.InputError:
         f"storage: {hidden(url)!r} cannot be reached ({' '.join(reason.split())}); "
         f"start it, or give {_ALLOWED}"
     )
+
+
+def refuse_other(
+    storage: optuna.storages.BaseStorage, name: str, definition: Mapping[str, Any]
+) -> bool:
+    """Returns whether there is a study `name`.
+
+    Raises:
+      InputError: there is one, with another definition or made by something else.
+    """
+    end = time.monotonic() + _DEFINITION_S
+    while True:
+        try:
+            study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            return False
+        there = storage.get_study_user_attrs(study_id).get("definition")
+        if there is not None:
+            refuse_differing(f"name: {name!r}", there, definition)
+            return True
+        if time.monotonic() > end:  # whoever has created it says so at once
+            raise errors.InputError(
+                f"name: {name!r} is a study that does not say what it is; choose "
+                "another name, or remove it with `optuna delete-study`"
+            )
+        time.sleep(0.2)
+
+
+def refuse_differing(
+    what: str, there: Mapping[str, Any], here: Mapping[str, Any]
+) -> None:
+    """Raises InputError, with the first keys, if two definitions differ."""
+    here = plain(here)
+    differing = [
+        f"{key}={here.get(key)!r} (there: {there.get(key)!r})"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" * (len(differing) > _SHOWN)
+        raise errors.InputError(
+            f"{what} has another definition there; it differs in "
+            f"{', '.join(differing[:_SHOWN])}{more}; choose another --name"
+        )
+
+
+def plain(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(definition))

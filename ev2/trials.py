@@ -16,7 +16,6 @@ point the later one gives way.
 import contextlib
 import dataclasses
 import functools
-import json
 import random
 import socket
 import time
@@ -25,7 +24,7 @@ from typing import Any, Literal
 
 import optuna
 
-from ev2 import errors
+from ev2 import storage as places
 
 State = optuna.trial.TrialState
 _LIVE = (State.WAITING, State.RUNNING)
@@ -38,8 +37,6 @@ STOPPED = "stopped"  # its worker was told to stop: tried again
 DOUBLED = "doubled"  # another trial of the same point was there before it
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _PATIENCE_S = 600.0  # for a storage that was there before
-_DEFINITION_S = 10.0  # for whoever creates a study to say what it is
-_SHOWN = 3  # differing keys in a message
 _TRIES = 8  # to take a trial before the list of them is read anew
 
 
@@ -120,12 +117,12 @@ class Trials:
                 self._add(point, plan.points[point], tries=0)
 
     @_patient
-    def claim(self) -> optuna.Trial | None:
-        """Takes a waiting trial; None if there is none."""
+    def claim(self, node: str = "") -> optuna.Trial | None:
+        """Takes a waiting trial, rather one that was on `node`; None: there is none."""
         tries = 0
         while True:
             if not self._candidates or tries == _TRIES:
-                self._candidates, tries = self._find_candidates(), 0
+                self._candidates, tries = self._find_candidates(node), 0
             if not self._candidates:
                 return None
             number = self._candidates.pop(0)
@@ -151,22 +148,24 @@ class Trials:
             for key, value in notes.items():
                 trial.set_user_attr(key, value)
 
-    def _find_candidates(self) -> list[int]:
+    def _find_candidates(self, node: str) -> list[int]:
         """Numbers of waiting trials; those that give way are ended."""
         first: dict[int, int] = {}  # number of the trial that holds a point
-        waiting, running = [], 0
+        waiting, ours, running = [], [], 0
         for trial in self.study.get_trials(deepcopy=False):
             point = trial.user_attrs.get("point")
             if point is None or trial.state not in _LIVE + _SCORED:
                 continue
             if first.setdefault(point, trial.number) == trial.number:
                 running += trial.state == State.RUNNING
-                waiting += [trial.number] * (trial.state == State.WAITING)
+                if trial.state == State.WAITING:
+                    was_here = bool(node) and trial.user_attrs.get("node") == node
+                    (ours if was_here else waiting).append(trial.number)
             elif trial.state == State.WAITING:
                 self._end(trial.number, DOUBLED, "another trial had its point")
         # Workers start at different places, or all would want the same trial.
         place = random.randrange(min(running + 1, len(waiting))) if waiting else 0
-        return waiting[place:] + waiting[:place]
+        return ours + waiting[place:] + waiting[:place]
 
     @_patient
     def beat(self, trial: optuna.Trial) -> bool:
@@ -345,56 +344,7 @@ def _open(
     try:
         study = optuna.create_study(storage=storage, direction=plan.direction, **common)
     except optuna.exceptions.DuplicatedStudyError:
-        refuse_other(storage, name, plan.definition)
+        places.refuse_other(storage, name, plan.definition)
         return optuna.load_study(storage=storage, **common), False
-    study.set_user_attr("definition", _plain(plan.definition))
+    study.set_user_attr("definition", places.plain(plan.definition))
     return study, True
-
-
-def refuse_other(
-    storage: optuna.storages.BaseStorage, name: str, definition: Mapping[str, Any]
-) -> bool:
-    """Returns whether there is a study `name`.
-
-    Raises:
-      InputError: there is one, with another definition or made by something else.
-    """
-    end = time.monotonic() + _DEFINITION_S
-    while True:
-        try:
-            study_id = storage.get_study_id_from_name(name)
-        except KeyError:
-            return False
-        there = storage.get_study_user_attrs(study_id).get("definition")
-        if there is not None:
-            refuse_differing(f"name: {name!r}", there, definition)
-            return True
-        if time.monotonic() > end:  # whoever has created it says so at once
-            raise errors.InputError(
-                f"name: {name!r} is a study that does not say what it is; choose "
-                "another name, or remove it with `optuna delete-study`"
-            )
-        time.sleep(0.2)
-
-
-def refuse_differing(
-    what: str, there: Mapping[str, Any], here: Mapping[str, Any]
-) -> None:
-    """Raises InputError, with the first keys, if two definitions differ."""
-    here = _plain(here)
-    differing = [
-        f"{key}={here.get(key)!r} (there: {there.get(key)!r})"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
-    ]
-    if differing:
-        more = f" and {len(differing) - _SHOWN} more" * (len(differing) > _SHOWN)
-        raise errors.InputError(
-            f"{what} has another definition there; it differs in "
-            f"{', '.join(differing[:_SHOWN])}{more}; choose another --name"
-        )
-
-
-def _plain(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition as JSON gives it back: tuples are lists."""
-    return json.loads(json.dumps(definition))

@@ -169,18 +169,18 @@ def open_trials(asked: Asked) -> tries.Trials:
     _check_folder(asked.out)
     if path.exists():
         there = _read_definition(path)
-        tries.refuse_differing(f"out: {str(asked.out)!r}", there, plan.definition)
+        storage.refuse_differing(f"out: {str(asked.out)!r}", there, plan.definition)
     storage.check(asked.url)
-    there = path.exists() or asked.values.only_results
-    if asked.tpus and not there:
-        sweep_tpu.check(asked.tpus)
-    if asked.values.check_config and not there and not asked.values.command:
-        _check_config(asked, plan)
+    if not asked.values.only_results:
+        if asked.tpus and asked.values.check_tpus:
+            sweep_tpu.check(asked.tpus)
+        if asked.values.check_config and not (path.exists() or asked.values.command):
+            _check_config(asked, plan)
     if asked.values.only_results and "://" not in asked.url:
         if not pathlib.Path(asked.url).exists():
             raise _no_sweep(asked)
     kept = storage.connect(asked.url)
-    known = tries.refuse_other(kept, asked.name, plan.definition)
+    known = storage.refuse_other(kept, asked.name, plan.definition)
     if asked.values.only_results and not known:
         raise _no_sweep(asked)
     return tries.Trials(kept, asked.name, plan)

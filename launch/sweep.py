@@ -61,6 +61,7 @@ _TEXTS = (
 )
 _SWITCHES = (
     ("check_config", True, "`ev2 plan` reads the config of the first trial before."),
+    ("check_tpus", True, "Looks at the nodes before."),
     ("results", True, "Writes the table and plots at the end."),
     ("only_results", False, "Writes them now, and runs nothing."),
     ("dry_run", False, "Prints the commands of a trial, and runs nothing."),
@@ -89,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say_error(error, 2)
     except (gcloud.CloudError, tries.UnreachableError) as error:
         return _say_error(error, 1)
+    except Exception as error:
+        if not tries.is_trouble(error):
+            raise
+        return _say_error(RuntimeError(f"storage: {error.__cause__ or error}"), 1)
 
 
 def _say_error(error: Exception, code: int) -> int:
@@ -195,7 +200,7 @@ def _make_command(asked: asking.Asked) -> Callable[..., list[str]]:
 
 def _work_together(asked: asking.Asked, argv: Sequence[str]) -> int:
     """Starts a process for each worker and waits for all of them."""
-    own = ["--workers=1", "--noresults", "--nocheck_config"]
+    own = ["--workers=1", "--noresults", "--nocheck_config", "--nocheck_tpus"]
     places = asked.tpus.places if asked.tpus else []
     each = [[*own, f"--tpus={place.name}"] for place in places]
     each = each or [own] * asked.values.workers

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ev2 import errors
 from launch import checks, gcloud, jobs, nodes, tpu, trial, workers
@@ -47,6 +47,10 @@ def check(tpus: Tpus, *, dry_run: bool = False) -> None:
             raise errors.InputError(
                 f"tpus: node {place.name!r} {state} in {place.zone}; create it first"
             )
+        if jobs.read_states(cloud, place, "0").get(0) == "running":
+            raise errors.InputError(
+                f"tpus: node {place.name!r} runs a job; wait for it, or leave it out"
+            )
     checks.check_bucket(cloud, tpus.places[0].project, f"{tpus.bucket}/{tpus.folder}")
 
 
@@ -63,7 +67,7 @@ def make_machine(tpus: Tpus, out: pathlib.Path, words: Sequence[str]) -> trial.M
         name=place.name,
         command=command,
         read=lambda folder, name: _read(cloud, tpus, place, folder, name),
-        stop=lambda process: _stop(cloud, place, process),
+        stop=lambda process, wait: _stop(cloud, place, process, wait),
         deaths=_DEATHS,
         score_s=_SCORE_S,
     )
@@ -116,7 +120,12 @@ def _read(cloud, tpus: Tpus, place, folder: str, name: str) -> str | None:
     return None
 
 
-def _stop(cloud: gcloud.Gcloud, place: nodes.Place, process: subprocess.Popen) -> None:
+def _stop(
+    cloud: gcloud.Gcloud,
+    place: nodes.Place,
+    process: subprocess.Popen,
+    wait: Callable[[float], object],
+) -> None:
     """Ends tpu.py, then tells the job to save and leave, and waits until it has."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -128,4 +137,4 @@ def _stop(cloud: gcloud.Gcloud, place: nodes.Place, process: subprocess.Popen) -
     while "running" in jobs.read_states(cloud, place, "all").values():
         if time.monotonic() > end:
             raise gcloud.CloudError(f"{place.name}: its job was told to stop, and runs")
-        time.sleep(_WAIT_S)
+        wait(_WAIT_S)

@@ -44,7 +44,8 @@ class Machine:
       command: of the trial's flags, its folder's name and whether it goes on with what
         it began here: what to run.
       read: of the folder's name and a file's: the text, None if there is none.
-      stop: ends the process, and what runs elsewhere for it.
+      stop: ends the process, and what runs elsewhere for it; is given what waits for
+        some seconds and says that the trial lives.
       deaths: exit codes that another try may not have.
       score_s: seconds between two looks at the scores.
     """
@@ -53,7 +54,7 @@ class Machine:
     name: str
     command: Callable[[Sequence[str], str, bool], list[str]]
     read: Callable[[str, str], str | None]
-    stop: Callable[[subprocess.Popen], None]
+    stop: Callable[[subprocess.Popen, Callable[[float], object]], None]
     deaths: Sequence[int]
     score_s: float
 
@@ -90,7 +91,7 @@ def work(
     """
     deaths = 0
     while not stopping.is_set():
-        trial = trials.claim()
+        trial = trials.claim(machine.name)
         if trial is not None:
             end = _work_on(trial, trials, sweep, machine, pace, stopping)
             deaths = deaths + 1 if end.kind == tries.DIED else 0
@@ -113,7 +114,7 @@ def _work_on(trial, trials, sweep, machine, pace, stopping) -> End:
     number = trial.user_attrs["point"] + 1
     head = f"trial {number}/{sweep.trials}"
     text = ", ".join(f"{key}={value}" for key, value in values.items())
-    say(f"{head}: {'goes on, ' if again else ''}{text}")
+    say(f"{head}: {'again, ' if again else ''}{text}")
     trials.note(trial, {"folder": folder, "node": machine.name})
     end = _run(
         machine.command(space.as_flags(values), folder, again),
@@ -166,6 +167,11 @@ class _Watch:
             return End(tries.PRUNED, reason=f"{self._sweep.prune}, {after}")
         return None
 
+    def wait(self, seconds: float) -> None:
+        """Waits while a job is being ended."""
+        self._trials.beat(self._trial)
+        time.sleep(seconds)
+
     def report(self, scores: Sequence[float]) -> bool:
         """Hands on scores that are new; whether the pruner ends the trial."""
         for score in scores[self._reported :]:
@@ -188,7 +194,7 @@ def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> En
             return end
         log = open(f"{path}.log", "ab")
         before = log.tell()  # bytes of former tries
-        with log, _started(command, log, lock, machine) as process:
+        with log, _started(command, log, lock, machine, watch) as process:
             end = _follow(process, machine, folder, watch)
         if end is not None:
             return end
@@ -219,7 +225,9 @@ def _wait_for(lock, watch: _Watch) -> End | None:
 
 
 @contextlib.contextmanager
-def _started(command, log, lock, machine: Machine) -> Iterator[subprocess.Popen]:
+def _started(
+    command, log, lock, machine: Machine, watch: _Watch
+) -> Iterator[subprocess.Popen]:
     """The job; ended after the block, if it has not ended by itself."""
     process = subprocess.Popen(
         bound(command),
@@ -234,7 +242,7 @@ def _started(command, log, lock, machine: Machine) -> Iterator[subprocess.Popen]
         yield process
     finally:
         if process.poll() is None:
-            machine.stop(process)
+            machine.stop(process, watch.wait)
 
 
 def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None:
@@ -261,8 +269,9 @@ def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None
             return None
 
 
-def stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen, wait: Callable[[float], object]) -> None:
     """Tells a job to save and leave; after a minute kills it with all it started."""
+    del wait
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_STOP_S)

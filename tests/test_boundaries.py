@@ -193,7 +193,7 @@ def test_rooms_that_few_may_enter(room, importers):
         ("ev2.optim", ["ev2.errors", "ev2.progressive"]),
         ("ev2.sharding", ["ev2.errors"]),
         ("ev2.storage", ["ev2.errors"]),
-        ("ev2.trials", ["ev2.errors"]),
+        ("ev2.trials", ["ev2.errors", "ev2.storage"]),
     ],
 )
 def test_lower_rooms_do_not_look_up(room, allowed):

@@ -222,7 +222,7 @@ def test_other_definitions_and_other_studies_are_refused(enter, url, monkeypatch
     assert "name: 'study' has another definition there; it differs in a=[1, 3]" in text
     assert "(there: [1, 2]), b=1 (there: None); choose another --name" in text
     optuna.create_study(storage=storage.connect(url), study_name="own")
-    monkeypatch.setattr(trials, "_DEFINITION_S", 0.1)
+    monkeypatch.setattr(storage, "_DEFINITION_S", 0.1)
     with pytest.raises(errors.InputError, match="'own' is a study that does not say"):
         trials.Trials(storage.connect(url), "own", make_plan())
 
