@@ -19,6 +19,7 @@ import functools
 import random
 import socket
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Plan:
     Attributes:
       definition: plain values; a study of one name has one definition.
       points: parameters of each point that are fixed; what is not, Optuna suggests.
+      score: what the score is called.
       direction: "maximize" or "minimize".
       sampler: of a point's number, what suggests.
       pruner: what ends trials early.
@@ -56,6 +58,7 @@ class Plan:
 
     definition: Mapping[str, Any]
     points: Sequence[Mapping[str, Any]]
+    score: str
     direction: Literal["maximize", "minimize"]
     sampler: Callable[[int], optuna.samplers.BaseSampler]
     pruner: optuna.pruners.BasePruner
@@ -225,7 +228,7 @@ class Trials:
     def look(self) -> bool:
         """Whether all points have ended; else ends dead trials, adds lost points.
 
-        To be called now and then by who has nothing to do.
+        To be called now and then by every worker.
         """
         trials = self.study.get_trials(deepcopy=False)
         tries = group(trials)
@@ -347,4 +350,7 @@ def _open(
         places.refuse_other(storage, name, plan.definition)
         return optuna.load_study(storage=storage, **common), False
     study.set_user_attr("definition", places.plain(plan.definition))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([plan.score])
     return study, True

@@ -50,6 +50,7 @@ class Asked:
         return tries.Plan(
             definition=keys,
             points=space.points(sweep),
+            score=sweep.score,
             direction=sweep.goal,
             sampler=functools.partial(_make_sampler, sweep),
             pruner=_make_pruner(sweep),
@@ -152,6 +153,11 @@ def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:
     ]
     if missing:
         raise errors.InputError(f"flags: --tpus also needs {' '.join(missing)}")
+    if values.workers > 1:
+        raise errors.InputError(
+            f"workers: {values.workers} is not allowed with --tpus; a node has one "
+            "trial at a time"
+        )
     return sweep_tpu.Tpus(
         places=[
             nodes.Place(name=node, zone=values.zone, project=values.project)

@@ -160,6 +160,7 @@ class _Watch:
             self._next_beat = time.monotonic() + self.pace.beat_s
             if not self._trials.beat(self._trial):
                 return End(LOST)
+            self._trials.look()
         if self._stopping.is_set():
             return End(tries.STOPPED, reason="its worker was told to stop")
         if self.report(look()) and not last():

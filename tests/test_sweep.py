@@ -23,6 +23,7 @@ from tests import fake_gcloud
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID = {"optimizer.lr": [0.01, 0.02, 0.04], "progressive.image_size": [(8, 9), (9, 9)]}
+PLACE = ("--zone=europe-west4-a", "--project=ours", "--bucket=gs://bucket")
 # Its score is the learning rate; what `play` puts before can make it fail.
 TRIAL = """\
 for word in "$@"; do case "$word" in
@@ -145,7 +146,7 @@ def test_a_killed_worker_s_trial_goes_on_elsewhere(sweeps):
     assert {k: len(v) for k, v in sweeps.calls().items()} == {"0000": 2, "0001": 1}
     rows = {row["trial"]: row for row in sweeps.rows()}
     assert (rows["1"]["tries"], rows["2"]["tries"]) == ("2", "1")
-    assert "trial 1/2: goes on, optimizer.lr=0.01" in err
+    assert "trial 1/2: again, optimizer.lr=0.01" in err
 
 
 def test_told_to_stop_it_saves_and_the_same_command_goes_on(sweeps):
@@ -263,6 +264,7 @@ def bad_input():
         (None, ("--nonsense",), "flags: Unknown command line flag 'nonsense'"),
         (None, ("word",), "flags: 'word' is not a flag"),
         (None, ("--only_results",), "name: there is no sweep 'some' in"),
+        (None, ("--tpus=a", *PLACE, "--workers=2"), "workers: 2 is not allowed with"),
         (None, ("--tpus=a,b",), "flags: --tpus also needs --zone=... --project=..."),
     ]
 
@@ -314,7 +316,6 @@ JOB = """\
 for word in "$@"; do case "$word" in --workdir=*) run=${word#*=} ;; esac; done
 mkdir -p $run; echo "$*" >> $run/calls
 echo "{\\"ema\\": {\\"top1\\": 0.5}}" > $run/eval.json; exit 0"""
-PLACE = ("--zone=europe-west4-a", "--project=ours", "--bucket=gs://bucket")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def make_plan(points=4, *, definition=None, retries=1, grace_s=0.2) -> trials.Pl
     return trials.Plan(
         definition=definition or {"a": (1, 2)},
         points=[{"x": float(point)} for point in range(points)],
+        score="top1",
         direction="maximize",
         sampler=lambda point: optuna.samplers.RandomSampler(seed=point),
         pruner=optuna.pruners.NopPruner(),
