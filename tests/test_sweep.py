@@ -329,24 +329,63 @@ def checkout(tmp_path):
     return folder
 
 
-def test_trials_on_two_nodes(sweeps, checkout, monkeypatch):
-    folder = sweeps.folder / "cloud"
-    for key, value in fake_gcloud.install(folder, workers=1, job=JOB).items():
-        monkeypatch.setenv(key, value)
-    words = [*PLACE, f"--source={checkout}", "--nocheck_config", "--command="]
+@pytest.fixture
+def on_node(sweeps, checkout, monkeypatch):
+    """Makes a cloud with the node "one" that plays `job`; returns folder and words."""
+
+    def make(job: str) -> tuple[pathlib.Path, list[str]]:
+        folder = sweeps.folder / "cloud"
+        for key, value in fake_gcloud.install(folder, workers=1, job=job).items():
+            monkeypatch.setenv(key, value)
+        node = {"state": "READY", "acceleratorType": "v2-8", "runtimeVersion": "image"}
+        node |= {"networkEndpoints": [{}], "queued": False}
+        (folder / "nodes.json").write_text(json.dumps({"one": node}))
+        source = f"--source={checkout}"
+        return folder, [*PLACE, source, "--nocheck_config", "--command="]
+
+    return make
+
+
+def test_trials_on_a_node(sweeps, on_node):
+    folder, words = on_node(JOB)
     sweeps.define(method="grid", keys={"optimizer.lr": [0.01, 0.02]})
     code, _, err = sweeps.run("--tpus=one,two", *words)
-    assert code == 2 and "tpus: node 'one' does not exist in europe-west4-a" in err
+    assert code == 2 and "tpus: node 'two' does not exist in europe-west4-a" in err
     assert not sweeps.out.exists()
-    node = {"state": "READY", "acceleratorType": "v2-8", "runtimeVersion": "image"}
-    node |= {"networkEndpoints": [{}], "queued": False}
-    (folder / "nodes.json").write_text(json.dumps({"one": node, "two": node}))
     code, out, err = sweeps.run("--tpus=one", *words)
     assert code == 0, (err, *(p.read_text() for p in sweeps.out.glob("trials/*.log")))
     assert "2 trials: 2 done" in out and sweeps.rows()[0]["host"] == "one"
     calls = [*folder.glob("buckets/bucket/sweeps/some/*/calls")]
     assert sorted(path.parent.name for path in calls) == ["0000", "0001"]
     assert "--config.optimizer.lr=0.0" in calls[0].read_text()
+
+
+@pytest.mark.slow  # waits for the node as for a real one
+def test_a_job_on_a_node_is_told_to_save_and_goes_on(sweeps, on_node):
+    wait = "trap 'touch $FAKE_GCLOUD/saved; exit 75' TERM; touch $FAKE_GCLOUD/begun\n"
+    wait += "test -e $FAKE_GCLOUD/saved || while :; do sleep 0.1; done\n"
+    folder, words = on_node(wait + JOB)
+    sweeps.define(method="grid", keys={"optimizer.lr": [0.01]})
+    with sweeps.start("--tpus=one", *words) as worker:
+        sweeps.wait_for((folder / "begun").exists, 60)
+        code, _, err = sweeps.run("--tpus=one", *words)
+        assert code == 2 and "tpus: node 'one' runs a job; wait for it" in err
+        worker.send_signal(signal.SIGTERM)
+        text = worker.communicate()[1]
+    assert worker.returncode == 75, text
+    assert (folder / "saved").exists()
+    code, out, err = sweeps.run("--tpus=one", *words)
+    assert code == 0 and "1 trials: 1 done" in out, err
+    (call,) = (
+        (folder / "buckets/bucket/sweeps/some/0000/calls").read_text().split("\n")[:-1]
+    )
+    assert "--config.optimizer.lr=0.01" in call
+    resumed = [
+        line
+        for line in (folder / "calls.txt").read_text().splitlines()
+        if "cat" in line
+    ]
+    assert any("launch.json" in line for line in resumed)
 
 
 def test_another_node_begins_in_a_new_folder(tmp_path):
