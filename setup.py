@@ -50,7 +50,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # brings the libtpu of that jax
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
-        "nas": ["optuna>=4"],
+        "nas": ["optuna>=5,<6"],
+        "sweep": ["optuna>=5,<6", "optuna-dashboard>=0.20", "psycopg[binary]>=3.2"],
         "prepare": ["apache-beam>=2.77,<3", "scipy>=1.11"],
         "peers": ["keras>=3.10", "timm>=1.0", "torch>=2.6", "torchvision>=0.21"],
     },

@@ -147,7 +147,18 @@ def test_launching_needs_nothing_heavy():
     allowed = {*sys.stdlib_module_names, "absl", "launch", "ev2.errors", "ev2.files"}
     for path in (ROOT / "launch").glob("*.py"):
         early = [found for found in read_imports(path) if not found.late]
-        assert not [f for f in early if f.module not in allowed], path.name
+        more = SWEEPING if path.name in SWEEPS else set()
+        assert not [f for f in early if f.module not in allowed | more], path.name
+
+
+# What sweeps have beside that: nothing heavy either.
+SWEEPS = ("sweep.py", "asked.py", "results.py", "trial.py")
+SWEEPING = {"optuna", "ml_collections", "ev2.storage", "ev2.trials"}
+
+
+def test_optuna_is_for_trials_and_search():
+    modules = outside("ev2.storage", "ev2.trials", "ev2.nas")
+    assert not offences({"optuna", "sqlalchemy"}, modules=modules)
 
 
 # What may import a room: everything else must do without it.
@@ -181,6 +192,8 @@ def test_rooms_that_few_may_enter(room, importers):
         ("ev2.metrics", ["ev2.errors"]),
         ("ev2.optim", ["ev2.errors", "ev2.progressive"]),
         ("ev2.sharding", ["ev2.errors"]),
+        ("ev2.storage", ["ev2.errors"]),
+        ("ev2.trials", ["ev2.errors", "ev2.storage"]),
     ],
 )
 def test_lower_rooms_do_not_look_up(room, allowed):

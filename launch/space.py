@@ -1,0 +1,308 @@
+"""What a sweep file says: keys of a config, and the values that trials give them.
+
+    def get_sweep():
+        return {
+            "method": "tpe",                # or "grid", "random"
+            "trials": 12,                   # not for a grid, which has all its points
+            "keys": {
+                "optimizer.lr": {"low": 0.01, "high": 0.08, "log": True},
+                "progressive.image_size": [(16, 28), (20, 28)],
+            },
+        }
+
+A list is what there is to choose from, a dict a range: "low" and "high" belong to it,
+"log" draws evenly over orders of magnitude, "step" leaves only low, low + step, ... The
+other entries, with their defaults:
+
+    "seed": 0                   of random and tpe
+    "score": "ema.top1"         in eval.json and in the lines "eval" of metrics.jsonl
+    "goal": "maximize"          or "minimize"
+    "prune": "none"             or "median", "asha": by the score of each evaluation
+    "prune_after": 1            the first evaluation after which a trial may be ended
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import itertools
+import math
+import pathlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from ev2 import errors
+
+METHODS = ("grid", "random", "tpe")
+PRUNERS = ("none", "median", "asha")
+GOALS = ("maximize", "minimize")
+_NEAREST = 3
+_MOST_POINTS = 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers from `low` to `high`, both among them; whole ones if both are ints."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep as decided; `keys` have a Range or the values to choose from."""
+
+    method: str
+    keys: Mapping[str, Range | tuple[Any, ...]]
+    trials: int = 0
+    seed: int = 0
+    score: str = "ema.top1"
+    goal: Literal["maximize", "minimize"] = "maximize"
+    prune: str = "none"
+    prune_after: int = 1
+
+
+def load(path: str) -> Sweep:
+    """Reads a sweep file.
+
+    Raises:
+      InputError: it cannot be read, or says what no sweep can be.
+    """
+    if not pathlib.Path(path).is_file():
+        raise errors.InputError(
+            f"sweep: there is no file {path!r}; give one such as configs/sweeps/demo.py"
+        )
+    spec = importlib.util.spec_from_file_location("sweep_file", path)
+    if spec is None or spec.loader is None:
+        raise errors.InputError(f"sweep: {path!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        said = module.get_sweep()
+    except Exception as error:  # whatever the file does
+        raise errors.InputError(
+            f"sweep: {path!r} failed: {type(error).__name__}: {error}; it needs a "
+            "get_sweep() that returns a dict"
+        ) from error
+    return parse(said)
+
+
+def parse(said: Any) -> Sweep:
+    """Returns the sweep that the dict `said` describes.
+
+    Raises:
+      InputError: an entry is missing, not known, or has a value it cannot have.
+    """
+    if not isinstance(said, dict):
+        _refuse("get_sweep()", said, "a dict")
+    for entry in said:
+        errors.check_choice(
+            "sweep: entry", entry, [field.name for field in dataclasses.fields(Sweep)]
+        )
+    keys = said.get("keys")
+    if not isinstance(keys, dict) or not keys:
+        _refuse("keys", keys, "a dict of config keys, not empty")
+    assert isinstance(keys, dict)
+    keys = {str(key): _parse_values(str(key), value) for key, value in keys.items()}
+    sweep = Sweep(**{"method": None, **said, "keys": keys})
+    errors.check_choice("sweep: method", sweep.method, METHODS)
+    errors.check_choice("sweep: prune", sweep.prune, PRUNERS)
+    errors.check_choice("sweep: goal", sweep.goal, GOALS)
+    if not isinstance(sweep.score, str) or not sweep.score:
+        _refuse("score", sweep.score, "a name such as 'ema.top1'")
+    for name, low in (("seed", 0), ("prune_after", 1)):
+        value = getattr(sweep, name)
+        if not _is_whole(value) or value < low:
+            _refuse(name, value, f"a whole number, {low} or more")
+    return _count(sweep, "trials" in said)
+
+
+def _count(sweep: Sweep, given: bool) -> Sweep:
+    """Fills in the trials of a grid, and checks those of the others."""
+    if sweep.method != "grid":
+        if not _is_whole(sweep.trials) or not 1 <= sweep.trials <= _MOST_POINTS:
+            _refuse("trials", sweep.trials, f"1 to {_MOST_POINTS}")
+        return sweep
+    for key, values in sweep.keys.items():
+        if isinstance(values, Range):
+            _refuse(f"keys[{key!r}]", values, "a list, as a grid needs")
+    size = math.prod(len(values) for values in sweep.keys.values())  # type: ignore
+    if given and sweep.trials != size:
+        _refuse("trials", sweep.trials, f"nothing: this grid has {size} points")
+    if size > _MOST_POINTS:
+        _refuse("keys", f"{size} points", f"up to {_MOST_POINTS}")
+    return dataclasses.replace(sweep, trials=size)
+
+
+def _parse_values(key: str, said: Any) -> Range | tuple[Any, ...]:
+    name = f"keys[{key!r}]"
+    if isinstance(said, list):
+        labels = [label(value) for value in said]
+        if not said or len(set(labels)) != len(labels):
+            _refuse(name, said, "a list of values, none of them twice, not empty")
+        return tuple(said)
+    if not isinstance(said, dict) or not {"low", "high"} <= said.keys() <= {
+        *("low", "high", "log", "step")
+    }:
+        _refuse(name, said, "a list, or a dict with low, high, and maybe log or step")
+    found = Range(**said)
+    if not (
+        _is_number(found.low) and _is_number(found.high) and found.low < found.high
+    ):
+        _refuse(name, said, "numbers, low below high")
+    if not isinstance(found.log, bool) or (found.log and found.low <= 0):
+        _refuse(name, said, "log=True or False, True with low above 0")
+    if found.step is not None:
+        whole = _is_whole(found.step) or not found.whole
+        if not _is_number(found.step) or found.step <= 0 or found.log or not whole:
+            _refuse(name, said, "a step above 0, whole like low and high, without log")
+    return found
+
+
+def fit(sweep: Sweep, config: Any) -> Sweep:
+    """Returns `sweep` with ranges of the config's types.
+
+    Raises:
+      InputError: a key is not in `config`, or cannot have one of its values.
+    """
+    known = dict(leaves(config.to_dict()))
+    keys = {}
+    for key, values in sweep.keys.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=_NEAREST, cutoff=0)
+            raise errors.InputError(
+                f"sweep: key {key!r} is not in the config; nearest: {', '.join(near)}"
+            )
+        if isinstance(values, Range) and isinstance(known[key], float):
+            values = dataclasses.replace(
+                values, low=float(values.low), high=float(values.high)
+            )
+        keys[key] = values
+        _check_type(config, key, values)
+    return dataclasses.replace(sweep, keys=keys)
+
+
+def _check_type(config: Any, key: str, values: Range | tuple[Any, ...]) -> None:
+    for value in (values.low, values.high) if isinstance(values, Range) else values:
+        trial = config.copy_and_resolve_references()
+        *sections, name = key.split(".")
+        section = trial
+        for part in sections:
+            section = section[part]
+        kind = type(section[name])
+        try:
+            section[name] = value
+        except (TypeError, ValueError) as error:
+            raise errors.InputError(
+                f"sweep: keys[{key!r}]: {value!r} is not allowed; give {kind.__name__}"
+            ) from error
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields keys and values of nested dicts, as ("optimizer.lr", 0.01)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def points(sweep: Sweep) -> list[dict[str, Any]]:
+    """Returns the parameters that each trial has from the start, {} for tpe's.
+
+    They follow from the sweep alone, on any machine.
+    """
+    if sweep.method == "grid":
+        labels = [map(label, values) for values in sweep.keys.values()]  # type: ignore
+        return [
+            dict(zip(sweep.keys, point, strict=True))
+            for point in itertools.product(*labels)
+        ]
+    if sweep.method == "random":
+        return [_draw(sweep, point) for point in range(sweep.trials)]
+    return [{}] * sweep.trials
+
+
+def _draw(sweep: Sweep, point: int) -> dict[str, Any]:
+    rng = random.Random(f"{sweep.seed} {point}")
+    return {key: _draw_one(values, rng) for key, values in sweep.keys.items()}
+
+
+def _draw_one(values: Range | tuple[Any, ...], rng: random.Random) -> Any:
+    if not isinstance(values, Range):
+        return label(rng.choice(values))
+    low, high = values.low, values.high
+    if values.step is not None:
+        return low + values.step * rng.randint(
+            0, int((high - low) / values.step + 1e-9)
+        )
+    if values.log:
+        half = 0.5 if values.whole else 0.0  # the ends are as likely as their like
+        value = math.exp(rng.uniform(math.log(low - half), math.log(high + half)))
+    else:
+        value = (
+            rng.randint(int(low), int(high)) if values.whole else rng.uniform(low, high)
+        )
+    value = round(value) if values.whole else value
+    return min(max(value, low), high)
+
+
+def label(value: Any) -> Any:
+    """What stands for a choice in a storage, which takes no tuples."""
+    return value if isinstance(value, str | int | float | bool) else repr(value)
+
+
+def decode(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that parameters stand for."""
+    found = {}
+    for key, param in params.items():
+        values = sweep.keys[key]
+        if isinstance(values, Range):
+            found[key] = param
+        else:
+            found[key] = values[[label(value) for value in values].index(param)]
+    return found
+
+
+def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
+    """Returns a value for each key, from the point or as Optuna's sampler says."""
+    params = {}
+    for key, values in sweep.keys.items():
+        if not isinstance(values, Range):
+            labels = [label(value) for value in values]
+            params[key] = trial.suggest_categorical(key, labels)
+            continue
+        ask = trial.suggest_int if values.whole else trial.suggest_float
+        step = {} if values.step is None else {"step": values.step}
+        params[key] = ask(key, values.low, values.high, log=values.log, **step)
+    return decode(sweep, params)
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Returns `values` as the command line has them: derived ones follow there."""
+    return [f"--config.{key}={_as_text(value)}" for key, value in values.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _refuse(name: str, value: Any, allowed: str) -> None:
+    raise errors.InputError(f"sweep: {name}: {value!r} is not allowed; give {allowed}")

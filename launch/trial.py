@@ -1,0 +1,361 @@
+"""A trial as a process: a whole job in a folder of its own, followed to its end."""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import math
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ev2 import trials as tries
+from launch import gcloud, space
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_PREEMPTED = 75
+# What ends a job from outside: told to stop, and a shell's codes for killed ones.
+LOCAL_DEATHS = (_PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+LOST = "lost"  # others hold the trial for dead and have taken it over
+_STOP_S = 60.0  # for a job to save and leave
+_LOCK_S = 300.0  # for a former worker's job to do so
+_MOST_DEATHS = 2  # one after another, on a node
+_TAIL_BYTES = 8192
+_REASON_CHARS = 300
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where trials run.
+
+    Attributes:
+      out: folder of the sweep on this machine, for logs.
+      name: what the machine is called in the table; "" for this one.
+      command: of the trial's flags, its folder's name and whether it goes on with what
+        it began here: what to run.
+      read: of the folder's name and a file's: the text, None if there is none.
+      stop: ends the process, and what runs elsewhere for it; is given what waits for
+        some seconds and says that the trial lives.
+      deaths: exit codes that another try may not have.
+      score_s: seconds between two looks at the scores.
+    """
+
+    out: pathlib.Path
+    name: str
+    command: Callable[[Sequence[str], str, bool], list[str]]
+    read: Callable[[str, str], str | None]
+    stop: Callable[[subprocess.Popen, Callable[[float], object]], None]
+    deaths: Sequence[int]
+    score_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds: `poll_s` between looks at jobs and for work, `beat_s` between beats."""
+
+    poll_s: float
+    beat_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How a trial ended: one of the words of `ev2.trials`, or LOST."""
+
+    kind: str
+    score: float | None = None
+    reason: str = ""
+
+
+def work(
+    trials: tries.Trials,
+    sweep: space.Sweep,
+    machine: Machine,
+    pace: Pace,
+    stopping: threading.Event,
+) -> bool:
+    """Runs trials until all points have ended; False if told to stop before.
+
+    Raises:
+      CloudError: jobs die on the machine, one after another.
+      UnreachableError: the storage has been away for too long.
+    """
+    deaths = 0
+    while not stopping.is_set():
+        trial = trials.claim(machine.name)
+        if trial is not None:
+            end = _work_on(trial, trials, sweep, machine, pace, stopping)
+            deaths = deaths + 1 if end.kind == tries.DIED else 0
+            if machine.name and deaths == _MOST_DEATHS:
+                raise gcloud.CloudError(
+                    f"{machine.name}: {deaths} trials died one after another, the "
+                    f"last with: {end.reason}; its worker ends"
+                )
+        elif trials.look():
+            return True
+        else:
+            stopping.wait(pace.poll_s * random.uniform(0.5, 1.5))
+    return False
+
+
+def _work_on(trial, trials, sweep, machine, pace, stopping) -> End:
+    started = time.monotonic()
+    values = trials.patiently(lambda: space.suggest(trial, sweep))
+    folder, again = _choose_folder(machine, trial.user_attrs)
+    number = trial.user_attrs["point"] + 1
+    head = f"trial {number}/{sweep.trials}"
+    text = ", ".join(f"{key}={value}" for key, value in values.items())
+    say(f"{head}: {'again, ' if again else ''}{text}")
+    trials.note(trial, {"folder": folder, "node": machine.name})
+    end = _run(
+        machine.command(space.as_flags(values), folder, again),
+        machine,
+        folder,
+        _Watch(trial, trials, sweep, pace, stopping),
+    )
+    seconds = round(time.monotonic() - started, 1)
+    if end.kind != LOST and not trials.finish(
+        trial, end.kind, end.score, end.reason, {"seconds": seconds}
+    ):
+        end = End(LOST)
+    score = f"{sweep.score} {end.score:.5g}" if end.score is not None else end.reason
+    say(f"{head}: {end.kind}, {score or 'taken over by another worker'}, {seconds} s")
+    return end
+
+
+def _choose_folder(machine: Machine, notes: Mapping[str, Any]) -> tuple[str, bool]:
+    """The folder's name, and whether a try of the trial began it on this machine.
+
+    On one machine every try goes on in the same folder. A job on another node may still
+    be running, unseen: then the folder is a new one.
+    """
+    folder, again = f"{notes['point']:04d}", notes["try"] > 0
+    if not machine.name or not again:
+        return folder, again
+    if notes.get("node") == machine.name and "folder" in notes:
+        return notes["folder"], True
+    return f"{folder}-{notes['try']}", False
+
+
+class _Watch:
+    """What happens to a trial while its job runs."""
+
+    def __init__(self, trial, trials, sweep: space.Sweep, pace: Pace, stopping):
+        self._trial, self._trials, self._sweep = trial, trials, sweep
+        self.pace, self._stopping = pace, stopping
+        self._next_beat = self._reported = 0
+
+    def end(self, look: Callable[[], Sequence[float]], last: Callable) -> End | None:
+        """The end, if the job is to be ended now; `last`: whether it is over anyway."""
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self.pace.beat_s
+            if not self._trials.beat(self._trial):
+                return End(LOST)
+            self._trials.look()
+        if self._stopping.is_set():
+            return End(tries.STOPPED, reason="its worker was told to stop")
+        if self.report(look()) and not last():
+            after = f"after evaluation {self._reported}"
+            return End(tries.PRUNED, reason=f"{self._sweep.prune}, {after}")
+        return None
+
+    def wait(self, seconds: float) -> None:
+        """Waits while a job is being ended."""
+        self._trials.beat(self._trial)
+        time.sleep(seconds)
+
+    def report(self, scores: Sequence[float]) -> bool:
+        """Hands on scores that are new; whether the pruner ends the trial."""
+        for score in scores[self._reported :]:
+            self._reported += 1
+            if self._trials.report(self._trial, self._reported, score):
+                return True
+        return False
+
+    @property
+    def score(self) -> str:
+        return self._sweep.score
+
+
+def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> End:
+    path = machine.out / "trials" / folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The job inherits the lock, so it is held until both its worker and it are gone.
+    with open(f"{path}.lock", "w") as lock:
+        if (end := _wait_for(lock, watch)) is not None:
+            return end
+        log = open(f"{path}.log", "ab")
+        before = log.tell()  # bytes of former tries
+        with log, _started(command, log, lock, machine, watch) as process:
+            end = _follow(process, machine, folder, watch)
+        if end is not None:
+            return end
+        watch.report(read_scores(machine.read(folder, "metrics.jsonl"), watch.score))
+        code = process.returncode
+        if code == 0:
+            return _read_result(machine.read(folder, "eval.json"), watch.score)
+        reason = _read_reason(f"{path}.log", before) or f"exit code {code}"
+        dead = code < 0 or (code in machine.deaths and "not finite" not in reason)
+        if code < 0:
+            reason = f"its job was ended by {signal.Signals(-code).name}"
+        return End(tries.DIED if dead else tries.FAILED, reason=reason)
+
+
+def _wait_for(lock, watch: _Watch) -> End | None:
+    """Waits until a job that outlived its worker has left; the end if it does not."""
+    limit = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except OSError:
+            if (end := watch.end(tuple, bool)) is not None:
+                return end
+        if time.monotonic() > limit:
+            return End(tries.DIED, reason=f"a former try still runs: {lock.name}")
+        time.sleep(min(watch.pace.poll_s, 1))
+
+
+@contextlib.contextmanager
+def _started(
+    command, log, lock, machine: Machine, watch: _Watch
+) -> Iterator[subprocess.Popen]:
+    """The job; ended after the block, if it has not ended by itself."""
+    process = subprocess.Popen(
+        bound(command),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is ours; the job is told to save
+        pass_fds=(lock.fileno(),),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            machine.stop(process, watch.wait)
+
+
+def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None:
+    """Returns the end if the job was ended, None when it has ended by itself."""
+    scores: list[float] = []
+    next_look = time.monotonic() + machine.score_s
+
+    def look() -> list[float]:
+        nonlocal scores, next_look
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + machine.score_s
+            scores = read_scores(machine.read(folder, "metrics.jsonl"), watch.score)
+        return scores
+
+    def is_over() -> bool:
+        read = functools.partial(machine.read, folder)
+        return _is_over(read("stages.json"), read("metrics.jsonl"))
+
+    while True:
+        if (end := watch.end(look, is_over)) is not None:
+            return end
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=watch.pace.poll_s)
+            return None
+
+
+def stop(process: subprocess.Popen, wait: Callable[[float], object]) -> None:
+    """Tells a job to save and leave; after a minute kills it with all it started."""
+    del wait
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def environment() -> dict[str, str]:
+    """Ours, with the ev2 of this checkout found first."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """Returns `command`, to be told to stop when the process that starts it is gone.
+
+    On Linux, by setpriv of util-linux; elsewhere it is the command as it is.
+    """
+    found = shutil.which("setpriv")
+    return [*([found, "--pdeathsig=TERM"] if found else []), *command]
+
+
+def read_scores(text: str | None, name: str) -> list[float]:
+    """Returns `name` of every evaluation in the text of a metrics.jsonl.
+
+    The list ends before a line that is not whole, or a score that is not finite.
+    """
+    found = []
+    for line in (text or "").splitlines(keepends=True):
+        try:
+            document = json.loads(line) if line.endswith("\n") else {}
+        except ValueError:
+            break
+        if not isinstance(document, dict) or document.get("split") != "eval":
+            continue
+        score = _look_up(document, name)
+        if score is None:
+            break
+        found.append(score)
+    return found
+
+
+def _is_over(stages: str | None, metrics: str | None) -> bool:
+    """Whether the last step is done, and only the result is to be written."""
+    try:
+        last_step = json.loads(stages or "")["stages"][-1]["last_step"]
+        lines = (metrics or "").splitlines()
+        return json.loads(lines[-1])["step"] >= last_step
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _read_result(text: str | None, name: str) -> End:
+    try:
+        document = json.loads(text or "")
+    except ValueError:
+        return End(tries.FAILED, reason="it left no eval.json that can be read")
+    score = _look_up(document, name)
+    if score is None:
+        return End(tries.FAILED, reason=f"its eval.json has no number {name!r}")
+    return End(tries.DONE, score=score)
+
+
+def _look_up(document: Any, name: str) -> float | None:
+    for part in name.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    if isinstance(document, bool) or not isinstance(document, int | float):
+        return None
+    return float(document) if math.isfinite(document) else None
+
+
+def _read_reason(log: str, first_byte: int) -> str:
+    """The line of a job's log that says why it ended: ev2's own, or the last."""
+    with open(log, "rb") as file:
+        file.seek(max(os.path.getsize(log) - _TAIL_BYTES, first_byte))
+        text = file.read().decode(errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    own = [line for line in lines if line.startswith(("ev2: ", "tpu: "))]
+    line = (own or lines or [""])[-1]
+    return re.sub(r"^(ev2|tpu): ", "", line)[:_REASON_CHARS]
+
+
+def say(text: str) -> None:
+    """Writes one line about the sweep to stderr; stdout is the table's."""
+    print(f"sweep: {text}", file=sys.stderr, flush=True)
