@@ -34,6 +34,8 @@ _CHANNELS = {"data.mean": -math.inf, "data.std": 0.0}  # three numbers above thi
 
 def check(config: Any) -> None:
     """Raises InputError for a value that no run could use, naming key and range."""
+    if "links" in config:
+        raise errors.InputError("config: this is a chain of recipes; ev2 chain runs it")
     for key, (low, high) in _WHOLE.items():
         value = _value(config, key)
         if isinstance(value, bool) or not isinstance(value, int):

@@ -32,6 +32,11 @@ def exists(workdir: str) -> bool:
     return _newest(pathlib.Path(workdir) / _FOLDER) is not None
 
 
+def locate(path: str) -> str:
+    """Path of the one checkpoint that `load_pretrained` would read; "" if none."""
+    return os.fspath(_find(path) or "")
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest ones and the best by EMA top-1.
 

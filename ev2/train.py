@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import (
@@ -21,8 +19,6 @@ from ev2 import (
     evaluate,
     initial,
     logbook,
-    models,
-    optim,
     plan,
     preemption,
     profiling,
@@ -31,23 +27,8 @@ from ev2 import (
     run_folder,
     sharding,
 )
+from ev2 import job as jobs
 from ev2 import state as states
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A run as decided before anything is compiled or written."""
-
-    config: ConfigDict
-    mesh: Mesh
-    info: data.Info
-    table: dict[str, Any]
-    stages: tuple[progressive.Stage, ...]
-    learning_rate: Callable[[int], float]
-    model: models.Model
-    optimizer: optax.GradientTransformationExtraArgs
-    weights: dict[str, Any] | None  # to start from; see `initial.weights_for`
-    origin: str  # what they are
 
 
 def train_and_evaluate(
@@ -73,7 +54,7 @@ def train_and_evaluate(
       FloatingPointError: if the loss is not finite; names the steps.
       PreemptedError: SIGTERM came; the state is saved.
     """
-    job = _prepare(config, workdir)
+    job = jobs.prepare(config, workdir)
     config, last_step = job.config, job.stages[-1].last_step
     if profile and profile.stop > last_step:
         raise errors.InputError(
@@ -106,35 +87,6 @@ def train_and_evaluate(
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
-def _prepare(config: ConfigDict, workdir: str) -> _Job:
-    """Checks the whole config and returns what it means."""
-    table = plan.make_plan(config)  # checks the config's values
-    config, source = initial.open_source(config, workdir)
-    data.check(config)
-    mesh = sharding.make_mesh()
-    info = data.describe(config)
-    stages = progressive.make_stages(config, info.num_train_images)
-    batch_sizes = {stage.batch_size for stage in stages}
-    programs.check_batches(config, batch_sizes, mesh.devices.size)
-    model = programs.create_model(config, info.num_classes)
-    run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
-    weights, origin = None, "from random weights"
-    if source is not None:
-        weights, origin = initial.weights_for(model, info.class_names, source)
-    return _Job(
-        config=config,
-        mesh=mesh,
-        info=info,
-        table=table,
-        stages=stages,
-        learning_rate=optim.make_learning_rate(config, stages, info.num_train_images),
-        model=model,
-        optimizer=optim.make_optimizer(config),
-        weights=weights,
-        origin=origin,
-    )
-
-
 class _Run:
     """A run in progress: the loop, from step `start` on.
 
@@ -144,7 +96,7 @@ class _Run:
     def __init__(
         self,
         *,
-        job: _Job,
+        job: jobs.Job,
         folder: run_folder.RunFolder,
         checkpoints: checkpoint.Checkpoints,
         log: logbook.Logbook,
@@ -186,7 +138,7 @@ class _Run:
         self._opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
-        self._log.start_stage(programs.count_flops(train_step))
+        self._log.start_stage(stage, first_step, programs.count_flops(train_step))
         steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
             strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
@@ -230,7 +182,7 @@ class _Run:
         return evaluate.evaluate(eval_step, weights, self._job.config, self._job.mesh)
 
 
-def _create_state(job: _Job) -> states.TrainState:
+def _create_state(job: jobs.Job) -> states.TrainState:
     """Returns the state before the first step, laid out on the mesh."""
     everywhere = sharding.replicated(job.mesh)
     size = job.stages[0].image_size
@@ -243,7 +195,7 @@ def _create_state(job: _Job) -> states.TrainState:
     return initial.start_from(state, job.weights, everywhere)
 
 
-def _prepare_stages(job: _Job, start: int, abstract_state) -> ahead.Prepared:
+def _prepare_stages(job: jobs.Job, start: int, abstract_state) -> ahead.Prepared:
     """The stages from step `start` on, made ready one ahead of the loop."""
     config, mesh = job.config, job.mesh
 
@@ -294,7 +246,7 @@ class _Due(NamedTuple):
     save: bool
 
 
-def _due(job: _Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
+def _due(job: jobs.Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
     """What is due when `done` steps are done; nothing is saved unwritten.
 
     Writing looks at the losses, so no checkpoint holds weights that are not finite.
@@ -308,7 +260,7 @@ def _due(job: _Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due
     return _Due(saves or every(job.config.log.every_steps), evaluates, saves)
 
 
-def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
+def _crosses_epochs(job: jobs.Job, stage: progressive.Stage, done: int) -> bool:
     """Whether the step before `done` passed a multiple of `eval.every_epochs`."""
     interval = job.config.eval.every_epochs * job.info.num_train_images
     if interval <= 0:
@@ -317,7 +269,7 @@ def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
     return before // interval < after // interval
 
 
-def _begin_notes(job: _Job, folder, start: int, state) -> dict[str, Any]:
+def _begin_notes(job: jobs.Job, folder, start: int, state) -> dict[str, Any]:
     """stages.json as far as it is known, with what an earlier start measured.
 
     Lines of metrics.jsonl after step `start` are dropped: those steps come again.
@@ -342,7 +294,7 @@ def _keep_skipped(stage: dict[str, Any], skipped: int) -> None:
     stage["skipped"] = max(stage.get("skipped", 0), skipped)
 
 
-def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:
+def _summary(job: jobs.Job, notes: dict[str, Any], folder, start: int) -> str:
     device = job.mesh.devices.flat[0]
     begin = f"resuming after step {start:,}" if start else f"starting {job.origin},"
     return (
@@ -369,6 +321,7 @@ def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, 
         "train_skipped": results["train_skipped"],
         "image_size": config.eval.image_size,
         "wall_seconds": round(folder.wall_seconds, 1),
+        "devices": jax.device_count(),
     }
     folder.write_json("eval.json", summary)
     return summary

@@ -170,8 +170,7 @@ def _open(
             raise errors.InputError(
                 f"data.name: {name!r} is not embedded; choose {EMBEDDED!r}"
             )
-        embedded_split = {"train": "train", "eval": "validation"}[split]
-        return _open_shards(EMBEDDED_FOLDER, embedded_split, 0, keep_index=False)
+        return open_embedded({"train": "train", "eval": "validation"}[split])
     if kind == "tfds":
         from ev2.data import tfds  # TFDS takes a second to import
 
@@ -190,6 +189,11 @@ def _open(
     return _open_shards(path, split_name, num_classes, max_labels=max_labels)
 
 
+def open_embedded(split: str) -> "RecordSource":
+    """Opens the pictures inside the package: "train" or "validation"."""
+    return _open_shards(EMBEDDED_FOLDER, split, 0, keep_index=False)
+
+
 def _open_shards(
     path: str,
     split: str,
@@ -197,7 +201,7 @@ def _open_shards(
     *,
     max_labels: int = 1,
     keep_index: bool = True,
-):
+) -> "RecordSource":
     names = _read_labels(path)
     if names is None:
         if not num_classes:
