@@ -156,7 +156,8 @@ def test_launching_needs_nothing_heavy():
     [
         ("ev2.cli", ["ev2.__main__"]),
         ("ev2.verbs", ["ev2.cli"]),
-        ("ev2.train", ["ev2.verbs", "ev2.nas", "ev2.bench"]),
+        ("ev2.train", ["ev2.verbs", "ev2.chain", "ev2.nas", "ev2.bench"]),
+        ("ev2.chain", ["ev2.verbs"]),
         ("ev2.nas", ["ev2.verbs", "ev2.nas"]),
         ("ev2.bench", ["ev2.bench_verbs", "ev2.bench"]),
     ],
