@@ -129,16 +129,28 @@ class Logbook:
         self._start_window()
 
     def write_eval(
-        self, stage: progressive.Stage, step: int, results: dict[str, Any], size: int
+        self,
+        stage: progressive.Stage,
+        step: int,
+        results: dict[str, Any],
+        size: int,
+        of: str,
     ) -> None:
-        """Writes the line of an evaluation of the weights after `step` steps."""
+        """Writes the line of an evaluation of the weights after `step` steps.
+
+        `of` says of which pictures, for people.
+        """
         line = {
-            name: {key: results[name][key] for key in ("top1", "top5")}
+            name: {
+                key: results[name][key]
+                for key in ("top1", "top5", "map")
+                if key in results[name]
+            }
             for name in ("ema", "raw")
         }
         self._write("eval", stage, step, line, image_size=size)
         self.say(
-            f"step {step}: test top-1 {line['ema']['top1']:.2%} averaged weights, "
+            f"step {step}: {of} top-1 {line['ema']['top1']:.2%} averaged weights, "
             f"{line['raw']['top1']:.2%} raw, {results['ema']['count']:,} images "
             f"at {size} px"
         )

@@ -26,6 +26,7 @@ from ev2 import (
     progressive,
     run_folder,
     sharding,
+    watch,
 )
 from ev2 import job as jobs
 from ev2 import state as states
@@ -69,7 +70,11 @@ def train_and_evaluate(
         notice = opened(preemption.Notice())  # listens while a save is being written
         folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
         checkpoints = opened(
-            checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+            checkpoint.Checkpoints(
+                workdir,
+                keep=config.checkpoint.keep,
+                keep_best=config.checkpoint.keep_best,
+            )
         )
         start = checkpoints.latest_step() or 0
         images = job.info.num_train_images
@@ -83,8 +88,7 @@ def train_and_evaluate(
             start=start,
             opened=opened,
         )
-        results = run.train()
-        return _write_results(folder, results, job.stages[-1].last_step, config)
+        return _write_results(folder, run.train(), config)
 
 
 class _Run:
@@ -110,7 +114,11 @@ class _Run:
         self._profiler, self._notice = profiler, notice
         self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
         shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
-        self._prepared = _prepare_stages(job, start, shapes)
+        self._shapes, self._trained = shapes, start
+        # Of all evaluations; a checkpoint knows those before it.
+        self._scores = checkpoints.read_meta(start).get("scores", []) if start else []
+        self._coming = [] if self._is_over() else _coming(job, start)
+        self._prepared = _prepare_stages(job, start, shapes, self._coming)
         if start:
             self._state = checkpoints.restore(start, shapes)
         else:
@@ -119,16 +127,40 @@ class _Run:
         self._results: dict[str, Any] | None = None  # of the last evaluation
 
     def train(self) -> dict[str, Any]:
-        """Goes through the stages to come. Returns the last evaluation."""
+        """Goes through the stages to come. Returns what the run comes to."""
         self._log.say(plan.format_table(self._job.table))
         self._log.say(_summary(self._job, self._notes, self._folder, self._start))
-        for stage in self._job.stages:
-            if stage.last_step > self._start:
+        for stage in self._coming:
+            if not self._is_over():
                 self._train_stage(stage)
-        results = self._results or self._evaluate()  # None: only that was missing
+        step, results = self._finish()
         # A stage of less than an epoch may not meet every corrupt picture.
         skipped = [stage.get("skipped", 0) for stage in self._notes["stages"]]
-        return {**results, "train_skipped": max(skipped)}
+        return {
+            **results,
+            "step": step,
+            "trained_steps": self._trained,
+            "train_skipped": max(skipped),
+        }
+
+    def _finish(self) -> tuple[int, dict[str, Any]]:
+        """The step whose weights are the result, and how good they are.
+
+        With patience those are the best of the run, else the last.
+        """
+        step, config = self._trained, self._job.config
+        if config.eval.patience:
+            step = self._checkpoints.best_step()
+        if step != self._trained:
+            self._log.say(f"the best by {config.eval.metric} is step {step}, taken")
+            self._state = self._checkpoints.restore(step, self._shapes)
+        results = self._results
+        if results is None or step != self._trained or config.eval.split:
+            results = self._evaluate("eval")
+        return step, self._with_map(results, "eval")
+
+    def _is_over(self) -> bool:
+        return watch.is_over(self._scores, self._job.config.eval.patience)
 
     def _train_stage(self, stage: progressive.Stage) -> None:
         first_step = max(stage.first_step, self._start)
@@ -147,7 +179,10 @@ class _Run:
             self._profiler.after(step, sums)
             self._log.add(stage, sums)
             self._prepared.watch(stage.last_step - step - 1)
+            self._trained = step + 1
             self._do_what_is_due(stage, step + 1, batches.skipped)
+            if self._is_over():
+                break
         batches.close()
         notes = self._notes["stages"][stage.index]
         notes["compile_seconds"] = round(compile_seconds, 2)
@@ -166,20 +201,44 @@ class _Run:
         if due.write:
             rate = self._job.learning_rate(done - 1)
             self._log.write_train(stage, done, rate, skipped)
-        top1 = None
+        score = None
         if due.evaluate and not stops:  # there may be seconds left
-            self._results = results = self._evaluate()
-            size = self._job.config.eval.image_size
-            self._log.write_eval(stage, done, results, size)
-            top1 = results["ema"]["top1"]
+            score = self._watch(stage, done)
         if due.save:
-            self._checkpoints.save(self._state, done, self._meta, ema_top1=top1)
+            meta = {**self._meta, "scores": self._scores}
+            self._checkpoints.save(self._state, done, meta, score=score)
         if stops:
             raise errors.PreemptedError(f"stopped after step {done}, which is saved")
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _watch(self, stage: progressive.Stage, done: int) -> float:
+        """Evaluates while training; returns the metric that decides what is best."""
+        config = self._job.config
+        split = "watch" if config.eval.split else "eval"
+        results = self._evaluate(split)
+        if config.eval.metric.endswith(".map"):
+            results = self._with_map(results, split)
+        self._results = results
+        name = config.eval.split or "test"
+        self._log.write_eval(stage, done, results, config.eval.image_size, name)
+        self._scores.append(watch.score(results, config.eval.metric))
+        return self._scores[-1]
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
         eval_step, weights = self._prepared.eval_step(), _weights(self._state)
-        return evaluate.evaluate(eval_step, weights, self._job.config, self._job.mesh)
+        config, mesh = self._job.config, self._job.mesh
+        return evaluate.evaluate(eval_step, weights, config, mesh, split=split)
+
+    def _with_map(self, results: dict[str, Any], split: str) -> dict[str, Any]:
+        """With mean average precision, where pictures may have several labels."""
+        job = self._job
+        if job.config.data.max_labels == 1 or "map" in results["ema"]:
+            return results
+        weights = _weights(self._state)
+        found = evaluate.rank(job.model, weights, job.config, job.mesh, split=split)
+        ranked = {
+            name: {**results[name], "map": value} for name, value in found.items()
+        }
+        return {**results, **ranked}
 
 
 def _create_state(job: jobs.Job) -> states.TrainState:
@@ -195,8 +254,14 @@ def _create_state(job: jobs.Job) -> states.TrainState:
     return initial.start_from(state, job.weights, everywhere)
 
 
-def _prepare_stages(job: jobs.Job, start: int, abstract_state) -> ahead.Prepared:
-    """The stages from step `start` on, made ready one ahead of the loop."""
+def _coming(job: jobs.Job, start: int) -> list[progressive.Stage]:
+    return [stage for stage in job.stages if stage.last_step > start]
+
+
+def _prepare_stages(
+    job: jobs.Job, start: int, abstract_state, coming: list[progressive.Stage]
+) -> ahead.Prepared:
+    """The stages to come, from step `start` on, made ready one ahead of the loop."""
     config, mesh = job.config, job.mesh
 
     def compile_step(stage: progressive.Stage) -> Any:
@@ -222,7 +287,7 @@ def _prepare_stages(job: jobs.Job, start: int, abstract_state) -> ahead.Prepared
         return batches, itertools.chain([first], on_device)
 
     return ahead.Prepared(
-        [stage for stage in job.stages if stage.last_step > start],
+        coming,
         compile_step=compile_step,
         open_data=open_data,
         compile_eval_step=lambda: evaluate.compile_eval_step(
@@ -305,7 +370,7 @@ def _summary(job: jobs.Job, notes: dict[str, Any], folder, start: int) -> str:
     )
 
 
-def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, Any]:
+def _write_results(folder, results, config: ConfigDict) -> dict[str, Any]:
     """Writes eval.json and confusion.npy; returns the former's content."""
     confusion = results["ema"].get("confusion")
     if confusion is not None:
@@ -317,8 +382,7 @@ def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, 
         for name in ("ema", "raw")
     }
     summary |= {
-        "step": step,
-        "train_skipped": results["train_skipped"],
+        **{key: results[key] for key in ("step", "trained_steps", "train_skipped")},
         "image_size": config.eval.image_size,
         "wall_seconds": round(folder.wall_seconds, 1),
         "devices": jax.device_count(),

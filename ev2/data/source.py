@@ -21,7 +21,7 @@ from ev2 import class_names, errors
 from ev2.data import files, folder, listed, tfrecord
 
 SOURCES = ("embedded", "tfds", "folder", "csv", "tar", "tfrecord", "synthetic")
-SPLITS = ("eval", "train", "all")
+SPLITS = ("eval", "train", "all", "watch")
 OWN_PICTURES = ("folder", *listed.KINDS)  # may come without a split
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
@@ -118,7 +118,10 @@ def is_undivided(config: Any) -> bool:
 
 
 def open_source(config: Any, split: str) -> Source:
-    """Opens a split of the data: "train", "eval", or "all" of what is undivided.
+    """Opens a split of the data: one of `SPLITS`.
+
+    "watch" is `eval.split`, for evaluations while training; "all" is of what is
+    undivided.
 
     Raises:
         InputError: as `describe`.
@@ -131,8 +134,10 @@ def open_source(config: Any, split: str) -> Source:
             f" {data.source!r}; choose eval or train"
         )
     split_name = data.train_split if split == "train" else data.eval_split
+    if split == "watch":
+        split_name = config.eval.split
     count_key = f"num_{split}_images"
-    declared = data[count_key] if split != "all" else 0
+    declared = data[count_key] if split in ("train", "eval") else 0
     source = _open(
         data.source,
         data.name,
