@@ -279,7 +279,7 @@ def _start(groups, workdir):
     )
 
 
-def _kill_when(process, there, seconds=600):
+def _kill_when(process, there, seconds=1200):
     """Kills the process without notice once `there()`."""
     until = time.monotonic() + seconds
     while not there() and process.poll() is None and time.monotonic() < until:
