@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ev2 import checkpoint, errors, files, run_folder
+from ev2 import checkpoint, errors, files, records, run_folder
 
 _WORDS = 3  # columns of words, before those of numbers
 JSON_NAME, CSV_NAME = "chain.json", "chain.csv"
@@ -44,10 +44,10 @@ def summarize(runs: Sequence[Any]) -> dict[str, Any]:
       runs: of `chain.Run`, with their results.
 
     Returns:
-      "links": for each "name", "top1" (see `_spread`), "wall_seconds", "device_hours"
-      and "runs": files, checkpoints, accuracy and time of each; and the sums of all.
-      Wall time is summed over restarts; device-hours are that times the devices of the
-      last start.
+      "links": for each "name", "top1" and "train_seconds" (see `_spread`),
+      "wall_seconds", "device_hours" and "runs": files, checkpoints, accuracy and time
+      of each; and the sums of all. Times are summed over restarts, but for what a kill
+      left unwritten; device-hours are wall time times the devices of the last start.
     """
     links: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -74,10 +74,17 @@ def _describe(run: Any) -> dict[str, Any]:
         "image_size": result["image_size"],
         **{k: v for k, v in result["ema"].items() if k != "skipped"},
         "raw_top1": result["raw"]["top1"],
+        "train_seconds": _train_seconds(run.folder),
         "wall_seconds": seconds,
         "devices": devices,
         "device_hours": round(seconds * devices / 3600, 4),
     }
+
+
+def _train_seconds(folder: str) -> float:
+    """Of training steps alone: neither compiling nor evaluating."""
+    stages = records.read(folder).stages
+    return round(sum(stage.get("train_seconds", 0.0) for stage in stages), 2)
 
 
 def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "data": rows[0]["data"],
         **{key: _spread([r[key] for r in rows]) for key in ("top1", "top5")},
         **({"map": _spread([r["map"] for r in rows])} if "map" in rows[0] else {}),
+        "train_seconds": _spread([r["train_seconds"] for r in rows]),
         "wall_seconds": round(sum(r["wall_seconds"] for r in rows), 1),
         "device_hours": round(sum(r["device_hours"] for r in rows), 4),
     }
@@ -103,7 +111,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     rows = [
         ("link", "network", "data", "runs", "px", "steps", "top-1, %")
         + (("mAP, %",) if has_map else ())
-        + ("wall time", "device-hours")
+        + ("training, s", "wall time", "device-hours")
     ]
     for link in summary["links"]:
         last = link["runs"][-1]
@@ -111,6 +119,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             (link["name"], link["model"], link["data"], str(len(link["runs"])))
             + (str(last["image_size"]), f"{last['step']:,}", _percent(link["top1"]))
             + ((_percent(link.get("map")),) if has_map else ())
+            + (_plus_minus(link["train_seconds"], 1, 1),)
             + (_clock(link["wall_seconds"]), f"{link['device_hours']:.3f}")
         )
     gap = ("",) * (len(rows[0]) - 3)
@@ -120,11 +129,13 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def _percent(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    mean = f"{100 * value['mean']:.2f}"
-    spread = value["spread"]
-    return mean if spread is None else f"{mean} +- {100 * spread:.2f}"
+    return "" if value is None else _plus_minus(value, 100, 2)
+
+
+def _plus_minus(value: dict[str, Any], factor: int, decimals: int) -> str:
+    mean, spread = value["mean"], value["spread"]
+    text = f"{factor * mean:.{decimals}f}"
+    return text if spread is None else f"{text} +- {factor * spread:.{decimals}f}"
 
 
 def _clock(seconds: float) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from configs import chain as chains
-from configs import chain_demo
+from configs import chain_demo, comparisons
 from ev2 import (
     chain,
     chain_summary,
@@ -67,6 +67,8 @@ def _pretend_to_train(config, workdir):
     scores = {"top1": 0.5 + 0.1 * config.seed, "top5": 1.0, "count": 19, "skipped": 0}
     result = {"ema": scores, "raw": scores, "step": 1, "image_size": 12}
     result |= {"wall_seconds": 90.0 + config.seed, "devices": 8}
+    stages = [{"train_seconds": 10.0}, {"train_seconds": 2.5 + config.seed}]
+    folder.write_json("stages.json", {"stages": stages})
     folder.write_json("eval.json", result)
     folder.close()
     return result
@@ -146,6 +148,7 @@ def test_the_summary_adds_up(finished, capsys):
         "runs": 2,
     }
     assert summary["links"][0]["top1"]["spread"] is None
+    assert summary["links"][2]["train_seconds"]["mean"] == 13.0
     seconds = sum(result["wall_seconds"] for result in results)
     assert summary["wall_seconds"] == pytest.approx(seconds)
     text = chain_summary.format_summary(summary)
@@ -258,6 +261,26 @@ def test_the_papers_chain_starts_each_from_the_one_before(recipe):
     assert table_8.flowers.init.checkpoint == "link:imagenet1k"
     with pytest.raises(ValueError, match="chain.py: there is no model 'xl'"):
         chains.get_config("xl")
+
+
+@pytest.mark.parametrize("name", ["sizes", "table13"])
+def test_comparisons_differ_in_what_they_compare_alone(name):
+    found = comparisons.get_config(f"{name},runs=2")
+    flat = [run_folder.flatten(found[link].to_dict(), ".") for link in found.links]
+    differing = {
+        key for key in flat[0] for other in flat[1:] if flat[0][key] != other[key]
+    }
+    assert differing == {"progressive.schedule", "progressive.adaptive"}
+    assert {found.seeds[link] for link in found.links} == {2}
+    assert len(found.links) == {"sizes": 2, "table13": 4}[name]
+
+
+def test_pretraining_is_compared_at_equal_steps():
+    found = comparisons.get_config("pretraining")
+    assert found.finetune.init.checkpoint == "link:pretrain"
+    assert found.scratch.steps == found.finetune.steps and found.seeds.scratch == 3
+    with pytest.raises(ValueError, match="there is no comparison 'size'"):
+        comparisons.get_config("size")
 
 
 def test_the_small_chain_builds():
