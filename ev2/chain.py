@@ -57,26 +57,20 @@ def run_chain(chain: ConfigDict, workdir: str, *, dry: bool = False) -> dict[str
     speaks = jax.process_index() == 0
     if speaks:
         print(chain_summary.format_plan(runs), flush=True)
-    done: list[Run] = [run for run in runs if run.result is not None]
+    if dry:
+        return chain_summary.summarize([run for run in runs if run.result])
     for number, run in enumerate(runs, 1):
-        if dry or run.result is not None:
-            continue
+        if run.result is None:
+            if speaks:
+                print(f"\n{number} of {len(runs)}: {run.folder}", flush=True)
+            result = train.train_and_evaluate(run.config, run.folder)
+            run = runs[number - 1] = dataclasses.replace(run, result=result)
         if speaks:
-            print(f"\n{number} of {len(runs)}: {run.folder}", flush=True)
-        result = train.train_and_evaluate(run.config, run.folder)
-        done.append(dataclasses.replace(run, result=result))
-        if speaks:
-            report.write_report(run.folder)
-            chain_summary.write(chain_summary.summarize(done), workdir)
-    summary = chain_summary.summarize(sorted(done, key=_order(runs)))
-    if speaks and not dry:
-        chain_summary.write(summary, workdir)
-    return summary
-
-
-def _order(runs: list[Run]):
-    places = {run.folder: place for place, run in enumerate(runs)}
-    return lambda run: places[run.folder]
+            if not os.path.exists(os.path.join(run.folder, "report.html")):
+                report.write_report(run.folder)
+            finished = [run for run in runs if run.result]
+            chain_summary.write(chain_summary.summarize(finished), workdir)
+    return chain_summary.summarize(runs)
 
 
 def plan_chain(chain: ConfigDict, workdir: str) -> list[Run]:
