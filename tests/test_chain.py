@@ -244,6 +244,10 @@ def test_a_chain_is_not_trained_as_a_recipe(tmp_path, capsys):
     config = f"--config={ROOT}/configs/chain_demo.py:{tmp_path}"
     assert cli.main(["train", config, f"--workdir={tmp_path}/run"]) == 2
     assert "this is a chain of recipes; ev2 chain runs it" in capsys.readouterr().err
+    assert cli.main(["chain", config, f"--workdir={tmp_path}/runs"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ev2: pretrain: data.path: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recipe", ["paper", "released"])
