@@ -11,7 +11,6 @@ from typing import Any
 
 from ev2 import checkpoint, errors, files, records, run_folder
 
-_WORDS = 3  # columns of words, before those of numbers
 JSON_NAME, CSV_NAME = "chain.json", "chain.csv"
 
 
@@ -34,7 +33,7 @@ def format_plan(runs: Sequence[Any]) -> str:
                 state,
             )
         )
-    return _align(rows)
+    return _align(rows, words=3)
 
 
 def summarize(runs: Sequence[Any]) -> dict[str, Any]:
@@ -109,14 +108,15 @@ def format_summary(summary: dict[str, Any]) -> str:
     """Returns a line for each link, for people; accuracies in %, as Table 8."""
     has_map = any("map" in link for link in summary["links"])
     rows = [
-        ("link", "network", "data", "runs", "px", "steps", "top-1, %")
+        ("link", "network", "data", "checkpoint", "runs", "px", "steps", "top-1, %")
         + (("mAP, %",) if has_map else ())
         + ("training, s", "wall time", "device-hours")
     ]
     for link in summary["links"]:
         last = link["runs"][-1]
         rows.append(
-            (link["name"], link["model"], link["data"], str(len(link["runs"])))
+            (link["name"], link["model"], link["data"], _place(link))
+            + (str(len(link["runs"])),)
             + (str(last["image_size"]), f"{last['step']:,}", _percent(link["top1"]))
             + ((_percent(link.get("map")),) if has_map else ())
             + (_plus_minus(link["train_seconds"], 1, 1),)
@@ -125,7 +125,15 @@ def format_summary(summary: dict[str, Any]) -> str:
     gap = ("",) * (len(rows[0]) - 3)
     hours = f"{summary['device_hours']:.3f}"
     rows.append(("total", *gap, _clock(summary["wall_seconds"]), hours))
-    return _align(rows)
+    return _align(rows, words=4)
+
+
+def _place(link: dict[str, Any]) -> str:
+    """The checkpoint inside the chain's folder, or the folders of several runs."""
+    seeds = [str(run["seed"]) for run in link["runs"]]
+    if len(seeds) > 1:
+        return f"{link['name']}/{{{','.join(seeds)}}}"
+    return f"{link['name']}/{seeds[0]}/checkpoints/{link['runs'][0]['step']}"
 
 
 def _percent(value: dict[str, Any] | None) -> str:
@@ -187,11 +195,12 @@ def _size(run: Any) -> int:
     return run.config.progressive.image_size[1]
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def _align(rows: Sequence[Sequence[str]], *, words: int) -> str:
+    """Columns two spaces apart, the first `words` of them of words, then numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if place < _WORDS else cell.rjust(width)
+            cell.ljust(width) if place < words else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -152,6 +152,7 @@ def test_the_summary_adds_up(finished, capsys):
     seconds = sum(result["wall_seconds"] for result in results)
     assert summary["wall_seconds"] == pytest.approx(seconds)
     text = chain_summary.format_summary(summary)
+    assert " wide/0/checkpoints/1 " in text and " last/{0,1} " in text
     assert f"{100 * sum(top1) / 2:.2f} +- {100 * statistics.stdev(top1):.2f}" in text
 
 
