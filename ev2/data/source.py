@@ -207,6 +207,7 @@ def _open_shards(
     max_labels: int = 1,
     keep_index: bool = True,
 ) -> "RecordSource":
+    shards = tfrecord.find_shards(path, split)
     names = _read_labels(path)
     if names is None:
         if not num_classes:
@@ -215,7 +216,6 @@ def _open_shards(
                 f" give the number, or put labels.txt (a name per line) into {path}"
             )
         names = class_names.numbers(num_classes)
-    shards = tfrecord.find_shards(path, split)
     _check_max_labels(path, max_labels)
     records = tfrecord.open_records(shards, keep_index=keep_index)
     return RecordSource(records, names, max_labels=max_labels)
