@@ -45,12 +45,22 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 1024  # global images; changes the speed, not the result
     # Epochs between evaluations; 0 = at the end of each stage only.
     config.eval.every_epochs = 0.0
+    # Split of those while training, such as "minival"; the end is always on
+    # `data.eval_split`. "" = that one throughout. For "tfds" and "tfrecord".
+    config.eval.split = ""
+    # What the best checkpoint is best in: "ema" or "raw" (weights), a dot, and "top1",
+    # "top5" or "map" (mean average precision, where `data.max_labels` is above 1).
+    config.eval.metric = "ema.top1"
+    # Evaluations without a better one, after which the run is over; its result is then
+    # its best checkpoint rather than its last. 0 = off.
+    config.eval.patience = 0
 
     config.init = _init()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000  # steps between saves; 0 = stage ends only
     config.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    config.checkpoint.keep_best = 1  # best ones kept, by eval.metric
 
     config.log = ConfigDict()
     config.log.every_steps = 100  # steps between lines of metrics.jsonl

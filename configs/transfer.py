@@ -7,9 +7,10 @@
 Argument: DATASET,MODEL[,recipe=paper|released][,seed=NUMBER]. Datasets: cifar10
 cifar100 flowers cars. Models: s m l. Data: TFDS `cifar10`, `cifar100`,
 `oxford_flowers102` and `cars196`, prepared by TFDS; `--config.data.path` is their
-data_dir. Flowers trains on `train` and `validation`, 2,040 images in all. The
-checkpoint is a run of `configs/imagenet1k.py`, or any weights of the same network; its
-averages are taken, with a new classifier.
+data_dir. Or shards of `ev2 prepare cifar10`, `flowers` or `cars`:
+`--config.data.source=tfrecord --config.data.path=DIR`. Flowers trains on `train` and
+`validation`, 2,040 images in all. The checkpoint is a run of `configs/imagenet1k.py`,
+or any weights of the same network; its averages are taken, with a new classifier.
 
 Image size: pictures are resized to that of the network's evaluation, 384 px (S) or
 480 px (M, L), in training and in test. The paper does not say; the released code's.

@@ -7,7 +7,7 @@ optimizer in `optim`, names and blocks in `arch`, pictures in `data`.
 import math
 from typing import Any
 
-from ev2 import errors
+from ev2 import errors, watch
 
 # Key: lowest and highest allowed whole number.
 _WHOLE = {
@@ -24,16 +24,21 @@ _WHOLE = {
     "eval.image_size": (8, math.inf),
     "eval.batch_size": (1, math.inf),
     "checkpoint.every_steps": (0, math.inf),
+    "eval.patience": (0, math.inf),
     "checkpoint.keep": (1, math.inf),
+    "checkpoint.keep_best": (1, math.inf),
     "log.every_steps": (0, math.inf),
 }
 # Key: shares, from 0 to below 1.
 _SHARES = ("model.bn_momentum", "loss.label_smoothing", "ema.decay")
+_NAMED_SPLITS = ("tfds", "tfrecord")  # sources with more than two splits
 _CHANNELS = {"data.mean": -math.inf, "data.std": 0.0}  # three numbers above this
 
 
 def check(config: Any) -> None:
     """Raises InputError for a value that no run could use, naming key and range."""
+    if "links" in config:
+        raise errors.InputError("config: this is a chain of recipes; ev2 chain runs it")
     for key, (low, high) in _WHOLE.items():
         value = _value(config, key)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -48,6 +53,12 @@ def check(config: Any) -> None:
     every = config.eval.every_epochs
     if not _is_number(every) or every < 0:
         _refuse("eval.every_epochs", every, "0 (each stage's end) or more")
+    errors.check_choice("eval.metric", config.eval.metric, watch.METRICS)
+    if config.eval.metric.endswith(".map") and config.data.max_labels == 1:
+        _refuse("eval.metric", config.eval.metric, "ema.top1 with data.max_labels 1")
+    if config.eval.split and config.data.source not in _NAMED_SPLITS:
+        sources = " or ".join(_NAMED_SPLITS)
+        _refuse("eval.split", config.eval.split, f"'' without data.source {sources}")
     for key, above in _CHANNELS.items():
         value = _value(config, key)
         if len(value) == 0:

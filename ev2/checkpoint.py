@@ -5,6 +5,7 @@ writes to a temporary folder and renames it when it is complete, so a killed sav
 leaves the checkpoints before it untouched.
 """
 
+import json
 import os
 import pathlib
 from typing import Any
@@ -32,24 +33,29 @@ def exists(workdir: str) -> bool:
     return _newest(pathlib.Path(workdir) / _FOLDER) is not None
 
 
+def locate(path: str) -> str:
+    """Path of the one checkpoint that `load_pretrained` would read; "" if none."""
+    return os.fspath(_find(path) or "")
+
+
 class Checkpoints:
-    """The checkpoints of one run: the latest ones and the best by EMA top-1.
+    """The checkpoints of one run: the latest ones, and the best by their score.
 
     Saving is asynchronous: `save` returns when the state has been copied off the
     devices. `close` waits for the write in flight.
     """
 
-    def __init__(self, workdir: str, *, keep: int):
+    def __init__(self, workdir: str, *, keep: int, keep_best: int = 1):
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / _FOLDER,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(keep),
-                        checkpoint_managers.BestN(get_metric_fn=_ema_top1, n=1),
+                        checkpoint_managers.BestN(get_metric_fn=_score, n=keep_best),
                     ]
                 ),
-                best_fn=_ema_top1,
+                best_fn=_score,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
@@ -59,6 +65,18 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def best_step(self) -> int:
+        """Step of the highest score, of equal ones the latest; waits for saving."""
+        self._manager.wait_until_finished()
+        step = self._manager.best_step()
+        assert step is not None, "a run is evaluated, and saved, at its end"
+        return step
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """Returns the meta data of the checkpoint of `step`."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["meta"]
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Returns the checkpoint of `step`, laid out as `abstract_state` says.
@@ -78,7 +96,7 @@ class Checkpoints:
         step: int,
         meta: dict[str, Any],
         *,
-        ema_top1: float | None = None,
+        score: float | None = None,
     ) -> None:
         """Starts writing `state` under `step`; a step that exists is left alone.
 
@@ -86,7 +104,7 @@ class Checkpoints:
           state: the whole training state.
           step: `int(state.step)`, known to the caller without asking the device.
           meta: JSON-able; see `make_meta`.
-          ema_top1: evaluated top-1 of the averaged weights, if this step has one.
+          score: what decides which is best, if this step was evaluated.
         """
         if step in self._manager.all_steps():
             return
@@ -96,7 +114,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             ),
             # Always given: the library warns at every save without metrics.
-            metrics={"ema_top1": ema_top1},
+            metrics={"score": score},
         )
 
     def close(self) -> None:
@@ -105,9 +123,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def _ema_top1(metrics: dict[str, Any]) -> float:
+def _score(metrics: dict[str, Any]) -> float:
     """What the best checkpoint is best in; one without an evaluation comes last."""
-    return -1.0 if metrics["ema_top1"] is None else metrics["ema_top1"]
+    return -1.0 if metrics["score"] is None else metrics["score"]
 
 
 def make_meta(
@@ -179,9 +197,10 @@ def load_pretrained(
     """Returns `(model, variables, meta)` of an ev2 checkpoint or a published file.
 
     Args:
-      path: a run folder (its latest checkpoint is taken), its `checkpoints` folder,
-        one checkpoint in it, weights that `ev2 convert` wrote, or a published file,
-        whose format and network are detected; see `models.convert`.
+      path: a run folder (the checkpoint that its eval.json is of, or else its latest),
+        its `checkpoints` folder, one checkpoint in it, weights that `ev2 convert`
+        wrote, or a published file, whose format and network are detected; see
+        `models.convert`.
       weights: "ema" for the running averages or "raw". Where there is but one set of
         weights, either is that one.
 
@@ -266,10 +285,20 @@ def _find(path: str) -> pathlib.Path | None:
     for folder in (root, root / _FOLDER):
         if (folder / "meta").is_dir() and (folder / "state").is_dir():
             return folder
-        newest = _newest(folder)
-        if newest is not None:
-            return newest
+        chosen = _result(folder) or _newest(folder)
+        if chosen is not None:
+            return chosen
     return None
+
+
+def _result(folder: pathlib.Path) -> pathlib.Path | None:
+    """The checkpoint in `folder` that a finished run came to."""
+    try:
+        step = json.loads((folder.parent / "eval.json").read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = folder / str(step)
+    return found if folder.name == _FOLDER and (found / "meta").is_dir() else None
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:

@@ -11,8 +11,27 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ev2 import check, checkpoint, class_names, data, errors, metrics, sharding, step
+from ev2 import (
+    check,
+    checkpoint,
+    class_names,
+    data,
+    errors,
+    metrics,
+    models,
+    ranking,
+    sharding,
+    step,
+)
 
+# Keys that a checkpoint's config may lack, and what was done before there were any.
+_YOUNGER_KEYS = (
+    ("data", "max_labels", 1),
+    ("eval", "split", ""),
+    ("eval", "metric", "ema.top1"),
+    ("eval", "patience", 0),
+    ("checkpoint", "keep_best", 1),
+)
 _NAMES_SHOWN = 3  # of the checkpoint's classes, in the error about unknown ones
 
 
@@ -66,7 +85,7 @@ def evaluate(
       weights: `{name: variables}`, evaluated side by side in one pass.
       config: data source and `eval.{image_size, batch_size}`.
       mesh: devices to run on.
-      split: "eval", "train" or "all"; see `data.make_eval_data`.
+      split: see `data.make_eval_data`.
       classes: `[data classes]` int32, the network's class of each of the data's; None
         where they are the same.
       progress: whether to draw a progress bar.
@@ -76,17 +95,9 @@ def evaluate(
       of `metrics.fractions`, plus "wall_seconds".
     """
     started = time.monotonic()
-    batches = data.make_eval_data(
-        config,
-        image_size=config.eval.image_size,
-        batch_size=_global_batch(config, mesh),
-        split=split,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = _open(config, mesh, split)
     total = None
-    labelled = batches if classes is None else _relabel(batches, classes)
-    on_device = prefetch_to_mesh(labelled, mesh)
+    on_device = _on_mesh(batches, mesh, classes)
     bar = {"total": len(batches), "unit": "batch", "disable": not progress}
     waits = 0.5 if sys.stderr.isatty() else 10.0  # a log file gets fewer lines
     for batch in tqdm.tqdm(on_device, mininterval=waits, **bar):
@@ -102,6 +113,44 @@ def evaluate(
     results["wall_seconds"] = time.monotonic() - started
     batches.close()
     return results
+
+
+def rank(
+    model: models.Model,
+    weights: dict[str, Any],
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    split: str = "eval",
+    classes: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Returns the mean average precision of each set of weights over a split.
+
+    Reads the split twice more; for data of several labels. Arguments as `evaluate`.
+    """
+
+    def batches():
+        opened = _open(config, mesh, split)
+        yield from _on_mesh(opened, mesh, classes)
+        opened.close()
+
+    return ranking.mean_average_precision(model, weights, config, mesh, batches)
+
+
+def _open(config: ConfigDict, mesh: Mesh, split: str) -> data.Batches:
+    return data.make_eval_data(
+        config,
+        image_size=config.eval.image_size,
+        batch_size=_global_batch(config, mesh),
+        split=split,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _on_mesh(batches: data.Batches, mesh: Mesh, classes: np.ndarray | None):
+    labelled = batches if classes is None else _relabel(batches, classes)
+    return prefetch_to_mesh(labelled, mesh)
 
 
 @jax.jit
@@ -174,6 +223,10 @@ def evaluate_checkpoint(
         progress=jax.process_index() == 0,
     )
     kept = {k: v for k, v in results[weights].items() if k != "confusion"}
+    if own.data.max_labels > 1:
+        of_weights = {weights: variables}
+        ranked = rank(model, of_weights, own, mesh, split=split, classes=classes)
+        kept["map"] = ranked[weights]
     size = own.eval.image_size
     return {**kept, "image_size": size, "weights": weights, "split": split}
 
@@ -222,8 +275,9 @@ def _with_preprocessing(meta: dict[str, Any], config: ConfigDict | None) -> Conf
             "give --config=configs/folder.py --config.data.path=DIR"
         )
     merged = ConfigDict(meta["config"] if config is None else config.to_dict())
-    if "max_labels" not in merged.data:  # a checkpoint of before there was this key
-        merged.data.max_labels = 1
+    for section, key, value in _YOUNGER_KEYS:
+        if key not in merged[section]:  # a checkpoint of before there was this key
+            merged[section][key] = value
     for key, value in meta["preprocessing"].items():
         section = merged.eval if key == "image_size" else merged.data
         section[key] = tuple(value) if isinstance(value, list) else value

@@ -53,7 +53,7 @@ def open_source(config: ConfigDict, workdir: str) -> tuple[ConfigDict, Source | 
         source = _read(path, config.init.weights)
     begun = run_folder.read_config(workdir)
     known = source.meta["preprocessing"] if source else None
-    config = _fill(config, begun["data"] if begun else known)
+    config = fill(config, begun["data"] if begun else known)
     if source is not None:
         _say_differing(config, source)
     return config, source
@@ -70,7 +70,16 @@ def _read(path: str, weights: str) -> Source:
     )
 
 
-def _fill(config: ConfigDict, known: dict[str, Any] | None) -> ConfigDict:
+def fill(config: ConfigDict, known: dict[str, Any] | None) -> ConfigDict:
+    """Returns the config with `data.mean`, `std` and `interpolation` not left open.
+
+    Args:
+      config: any.
+      known: those values of the checkpoint; None where there is none.
+
+    Raises:
+      InputError: something is left open and there is no checkpoint.
+    """
     filled = copy.deepcopy(config)
     for key, empty in _LEFT_OPEN.items():
         if config.data[key] != empty:

@@ -44,7 +44,8 @@ class Logbook:
         self._window: list[dict[str, jax.Array]] = []
         self._running: collections.deque[jax.Array] = collections.deque()
         self._peak = slices.peak_flops_per_second(jax.devices()[0].device_kind)
-        self.start_stage()
+        self._flops, self._stage_seconds, self._stage_images = 0.0, 0.0, 0
+        self._start_window()
 
     def _start_window(self) -> None:
         self._window.clear()
@@ -111,6 +112,7 @@ class Logbook:
             "learning_rate": learning_rate,
             "images_per_second": rate,
             "images_per_second_per_device": rate / jax.device_count(),
+            "seconds": round(seconds, 3),
             "data_wait_share": min(self._waited / seconds, 1.0),
             "skipped": skipped,
         }
@@ -127,16 +129,28 @@ class Logbook:
         self._start_window()
 
     def write_eval(
-        self, stage: progressive.Stage, step: int, results: dict[str, Any], size: int
+        self,
+        stage: progressive.Stage,
+        step: int,
+        results: dict[str, Any],
+        size: int,
+        of: str,
     ) -> None:
-        """Writes the line of an evaluation of the weights after `step` steps."""
+        """Writes the line of an evaluation of the weights after `step` steps.
+
+        `of` says of which pictures, for people.
+        """
         line = {
-            name: {key: results[name][key] for key in ("top1", "top5")}
+            name: {
+                key: results[name][key]
+                for key in ("top1", "top5", "map")
+                if key in results[name]
+            }
             for name in ("ema", "raw")
         }
         self._write("eval", stage, step, line, image_size=size)
         self.say(
-            f"step {step}: test top-1 {line['ema']['top1']:.2%} averaged weights, "
+            f"step {step}: {of} top-1 {line['ema']['top1']:.2%} averaged weights, "
             f"{line['raw']['top1']:.2%} raw, {results['ema']['count']:,} images "
             f"at {size} px"
         )
@@ -147,17 +161,31 @@ class Logbook:
         if not self._bar.disable:
             self._bar.write(text)
 
-    def start_stage(self, flops: float = 0.0) -> None:
+    def start_stage(
+        self, stage: progressive.Stage, first_step: int, flops: float
+    ) -> None:
         """Starts the clocks: compiling and opening the data do not count.
 
-        `flops` are those of a step on one device; 0 = not known.
+        Args:
+          stage: the stage.
+          first_step: its first step that is to be taken now; the seconds of those
+            before are what earlier starts wrote down.
+          flops: of a step on one device; 0 = not known.
         """
         self._flops = flops
-        self._stage_seconds, self._stage_images = 0.0, 0
+        self._stage_images = (first_step - stage.first_step) * stage.batch_size
+        self._stage_seconds = sum(
+            line.get("seconds", 0.0)
+            for line in self._folder.metrics()
+            if line.get("split") == "train" and line["stage"] == stage.index
+        )
         self._start_window()
 
     def finish_stage(self) -> dict[str, float]:
-        """Returns seconds of training steps and images/s since `start_stage`."""
+        """Returns seconds of the stage's training steps, and images/s.
+
+        Earlier starts of the run are counted in, but not steps that were taken twice.
+        """
         seconds = self._stage_seconds
         rate = self._stage_images / max(seconds, 1e-9)
         return {

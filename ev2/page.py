@@ -98,7 +98,10 @@ def _section(title: str, *parts: str) -> str:
 
 def _status(run: records.Run) -> str:
     if run.final:
-        return f"Finished after {run.final['step']:,} steps"
+        step = run.final["step"]
+        trained = run.final.get("trained_steps", step)
+        best = f"; the best, step {step:,}, is the result" if step != trained else ""
+        return f"Finished after {trained:,} steps{best}"
     if not run.stages:
         return "Not started"
     last = max((r["step"] for r in (*run.train, *run.evals)), default=0)

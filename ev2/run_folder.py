@@ -144,6 +144,15 @@ def read_config(workdir: str) -> dict[str, Any] | None:
     return saved["config"]
 
 
+def read_result(workdir: str) -> dict[str, Any] | None:
+    """Returns the eval.json of the run in `workdir`, or None if it is not finished.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    return _read_object(pathlib.Path(workdir) / "eval.json")
+
+
 def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
     found = {"python": platform.python_version()}

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import (
@@ -21,8 +19,6 @@ from ev2 import (
     evaluate,
     initial,
     logbook,
-    models,
-    optim,
     plan,
     preemption,
     profiling,
@@ -30,24 +26,10 @@ from ev2 import (
     progressive,
     run_folder,
     sharding,
+    watch,
 )
+from ev2 import job as jobs
 from ev2 import state as states
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A run as decided before anything is compiled or written."""
-
-    config: ConfigDict
-    mesh: Mesh
-    info: data.Info
-    table: dict[str, Any]
-    stages: tuple[progressive.Stage, ...]
-    learning_rate: Callable[[int], float]
-    model: models.Model
-    optimizer: optax.GradientTransformationExtraArgs
-    weights: dict[str, Any] | None  # to start from; see `initial.weights_for`
-    origin: str  # what they are
 
 
 def train_and_evaluate(
@@ -73,7 +55,7 @@ def train_and_evaluate(
       FloatingPointError: if the loss is not finite; names the steps.
       PreemptedError: SIGTERM came; the state is saved.
     """
-    job = _prepare(config, workdir)
+    job = jobs.prepare(config, workdir)
     config, last_step = job.config, job.stages[-1].last_step
     if profile and profile.stop > last_step:
         raise errors.InputError(
@@ -88,7 +70,11 @@ def train_and_evaluate(
         notice = opened(preemption.Notice())  # listens while a save is being written
         folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
         checkpoints = opened(
-            checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+            checkpoint.Checkpoints(
+                workdir,
+                keep=config.checkpoint.keep,
+                keep_best=config.checkpoint.keep_best,
+            )
         )
         start = checkpoints.latest_step() or 0
         images = job.info.num_train_images
@@ -102,37 +88,7 @@ def train_and_evaluate(
             start=start,
             opened=opened,
         )
-        results = run.train()
-        return _write_results(folder, results, job.stages[-1].last_step, config)
-
-
-def _prepare(config: ConfigDict, workdir: str) -> _Job:
-    """Checks the whole config and returns what it means."""
-    table = plan.make_plan(config)  # checks the config's values
-    config, source = initial.open_source(config, workdir)
-    data.check(config)
-    mesh = sharding.make_mesh()
-    info = data.describe(config)
-    stages = progressive.make_stages(config, info.num_train_images)
-    batch_sizes = {stage.batch_size for stage in stages}
-    programs.check_batches(config, batch_sizes, mesh.devices.size)
-    model = programs.create_model(config, info.num_classes)
-    run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
-    weights, origin = None, "from random weights"
-    if source is not None:
-        weights, origin = initial.weights_for(model, info.class_names, source)
-    return _Job(
-        config=config,
-        mesh=mesh,
-        info=info,
-        table=table,
-        stages=stages,
-        learning_rate=optim.make_learning_rate(config, stages, info.num_train_images),
-        model=model,
-        optimizer=optim.make_optimizer(config),
-        weights=weights,
-        origin=origin,
-    )
+        return _write_results(folder, run.train(), config)
 
 
 class _Run:
@@ -144,7 +100,7 @@ class _Run:
     def __init__(
         self,
         *,
-        job: _Job,
+        job: jobs.Job,
         folder: run_folder.RunFolder,
         checkpoints: checkpoint.Checkpoints,
         log: logbook.Logbook,
@@ -158,7 +114,11 @@ class _Run:
         self._profiler, self._notice = profiler, notice
         self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
         shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
-        self._prepared = _prepare_stages(job, start, shapes)
+        self._shapes, self._trained = shapes, start
+        # Of all evaluations; a checkpoint knows those before it.
+        self._scores = checkpoints.read_meta(start).get("scores", []) if start else []
+        self._coming = [] if self._is_over() else _coming(job, start)
+        self._prepared = _prepare_stages(job, start, shapes, self._coming)
         if start:
             self._state = checkpoints.restore(start, shapes)
         else:
@@ -167,16 +127,40 @@ class _Run:
         self._results: dict[str, Any] | None = None  # of the last evaluation
 
     def train(self) -> dict[str, Any]:
-        """Goes through the stages to come. Returns the last evaluation."""
+        """Goes through the stages to come. Returns what the run comes to."""
         self._log.say(plan.format_table(self._job.table))
         self._log.say(_summary(self._job, self._notes, self._folder, self._start))
-        for stage in self._job.stages:
-            if stage.last_step > self._start:
+        for stage in self._coming:
+            if not self._is_over():
                 self._train_stage(stage)
-        results = self._results or self._evaluate()  # None: only that was missing
+        step, results = self._finish()
         # A stage of less than an epoch may not meet every corrupt picture.
         skipped = [stage.get("skipped", 0) for stage in self._notes["stages"]]
-        return {**results, "train_skipped": max(skipped)}
+        return {
+            **results,
+            "step": step,
+            "trained_steps": self._trained,
+            "train_skipped": max(skipped),
+        }
+
+    def _finish(self) -> tuple[int, dict[str, Any]]:
+        """The step whose weights are the result, and how good they are.
+
+        With patience those are the best of the run, else the last.
+        """
+        step, config = self._trained, self._job.config
+        if config.eval.patience:
+            step = self._checkpoints.best_step()
+        if step != self._trained:
+            self._log.say(f"the best by {config.eval.metric} is step {step}, taken")
+            self._state = self._checkpoints.restore(step, self._shapes)
+        results = self._results
+        if results is None or step != self._trained or config.eval.split:
+            results = self._evaluate("eval")
+        return step, self._with_map(results, "eval")
+
+    def _is_over(self) -> bool:
+        return watch.is_over(self._scores, self._job.config.eval.patience)
 
     def _train_stage(self, stage: progressive.Stage) -> None:
         first_step = max(stage.first_step, self._start)
@@ -186,7 +170,7 @@ class _Run:
         self._opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
-        self._log.start_stage(programs.count_flops(train_step))
+        self._log.start_stage(stage, first_step, programs.count_flops(train_step))
         steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
             strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
@@ -195,7 +179,10 @@ class _Run:
             self._profiler.after(step, sums)
             self._log.add(stage, sums)
             self._prepared.watch(stage.last_step - step - 1)
+            self._trained = step + 1
             self._do_what_is_due(stage, step + 1, batches.skipped)
+            if self._is_over():
+                break
         batches.close()
         notes = self._notes["stages"][stage.index]
         notes["compile_seconds"] = round(compile_seconds, 2)
@@ -214,23 +201,47 @@ class _Run:
         if due.write:
             rate = self._job.learning_rate(done - 1)
             self._log.write_train(stage, done, rate, skipped)
-        top1 = None
+        score = None
         if due.evaluate and not stops:  # there may be seconds left
-            self._results = results = self._evaluate()
-            size = self._job.config.eval.image_size
-            self._log.write_eval(stage, done, results, size)
-            top1 = results["ema"]["top1"]
+            score = self._watch(stage, done)
         if due.save:
-            self._checkpoints.save(self._state, done, self._meta, ema_top1=top1)
+            meta = {**self._meta, "scores": self._scores}
+            self._checkpoints.save(self._state, done, meta, score=score)
         if stops:
             raise errors.PreemptedError(f"stopped after step {done}, which is saved")
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _watch(self, stage: progressive.Stage, done: int) -> float:
+        """Evaluates while training; returns the metric that decides what is best."""
+        config = self._job.config
+        split = "watch" if config.eval.split else "eval"
+        results = self._evaluate(split)
+        if config.eval.metric.endswith(".map"):
+            results = self._with_map(results, split)
+        self._results = results
+        name = config.eval.split or "test"
+        self._log.write_eval(stage, done, results, config.eval.image_size, name)
+        self._scores.append(watch.score(results, config.eval.metric))
+        return self._scores[-1]
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
         eval_step, weights = self._prepared.eval_step(), _weights(self._state)
-        return evaluate.evaluate(eval_step, weights, self._job.config, self._job.mesh)
+        config, mesh = self._job.config, self._job.mesh
+        return evaluate.evaluate(eval_step, weights, config, mesh, split=split)
+
+    def _with_map(self, results: dict[str, Any], split: str) -> dict[str, Any]:
+        """With mean average precision, where pictures may have several labels."""
+        job = self._job
+        if job.config.data.max_labels == 1 or "map" in results["ema"]:
+            return results
+        weights = _weights(self._state)
+        found = evaluate.rank(job.model, weights, job.config, job.mesh, split=split)
+        ranked = {
+            name: {**results[name], "map": value} for name, value in found.items()
+        }
+        return {**results, **ranked}
 
 
-def _create_state(job: _Job) -> states.TrainState:
+def _create_state(job: jobs.Job) -> states.TrainState:
     """Returns the state before the first step, laid out on the mesh."""
     everywhere = sharding.replicated(job.mesh)
     size = job.stages[0].image_size
@@ -243,8 +254,14 @@ def _create_state(job: _Job) -> states.TrainState:
     return initial.start_from(state, job.weights, everywhere)
 
 
-def _prepare_stages(job: _Job, start: int, abstract_state) -> ahead.Prepared:
-    """The stages from step `start` on, made ready one ahead of the loop."""
+def _coming(job: jobs.Job, start: int) -> list[progressive.Stage]:
+    return [stage for stage in job.stages if stage.last_step > start]
+
+
+def _prepare_stages(
+    job: jobs.Job, start: int, abstract_state, coming: list[progressive.Stage]
+) -> ahead.Prepared:
+    """The stages to come, from step `start` on, made ready one ahead of the loop."""
     config, mesh = job.config, job.mesh
 
     def compile_step(stage: progressive.Stage) -> Any:
@@ -270,7 +287,7 @@ def _prepare_stages(job: _Job, start: int, abstract_state) -> ahead.Prepared:
         return batches, itertools.chain([first], on_device)
 
     return ahead.Prepared(
-        [stage for stage in job.stages if stage.last_step > start],
+        coming,
         compile_step=compile_step,
         open_data=open_data,
         compile_eval_step=lambda: evaluate.compile_eval_step(
@@ -294,7 +311,7 @@ class _Due(NamedTuple):
     save: bool
 
 
-def _due(job: _Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
+def _due(job: jobs.Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
     """What is due when `done` steps are done; nothing is saved unwritten.
 
     Writing looks at the losses, so no checkpoint holds weights that are not finite.
@@ -308,7 +325,7 @@ def _due(job: _Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due
     return _Due(saves or every(job.config.log.every_steps), evaluates, saves)
 
 
-def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
+def _crosses_epochs(job: jobs.Job, stage: progressive.Stage, done: int) -> bool:
     """Whether the step before `done` passed a multiple of `eval.every_epochs`."""
     interval = job.config.eval.every_epochs * job.info.num_train_images
     if interval <= 0:
@@ -317,7 +334,7 @@ def _crosses_epochs(job: _Job, stage: progressive.Stage, done: int) -> bool:
     return before // interval < after // interval
 
 
-def _begin_notes(job: _Job, folder, start: int, state) -> dict[str, Any]:
+def _begin_notes(job: jobs.Job, folder, start: int, state) -> dict[str, Any]:
     """stages.json as far as it is known, with what an earlier start measured.
 
     Lines of metrics.jsonl after step `start` are dropped: those steps come again.
@@ -342,7 +359,7 @@ def _keep_skipped(stage: dict[str, Any], skipped: int) -> None:
     stage["skipped"] = max(stage.get("skipped", 0), skipped)
 
 
-def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:
+def _summary(job: jobs.Job, notes: dict[str, Any], folder, start: int) -> str:
     device = job.mesh.devices.flat[0]
     begin = f"resuming after step {start:,}" if start else f"starting {job.origin},"
     return (
@@ -353,7 +370,7 @@ def _summary(job: _Job, notes: dict[str, Any], folder, start: int) -> str:
     )
 
 
-def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, Any]:
+def _write_results(folder, results, config: ConfigDict) -> dict[str, Any]:
     """Writes eval.json and confusion.npy; returns the former's content."""
     confusion = results["ema"].get("confusion")
     if confusion is not None:
@@ -365,10 +382,10 @@ def _write_results(folder, results, step: int, config: ConfigDict) -> dict[str, 
         for name in ("ema", "raw")
     }
     summary |= {
-        "step": step,
-        "train_skipped": results["train_skipped"],
+        **{key: results[key] for key in ("step", "trained_steps", "train_skipped")},
         "image_size": config.eval.image_size,
         "wall_seconds": round(folder.wall_seconds, 1),
+        "devices": jax.device_count(),
     }
     folder.write_json("eval.json", summary)
     return summary

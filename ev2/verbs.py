@@ -38,6 +38,29 @@ def _train(values: flags.FlagValues) -> None:
     print(f"report: {page}")
 
 
+def _define_chain(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "workdir", "Folder of all runs.", required=True)
+    verb.define_string(values, "json", "File to write the summary to as well.")
+    flags.DEFINE_bool(
+        "dry", False, "Checks and prints what there is to run.", flag_values=values
+    )
+
+
+def _chain(values: flags.FlagValues) -> None:
+    import jax
+
+    from ev2 import chain, chain_summary
+
+    summary = chain.run_chain(values.config, values.workdir, dry=values.dry)
+    if values.dry or jax.process_index() != 0:
+        return
+    if values.json:
+        verb.write_json(values.json, summary)
+    print(f"\n{chain_summary.format_summary(summary)}")
+    print(f"summary: {values.workdir}/{chain_summary.JSON_NAME}, and as CSV beside it")
+
+
 def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
     verb.define_config(values, argv, required=False)
     verb.define_string(
@@ -271,6 +294,9 @@ def _report(values: flags.FlagValues) -> None:
 
 VERBS = {
     "train": verb.Verb("trains, resumes by itself, evaluates", _define_train, _train),
+    "chain": verb.Verb(
+        "runs recipes one after another, each from the last", _define_chain, _chain
+    ),
     "evaluate": verb.Verb(
         "exact accuracy of a checkpoint", _define_evaluate, _evaluate
     ),

@@ -167,7 +167,8 @@ def test_optuna_is_for_trials_and_search():
     [
         ("ev2.cli", ["ev2.__main__"]),
         ("ev2.verbs", ["ev2.cli"]),
-        ("ev2.train", ["ev2.verbs", "ev2.nas", "ev2.bench"]),
+        ("ev2.train", ["ev2.verbs", "ev2.chain", "ev2.nas", "ev2.bench"]),
+        ("ev2.chain", ["ev2.verbs"]),
         ("ev2.nas", ["ev2.verbs", "ev2.nas"]),
         ("ev2.bench", ["ev2.bench_verbs", "ev2.bench"]),
     ],

@@ -22,12 +22,12 @@ NAME = "resnet50"
 BLOCKS = ("r1_k3_s1_e4_i64_o32_c2", "r1_k3_s2_e4_i32_o64_c2")
 
 
-def _save(workdir, scores, *, keep):
-    """Saves a state per item of `scores`, its EMA top-1; returns the steps kept."""
-    checkpoints = checkpoint.Checkpoints(str(workdir), keep=keep)
-    for step, top1 in scores.items():
+def _save(workdir, scores, **keep):
+    """Saves a state per item of `scores`; returns the steps kept."""
+    checkpoints = checkpoint.Checkpoints(str(workdir), **keep)
+    for step, score in scores.items():
         state = {"step": jnp.asarray(step)}
-        checkpoints.save(state, step, {"model": {}}, ema_top1=top1)
+        checkpoints.save(state, step, {"model": {}}, score=score)
     latest = checkpoints.latest_step()
     checkpoints.close()
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
@@ -42,6 +42,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path, caplog):
     assert _save(tmp_path, {70: 0.8, 80: None}, keep=2) == [30, 70, 80]
     assert _save(tmp_path, {90: 0.95, 100: None}, keep=1) == [90, 100]
     assert not caplog.records, caplog.text
+
+
+def test_several_of_the_best_are_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.9, 5: 0.1, 6: None}
+    assert _save(tmp_path, scores, keep=1, keep_best=3) == [2, 3, 4, 6]
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1, keep_best=3)
+    assert checkpoints.best_step() == 4  # of equal ones the latest
+    assert checkpoints.read_meta(4) == {"model": {}}
+    checkpoints.close()
 
 
 def test_without_an_evaluation_the_newest_are_kept(tmp_path):

@@ -53,6 +53,47 @@ def test_steps_and_rates(get_config, arg, steps, peak, end):
     assert last == pytest.approx(end, rel=1e-6, abs=peak * 1e-6)
 
 
+# Images * epochs / batch, whole steps, worked out by hand.
+STEPS = {
+    **{("imagenet1k", m, "paper"): 109_474 for m in ("s", "m", "l", "xl")},
+    **{("imagenet1k", m, "released"): 107_336 for m in ("s", "m", "l", "xl")},
+    **{("imagenet21k", m, "paper"): 186_704 for m in imagenet21k.MODELS},
+    **{("imagenet21k", m, "released"): 186_332 for m in imagenet21k.MODELS},
+    **{("imagenet21k", f"{m},epochs=30", "paper"): 93_352 for m in imagenet21k.MODELS},
+    **{("imagenet21k", "s,epochs=30", "released"): 93_166},
+    **{("imagenet1k_ft", m, "paper"): 37_534 for m in imagenet1k_ft.MODELS},
+    **{("imagenet1k_ft", m, "released"): 36_801 for m in imagenet1k_ft.MODELS},
+    **{
+        ("transfer", f"{name},{model}", recipe): 10_000
+        for name in transfer.SETS
+        for model in transfer.MODELS
+        for recipe in transfer.RECIPES
+    },
+}
+
+
+@pytest.mark.parametrize(("file", "arg", "recipe"), STEPS)
+def test_every_recipe_prints_its_plan(file, arg, recipe):
+    modules = (imagenet1k, imagenet21k, imagenet1k_ft, transfer)
+    by_name = {module.__name__.rpartition(".")[2]: module for module in modules}
+    config = by_name[file].get_config(f"{arg},recipe={recipe}")
+    table = plan.make_plan(config)
+    steps = STEPS[file, arg, recipe]
+    stages = table["stages"]
+    assert table["steps"] == steps == stages[-1]["last_step"]
+    assert [s["first_step"] for s in stages] == [0, *(s["last_step"] for s in stages)][
+        :-1
+    ]
+    images = config.data.num_train_images
+    assert table["epochs"] == pytest.approx(steps * config.batch_size / images)
+    if config.epochs:
+        assert 0 <= config.epochs - table["epochs"] < config.batch_size / images
+    text = plan.format_table(table)
+    assert f"{steps:,}" in text and f"{images:,} training images" in text
+    for stage in stages:
+        assert f" {stage['image_size']} " in text
+
+
 @pytest.mark.parametrize(
     ("arg", "epochs"),
     [

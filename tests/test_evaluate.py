@@ -216,7 +216,10 @@ def test_the_crop_is_the_checkpoints(tmp_path, monkeypatch):
         meta = make_meta(*arguments)
         for section in (meta["preprocessing"], meta["config"]["data"]):
             del section["eval_crop_padding"]
-        del meta["config"]["data"]["max_labels"]  # younger still
+        del meta["config"]["data"]["max_labels"]  # younger still, as are these
+        del meta["config"]["checkpoint"]["keep_best"]
+        for key in ("split", "metric", "patience"):
+            del meta["config"]["eval"][key]
         return meta
 
     monkeypatch.setattr(checkpoint, "make_meta", old_meta)

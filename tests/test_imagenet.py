@@ -27,7 +27,7 @@ def _config(out, train_split: str, counts: tuple[int, int], **changes):
     return tiny.make_config(steps=2, **{f"data.{k}": v for k, v in data.items()})
 
 
-def test_imagenet1k_from_archives_to_accuracy(tmp_path):
+def test_imagenet1k_from_archives_to_accuracy(tmp_path, capsys):
     archives.make_imagenet1k(tmp_path / "archives")
     out, workdir = tmp_path / "shards", tmp_path / "run"
     assert archives.prepare_imagenet1k(tmp_path / "archives", out) == 0
@@ -36,9 +36,11 @@ def test_imagenet1k_from_archives_to_accuracy(tmp_path):
     assert results["ema"]["count"] == 8 and results["ema"]["skipped"] == 0
     notes = json.loads((workdir / "stages.json").read_text())
     assert notes["class_names"] == list(archives.CLASSES)
-    minival = _config(out, "train", (24, 6), eval_split="minival")
-    results = train.train_and_evaluate(minival, str(tmp_path / "tuning"))
-    assert results["ema"]["count"] == 6
+    tuned = _config(out, "train", (24, 8))
+    tuned.eval.split = "minival"
+    results = train.train_and_evaluate(tuned, str(tmp_path / "tuning"))
+    assert "minival top-1" in capsys.readouterr().out  # while it trains
+    assert results["ema"]["count"] == 8  # at the end
 
 
 def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
@@ -51,12 +53,15 @@ def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     count = manifest["splits"]["train"]["images"]
     config = _config(out, "train", (count, 7), max_labels=manifest["max_labels"])
+    config.eval.metric = "ema.map"
     results = train.train_and_evaluate(config, str(workdir))
     assert results["ema"]["count"] == 7 and results["ema"]["skipped"] == 0
+    assert 0 < results["ema"]["map"] <= 1 and 0 < results["raw"]["map"] <= 1
     capsys.readouterr()
     assert cli.main(["evaluate", f"--checkpoint={workdir}"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["count"] == 7 and printed["top1"] == results["ema"]["top1"]
+    assert printed["map"] == results["ema"]["map"]
     too_few = _config(out, "train", (count, 7), max_labels=1)
     with pytest.raises(errors.InputError, match="data.max_labels: 1, but"):
         train.train_and_evaluate(too_few, str(tmp_path / "other"))

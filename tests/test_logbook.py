@@ -20,7 +20,7 @@ def test_utilization_is_written_where_the_peak_is_known(
     folder = run_folder.RunFolder(str(tmp_path), config)
     log = logbook.Logbook(folder, stages, 48, first_step=0)
     sums = {k: jnp.ones(()) for k in ("loss", "l2", "top1", "count", "finite")}
-    log.start_stage(500.0)
+    log.start_stage(stages[0], 0, 500.0)
     log._window_started = 0.0
     monkeypatch.setattr(logbook.time, "monotonic", lambda: 100.0)
     for _ in range(2):

@@ -3,8 +3,10 @@
 Every recipe takes two steps: the small ones here, all of them in the slow tests, with
 the network at its true width and depth on four pictures of 32 px. On 2 cores shared
 with three other jobs those of ImageNet1k took 69 minutes, nearly all of it compiling,
-and about 8 GB (XL).
+and about 8 GB (XL). Some of them also at the recipe's own size, where memory allows.
 """
+
+import pathlib
 
 import jax
 import numpy as np
@@ -21,13 +23,13 @@ BATCH, SIZE = 4, 32
 ARGS = [(model, recipe) for recipe, rows in imagenet1k.ROWS.items() for model in rows]
 
 
-def _parts(config, num_classes):
+def _parts(config, num_classes, size=SIZE):
     config = config.copy_and_resolve_references()
     config.loss.mix_group_images = BATCH
     config.model.bn_group_images = 0  # the recipe's group does not fit four pictures
     model = tiny.create_model(config, num_classes)
     optimizer = optim.make_optimizer(config)
-    create = lambda: states.create_state(model, optimizer, config, SIZE)  # noqa: E731
+    create = lambda: states.create_state(model, optimizer, config, size)  # noqa: E731
     return create, steps.make_train_step(model, optimizer, config)
 
 
@@ -51,15 +53,15 @@ def _strengths(config):
     return strengths | {"learning_rate": np.float32(0.001)}
 
 
-def _take_steps(config, num_classes):
+def _take_steps(config, num_classes, size=SIZE):
     """Compiles with little optimization: compiling is the cost here."""
-    create, train_step = _parts(config, num_classes)
+    create, train_step = _parts(config, num_classes, size)
     quick = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, compiler_options=quick)()
     before = np.asarray(jax.tree.leaves(state.params)[-1])
     step = jax.jit(train_step, donate_argnums=0, compiler_options=quick)
     for _ in range(2):
-        batch = _batch(SIZE, config.data.max_labels)
+        batch = _batch(size, config.data.max_labels)
         state, sums = step(state, batch, _strengths(config))
         assert int(sums["count"]) == BATCH and np.isfinite(float(sums["loss"]))
     assert int(state.step) == 2
@@ -139,3 +141,34 @@ def test_every_recipe_of_the_chain_takes_steps(module, arg, recipe):
 @pytest.mark.slow
 def test_finetune_recipe_takes_steps():
     _take_steps(_trained(finetune.get_config()), 3)
+
+
+TRUE_SIZES = [
+    (imagenet1k, "s", 6),
+    (imagenet1k, "m", 14),
+    (imagenet21k, "s", 6),
+    (imagenet21k, "xl", 48),
+    (imagenet1k_ft, "s", 8),
+    (imagenet1k_ft, "l", 28),
+    (transfers, "cifar10,s", 8),
+    (transfers, "flowers,m", 16),
+]
+
+
+def _available_gib():
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "arg", "gib"), TRUE_SIZES)
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_recipes_take_steps_at_their_true_size(module, arg, gib, recipe):
+    """Network, classes and picture size are the recipe's; the pictures are four."""
+    if _available_gib() < gib:
+        pytest.skip(f"about {gib} GiB of memory are needed, less is free")
+    config = _trained(module.get_config(f"{arg},recipe={recipe}"))
+    size = config.progressive.image_size[1]
+    _take_steps(config, config.data.num_classes, size)

@@ -92,8 +92,12 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
     assert_equal_bits(final_state(workdir), final_state(whole_run[0]))
     for name in ("ema", "raw"):
         assert results[name] == whole_run[1][name]
-    steps_seen = [x["step"] for x in _lines(workdir) if x["split"] == "train"]
+    trained = [x for x in _lines(workdir) if x["split"] == "train"]
+    steps_seen = [x["step"] for x in trained]
     assert steps_seen == sorted(set(steps_seen))
+    for stage in json.loads((workdir / "stages.json").read_text())["stages"]:
+        both_starts = [x["seconds"] for x in trained if x["stage"] == stage["index"]]
+        assert stage["train_seconds"] == pytest.approx(sum(both_starts), abs=0.02)
 
 
 @pytest.mark.parametrize("step", [3, 4])  # within a stage, and at its end

@@ -177,8 +177,8 @@ def make_eval_data(
         config: keys `data.*`.
         image_size: side of the pictures, px.
         batch_size: global images; the last batch is padded with masked rows.
-        split: "eval", "train" for the training pictures, or "all" of a folder without
-            train/ and val/.
+        split: "eval", "train" for the training pictures, "watch" for those of
+            `eval.split`, or "all" of a folder without train/ and val/.
         process_index, process_count: as `make_train_data`.
 
     Raises:
@@ -237,14 +237,14 @@ def _once(data, opened, image_size, batch_size, rows, *, warns=True) -> Batches:
 
 
 def check(config: Any) -> None:
-    """Opens both splits and checks every setting, before anything is built.
+    """Opens all splits and checks every setting, before anything is built.
 
     Raises:
         InputError: the data cannot be had as the config says.
     """
     image.check(config)
     augment.check(config.data)
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "watch")[: 3 if config.eval.split else 2]:
         source.open_source(config, split)
 
 

@@ -21,7 +21,7 @@ from ev2 import class_names, errors
 from ev2.data import files, folder, listed, tfrecord
 
 SOURCES = ("embedded", "tfds", "folder", "csv", "tar", "tfrecord", "synthetic")
-SPLITS = ("eval", "train", "all")
+SPLITS = ("eval", "train", "all", "watch")
 OWN_PICTURES = ("folder", *listed.KINDS)  # may come without a split
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
@@ -118,7 +118,10 @@ def is_undivided(config: Any) -> bool:
 
 
 def open_source(config: Any, split: str) -> Source:
-    """Opens a split of the data: "train", "eval", or "all" of what is undivided.
+    """Opens a split of the data: one of `SPLITS`.
+
+    "watch" is `eval.split`, for evaluations while training; "all" is of what is
+    undivided.
 
     Raises:
         InputError: as `describe`.
@@ -131,8 +134,10 @@ def open_source(config: Any, split: str) -> Source:
             f" {data.source!r}; choose eval or train"
         )
     split_name = data.train_split if split == "train" else data.eval_split
+    if split == "watch":
+        split_name = config.eval.split
     count_key = f"num_{split}_images"
-    declared = data[count_key] if split != "all" else 0
+    declared = data[count_key] if split in ("train", "eval") else 0
     source = _open(
         data.source,
         data.name,
@@ -170,8 +175,7 @@ def _open(
             raise errors.InputError(
                 f"data.name: {name!r} is not embedded; choose {EMBEDDED!r}"
             )
-        embedded_split = {"train": "train", "eval": "validation"}[split]
-        return _open_shards(EMBEDDED_FOLDER, embedded_split, 0, keep_index=False)
+        return open_embedded({"train": "train", "eval": "validation"}[split])
     if kind == "tfds":
         from ev2.data import tfds  # TFDS takes a second to import
 
@@ -190,6 +194,11 @@ def _open(
     return _open_shards(path, split_name, num_classes, max_labels=max_labels)
 
 
+def open_embedded(split: str) -> "RecordSource":
+    """Opens the pictures inside the package: "train" or "validation"."""
+    return _open_shards(EMBEDDED_FOLDER, split, 0, keep_index=False)
+
+
 def _open_shards(
     path: str,
     split: str,
@@ -197,7 +206,8 @@ def _open_shards(
     *,
     max_labels: int = 1,
     keep_index: bool = True,
-):
+) -> "RecordSource":
+    shards = tfrecord.find_shards(path, split)
     names = _read_labels(path)
     if names is None:
         if not num_classes:
@@ -206,7 +216,6 @@ def _open_shards(
                 f" give the number, or put labels.txt (a name per line) into {path}"
             )
         names = class_names.numbers(num_classes)
-    shards = tfrecord.find_shards(path, split)
     _check_max_labels(path, max_labels)
     records = tfrecord.open_records(shards, keep_index=keep_index)
     return RecordSource(records, names, max_labels=max_labels)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 import zlib
 
 import numpy as np
@@ -37,6 +36,7 @@ LICENSE_FILE = os.path.join(
 RULE = "the first {per_class} pictures of each class, in the order of the IDX file"
 # Split -> (prefix of the IDX files, number of shards).
 SPLITS = {"train": ("train", 4), "validation": ("t10k", 1)}
+ENCODED_AT_ONCE = 4096  # pictures
 IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x803, 0x801
 
 
@@ -59,35 +59,15 @@ def prepare_fashion_mnist(
         InputError: if `out` holds anything, or a source file is missing, cut, of
             another format or too small.
     """
-    _check_free(out)
+    shards.check_free(out)  # before minutes of reading
     per_class = {"train": train_per_class, "validation": eval_per_class}
     read = {s: read_split(source, prefix) for s, (prefix, _) in SPLITS.items()}
     chosen = {
         split: choose(*read[split], per_class[split], f"{source}/{SPLITS[split][0]}")
         for split in SPLITS
     }
-    parent = os.path.dirname(os.path.abspath(out))
-    try:
-        os.makedirs(parent, exist_ok=True)
-        partial = tempfile.mkdtemp(prefix=".ev2-prepare-", dir=parent)
-    except OSError as error:
-        raise errors.InputError(f"out: cannot write to {parent!r}: {error}") from error
-    try:
-        manifest = _write_folder(partial, chosen, per_class)
-        os.chmod(partial, 0o755)  # mkdtemp makes it private
-        os.rename(partial, out)  # fails if something appeared in `out` meanwhile
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
-
-
-def _check_free(out: str) -> None:
-    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
-        raise errors.InputError(
-            f"out: {out!r} exists and is not an empty folder; nothing is overwritten,"
-            " give a new folder"
-        )
+    with shards.new_folder(out) as folder:
+        return _write_folder(folder, chosen, per_class)
 
 
 def _write_folder(folder: str, chosen: dict, per_class: dict) -> dict:
@@ -102,15 +82,10 @@ def _write_folder(folder: str, chosen: dict, per_class: dict) -> dict:
             "images": len(images),
             "shards": write_shards(folder, split, images, labels),
         }
-    _write_text(folder, "labels.txt", "\n".join(FASHION_MNIST_CLASSES) + "\n")
-    _write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shards.write_text(folder, "labels.txt", "\n".join(FASHION_MNIST_CLASSES) + "\n")
+    shards.write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")
     shutil.copyfile(LICENSE_FILE, os.path.join(folder, "LICENSE"))
     return manifest
-
-
-def _write_text(folder: str, name: str, text: str) -> None:
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def write_shards(
@@ -213,6 +188,13 @@ def _read_idx(source: str, name: str, magic: int) -> np.ndarray:
 
 
 def encode_grey_png(images: np.ndarray) -> list[bytes]:
+    """Encodes all pictures, some at a time for the sake of memory; see below."""
+    firsts = range(0, len(images), ENCODED_AT_ONCE)
+    parts = [_encode_grey_png(images[i : i + ENCODED_AT_ONCE]) for i in firsts]
+    return [encoded for part in parts for encoded in part]
+
+
+def _encode_grey_png(images: np.ndarray) -> list[bytes]:
     """Encodes `[N, H, W] uint8` grey pictures as PNG, each as small as it gets.
 
     Each picture is filtered in four ways (None, Up and Paeth over the whole picture,

@@ -5,13 +5,16 @@ A preparation keeps its state in a folder inside the one it fills: for each task
 is there is done; a result is written last, in one move.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -65,6 +68,44 @@ def write_records(path: str, records: Iterable[bytes]) -> str:
         for record in records:
             writer.write(record)
     return hash_file(path)
+
+
+def check_free(out: str) -> None:
+    """Raises InputError if the local folder `out` holds anything."""
+    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
+        raise errors.InputError(
+            f"out: {out!r} exists and is not an empty folder; nothing is overwritten,"
+            " give a new folder"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(out: str) -> Iterator[str]:
+    """Gives a local folder to fill; it becomes `out` at the end, or goes.
+
+    Raises:
+        InputError: `out` holds anything, or cannot be made.
+    """
+    check_free(out)
+    parent = os.path.dirname(os.path.abspath(out))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        partial = tempfile.mkdtemp(prefix=".ev2-prepare-", dir=parent)
+    except OSError as error:
+        raise errors.InputError(f"out: cannot write to {parent!r}: {error}") from error
+    try:
+        yield partial
+        os.chmod(partial, 0o755)  # mkdtemp makes it private
+        os.rename(partial, out)  # fails if something appeared in `out` meanwhile
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_text(folder: str, name: str, text: str) -> None:
+    """Writes a text file."""
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def hash_file(path: str) -> str:
