@@ -138,6 +138,20 @@ def _step(values: flags.FlagValues) -> None:
     print(step.format_table(figures))
 
 
+def _define_convolution(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _convolution(values: flags.FlagValues) -> None:
+    from ev2.bench import convolution
+
+    rows = convolution.measure()
+    if values.json:
+        verb.write_json(values.json, rows)
+    print(convolution.format_table(rows))
+
+
 def _define_calibration(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     verb.define_string(values, "json", "File to write the figures to.")
@@ -170,6 +184,9 @@ VERBS = {
         "our logits beside those of others", _define_parity, _parity
     ),
     "bench step": verb.Verb("a step and inference, beside others", _define_step, _step),
+    "bench convolution": verb.Verb(
+        "our forms beside XLA's, here", _define_convolution, _convolution
+    ),
     "bench calibration": verb.Verb(
         "plans for v3-32 beside the paper's hours",
         _define_calibration,
