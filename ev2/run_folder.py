@@ -22,6 +22,7 @@ _VERSIONS_OF = "ev2 jax jaxlib flax optax orbax-checkpoint tensorflow".split()
 _FREE_KEYS = (
     *("log.", "checkpoint.", "data.workers", "eval.batch_size"),
     "progressive.prepare_ahead",
+    "stall_seconds",
 )
 
 
@@ -117,7 +118,12 @@ class RunFolder:
         self.write_bytes("metrics.jsonl", text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        """Lines of metrics.jsonl; a last line cut off by a kill is left out.
+
+        None where this process does not write: the other may be writing just now.
+        """
+        if not self.writes:
+            return []
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
         try:
