@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +25,13 @@ from ev2 import (
     optim,
     plan,
     preemption,
+    processes,
     profiling,
     programs,
     progressive,
     run_folder,
     sharding,
+    watchdog,
 )
 from ev2 import state as states
 
@@ -72,33 +74,36 @@ def train_and_evaluate(
         run.
       FloatingPointError: if the loss is not finite; names the steps.
       PreemptedError: SIGTERM came; the state is saved.
+      StoppedError: a checkpoint could not be saved.
     """
-    job = _prepare(config, workdir)
-    config, last_step = job.config, job.stages[-1].last_step
-    if profile and profile.stop > last_step:
-        raise errors.InputError(
-            f"profile: steps {profile.start} to {profile.stop}; the run has {last_step}"
-        )
-    writes = jax.process_index() == 0
+    with processes.together():
+        job = _prepare(config, workdir, profile)
+    processes.check_same("config", f"{job.config} {job.info}")
+    config, writes = job.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:  # closed on every way out, in reverse order
 
         def opened(thing):
             return stack.enter_context(contextlib.closing(thing))
 
         notice = opened(preemption.Notice())  # listens while a save is being written
-        folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
+        with processes.together():
+            folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
         checkpoints = opened(
             checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
         )
-        start = checkpoints.latest_step() or 0
+        stack.enter_context(processes.alarm())
+        start = processes.from_first(checkpoints.latest_step() or 0)
         images = job.info.num_train_images
         run = _Run(
             job=job,
             folder=folder,
             checkpoints=checkpoints,
             log=opened(logbook.Logbook(folder, job.stages, images, first_step=start)),
-            profiler=opened(profiling.Profiler(workdir, profile)),
+            profiler=opened(
+                profiling.Profiler(workdir, profile if writes else range(0))
+            ),
             notice=notice,
+            dog=opened(watchdog.Watchdog(config.stall_seconds)),
             start=start,
             opened=opened,
         )
@@ -106,7 +111,7 @@ def train_and_evaluate(
         return _write_results(folder, results, job.stages[-1].last_step, config)
 
 
-def _prepare(config: ConfigDict, workdir: str) -> _Job:
+def _prepare(config: ConfigDict, workdir: str, profile: range) -> _Job:
     """Checks the whole config and returns what it means."""
     table = plan.make_plan(config)  # checks the config's values
     config, source = initial.open_source(config, workdir)
@@ -116,6 +121,7 @@ def _prepare(config: ConfigDict, workdir: str) -> _Job:
     stages = progressive.make_stages(config, info.num_train_images)
     batch_sizes = {stage.batch_size for stage in stages}
     programs.check_batches(config, batch_sizes, mesh.devices.size)
+    profiling.check_steps(profile, stages[-1].last_step)
     model = programs.create_model(config, info.num_classes)
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
     weights, origin = None, "from random weights"
@@ -150,12 +156,13 @@ class _Run:
         log: logbook.Logbook,
         profiler: profiling.Profiler,
         notice: preemption.Notice,
+        dog: watchdog.Watchdog,
         start: int,
         opened: Callable[[Any], Any],
     ):
         self._job, self._start, self._opened = job, start, opened
         self._folder, self._checkpoints, self._log = folder, checkpoints, log
-        self._profiler, self._notice = profiler, notice
+        self._profiler, self._notice, self._dog = profiler, notice, dog
         self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
         shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
         self._prepared = _prepare_stages(job, start, shapes)
@@ -187,6 +194,7 @@ class _Run:
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
         self._log.start_stage(programs.count_flops(train_step))
+        self._dog.beat(first_step)
         steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
             strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
@@ -195,25 +203,33 @@ class _Run:
             self._profiler.after(step, sums)
             self._log.add(stage, sums)
             self._prepared.watch(stage.last_step - step - 1)
-            self._do_what_is_due(stage, step + 1, batches.skipped)
+            self._do_what_is_due(stage, step + 1, batches.skipped_indices)
+            self._dog.beat(step + 1)
+        self._dog.rest()
         batches.close()
         notes = self._notes["stages"][stage.index]
         notes["compile_seconds"] = round(compile_seconds, 2)
         notes |= self._log.finish_stage()
-        _keep_skipped(notes, batches.skipped)
+        _keep_skipped(notes, processes.count_distinct(batches.skipped_indices))
         self._folder.write_json("stages.json", self._notes)
 
-    def _do_what_is_due(self, stage: progressive.Stage, done: int, skipped: int):
+    def _do_what_is_due(
+        self, stage: progressive.Stage, done: int, skipped: Sequence[int]
+    ) -> None:
         """Writes, evaluates and saves as the config says, `done` steps being done.
 
         Raises:
             PreemptedError: the run is to stop, and has been saved.
+            StoppedError: a checkpoint could not be saved.
         """
+        self._checkpoints.check()
         stops = done < self._job.stages[-1].last_step and self._notice.reached(done)
         due = _due(self._job, stage, done, stops=stops)
         if due.write:
             rate = self._job.learning_rate(done - 1)
-            self._log.write_train(stage, done, rate, skipped)
+            count = processes.count_distinct(skipped)
+            saved = self._checkpoints.latest_step()
+            self._log.write_train(stage, done, rate, count, saved=saved)
         top1 = None
         if due.evaluate and not stops:  # there may be seconds left
             self._results = results = self._evaluate()
@@ -226,6 +242,7 @@ class _Run:
             raise errors.PreemptedError(f"stopped after step {done}, which is saved")
 
     def _evaluate(self) -> dict[str, Any]:
+        self._dog.rest()
         eval_step, weights = self._prepared.eval_step(), _weights(self._state)
         return evaluate.evaluate(eval_step, weights, self._job.config, self._job.mesh)
 
