@@ -54,7 +54,8 @@ class Checkpoints:
         """
         self._folder = pathlib.Path(workdir).absolute() / _FOLDER
         self._saving: int | None = None  # the step of the last save
-        self._failed = False  # a save could not be completed
+        self._in_flight = False  # whether that save may still fail
+        self._failed = False  # whether one has
         with processes.together():
             if jax.process_index() == 0:
                 intact.set_damaged_aside(self._folder)
@@ -125,7 +126,7 @@ class Checkpoints:
             return
         with self._explained():
             self._manager.wait_until_finished()
-        self._saving = step
+        self._saving, self._in_flight = step, True
         with self._explained():
             self._manager.save(
                 step,
@@ -138,8 +139,10 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises StoppedError if the save in flight has failed; does not wait."""
-        with self._explained():
-            self._manager.check_for_errors()
+        if self._in_flight and not self._manager.is_saving_in_progress():
+            self._in_flight = False
+            with self._explained():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the save in flight and releases the manager.

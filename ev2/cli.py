@@ -163,6 +163,7 @@ def _set_up_process() -> None:
     flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(_is_not_said_elsewhere)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
@@ -175,6 +176,11 @@ def _report_unraisable(found) -> None:
     """
     if "Event loop is closed" not in str(found.exc_value):
         sys.__unraisablehook__(found)
+
+
+def _is_not_said_elsewhere(record) -> bool:
+    """False for the tracebacks that Orbax prints of a save before it raises them."""
+    return not ("orbax" in record.pathname and record.levelname == "ERROR")
 
 
 def _refuse(line: str) -> int:
