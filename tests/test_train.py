@@ -6,7 +6,6 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 import json
 import os
 import signal
-import warnings
 
 import jax
 import numpy as np
@@ -23,10 +22,11 @@ def final_state(workdir):
     """All arrays of the newest checkpoint, by path."""
     import orbax.checkpoint as ocp
 
-    folder = checkpoint._find(str(workdir))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "restoring without sharding": wanted here
-        state = ocp.PyTreeCheckpointer().restore(folder / "state")
+    folder, reader = checkpoint._find(str(workdir)), ocp.PyTreeCheckpointer()
+    tree = reader.metadata(folder / "state").item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+    state = reader.restore(folder / "state", args=args)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -1,0 +1,111 @@
+"""`ev2 train` as commands, one process or several that make one run on the CPU."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / "tests/tiny.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Crowd:
+    """The processes of one run, and what they say."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        count: int = 1,
+        *flags: str,
+        recipe: str = TINY,
+        before: str = "",
+    ):
+        """Starts them; compiled programs are kept beside `workdir`.
+
+        `before` is Python that each of them runs first.
+        """
+        self.workdir = workdir
+        self._logs = [workdir.parent / f"{workdir.name}-{i}.log" for i in range(count)]
+        address = ["--coordinator=127.0.0.1:" + str(free_port())]
+        address += [f"--num_processes={count}"]
+        self.processes = []
+        for i, log in enumerate(self._logs):
+            several = [*address, f"--process={i}"] if count > 1 else []
+            words = ["train", f"--config={recipe}", f"--workdir={workdir}"]
+            code = f"import sys\n{before}\nfrom ev2 import cli\ncli.run()"
+            with open(log, "w") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code, *words, *flags, *several],
+                    env=_environment(workdir.parent),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            self.processes.append(process)
+
+    def said(self, number: int = 0) -> str:
+        return self._logs[number].read_text()
+
+    def last_step(self) -> int:
+        """The last step whose line is in metrics.jsonl, or 0."""
+        try:
+            lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+            return json.loads(lines[-1])["step"] if lines else 0
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def is_saving(self) -> bool:
+        folder = self.workdir / "checkpoints"
+        return any(folder.glob("*.orbax-checkpoint-tmp*"))
+
+    def when(
+        self,
+        moment: Callable[["Crowd"], bool],
+        number: int = 0,
+        *,
+        send: int = signal.SIGKILL,
+    ) -> bool:
+        """Signals process `number` once `moment` has come; False if it never did."""
+        while all(process.poll() is None for process in self.processes):
+            if moment(self):
+                self.processes[number].send_signal(send)
+                return True
+            time.sleep(0.002)
+        return False
+
+    def wait(self, limit_s: float = 600) -> Sequence[int]:
+        """Returns the exit codes; kills what is left after `limit_s`."""
+        end = time.monotonic() + limit_s
+        try:
+            for process in self.processes:
+                process.wait(max(end - time.monotonic(), 0.1))
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [process.wait() for process in self.processes]
+
+
+def after_step(step: int) -> Callable[[Crowd], bool]:
+    return lambda crowd: crowd.last_step() >= step
+
+
+def _environment(home: pathlib.Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        # One device for each, and the least of compiling.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }

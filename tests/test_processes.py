@@ -1,0 +1,161 @@
+"""python -m pytest -m "slow or not slow" tests/test_processes.py
+
+Several processes make one run: equal to one process, and none is left waiting.
+"""
+
+import json
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ev2 import checkpoint, errors, processes
+from tests import crowd
+from tests.test_train import assert_equal_bits, final_state
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ({"coordinator": "a:1"}, "num_processes: missing; --coordinator=HOST:PORT"),
+        ({"process": 0, "num_processes": 2}, "coordinator: missing"),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process": 2},
+            "process: 2 is not allowed; give 0 to 1",
+        ),
+        (
+            {"coordinator": "here", "num_processes": 2, "process": 0},
+            "coordinator: 'here' is not allowed; give HOST:PORT",
+        ),
+        (
+            {"coordinator": "a:1", "num_processes": 0, "process": 0},
+            "num_processes: 0 is not allowed",
+        ),
+        ({"distributed": True, "process": 0}, "process: not together with"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(flags, line, monkeypatch):
+    def initialize(**kwargs):
+        raise AssertionError(kwargs)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(errors.InputError, match=re.escape(line)) as error:
+        with processes.joined(**flags):
+            pass
+    assert "\n" not in str(error.value)
+
+
+def test_no_cluster_is_one_line(monkeypatch):
+    def initialize(**kwargs):
+        assert "coordinator_address" not in kwargs
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(processes, "_joined", False)
+    with pytest.raises(errors.InputError, match="neither Cloud TPU nor Slurm"):
+        with processes.joined(distributed=True):
+            pass
+
+
+def test_one_process_asks_nobody():
+    with processes.joined():
+        assert not processes.have_joined()
+    assert processes.from_first(7) == 7
+    assert processes.count_distinct([3, 2**40, 3]) == 2
+    processes.check_same("config", "a")
+    with pytest.raises(errors.InputError, match="mine"), processes.together():
+        raise errors.InputError("mine")
+    with pytest.raises(ValueError, match="Gloo"), processes.alarm():
+        raise ValueError("Gloo AllReduce failed")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process; returns its folder."""
+    workdir = tmp_path_factory.mktemp("crowd") / "alone"
+    one = crowd.Crowd(workdir)
+    assert one.wait() == [0], one.said()
+    return workdir
+
+
+# Sums over devices are taken in another order. 0 is what most values differ by; 1e-6 is
+# eight times the most that was seen.
+TOLERANCE = 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_end_as_one(alone, count):
+    workdir = alone.parent / f"of-{count}"
+    several = crowd.Crowd(workdir, count)
+    assert several.wait() == [0] * count, several.said()
+    one, many = final_state(alone), final_state(workdir)
+    assert one.keys() == many.keys()
+    for path in one:
+        np.testing.assert_allclose(
+            many[path], one[path], rtol=0, atol=TOLERANCE, err_msg=path
+        )
+    results = [json.loads((run / "eval.json").read_text()) for run in (alone, workdir)]
+    assert results[0]["ema"] == results[1]["ema"]
+    assert np.load(workdir / "confusion.npy").sum() == 19  # every picture once
+    # Logs and reports are of process 0 alone.
+    assert "report: " in several.said(0) and (workdir / "report.html").exists()
+    assert "img/s" not in several.said(1) and "report" not in several.said(1)
+    _, variables, _ = checkpoint.load_pretrained(str(workdir))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+
+
+LONG = ("--config.steps=400", "--config.log.every_steps=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_nothing_is_lost(alone, victim):
+    workdir = alone.parent / f"killed-{victim}"
+    two = crowd.Crowd(workdir, 2, *LONG)
+    assert two.when(crowd.after_step(5), victim), two.said()
+    started = time.monotonic()
+    codes = two.wait(limit_s=processes.SILENCE_S + 30)
+    print(f"the other ended after {time.monotonic() - started:.1f} s")
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] in (1, -6)
+    assert re.search("another (process|task)", two.said(1 - victim))
+    for folder in (workdir / "checkpoints").glob("[0-9]*"):  # whole ones or aside
+        assert folder.name.isdigit() != ("tmp" in folder.name)
+    last = two.last_step()
+    again = crowd.Crowd(workdir, 2, *LONG)
+    assert again.when(crowd.after_step(last + 5), send=signal.SIGTERM), again.said()
+    assert again.wait() == [75, 75], again.said(1)
+    assert "resuming after step" in again.said()
+    step = int(re.search(r"stopped after step (\d+)", again.said(1))[1])
+    assert f"stopped after step {step}, which is saved" in again.said(0)
+    assert checkpoint._find(str(workdir)).name == str(step)
+    undisturbed = alone.parent / f"undisturbed-{victim}"
+    whole = crowd.Crowd(
+        undisturbed, 2, *LONG, f"--config.checkpoint.every_steps={step}"
+    )
+    assert whole.when(lambda c: (undisturbed / f"checkpoints/{step}").exists())
+    whole.wait()
+    same = {
+        run: final_state(run / f"checkpoints/{step}") for run in (workdir, undisturbed)
+    }
+    assert_equal_bits(same[workdir], same[undisturbed])
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_ends_all(alone):
+    workdir = alone.parent / "refused"
+    workdir.mkdir()
+    # The folder is locked by another run: process 0 alone looks.
+    holder = crowd.Crowd(workdir, 1, *LONG)
+    assert holder.when(crowd.after_step(1), send=signal.SIGCONT)
+    two = crowd.Crowd(alone.parent / "x", 2, *LONG, f"--workdir={workdir}")
+    codes = two.wait(limit_s=300)
+    holder.processes[0].kill()
+    holder.wait()
+    assert codes == [2, 2], two.said()
+    assert "another process is training in" in two.said(0)
+    assert f"(process {holder.processes[0].pid} on " in two.said(0)
+    assert "process 0 of 2 has refused its input" in two.said(1)
