@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -29,12 +30,9 @@ class Crowd:
         count: int = 1,
         *flags: str,
         recipe: str = TINY,
-        before: str = "",
+        compiled: str = "compiled",
     ):
-        """Starts them; compiled programs are kept beside `workdir`.
-
-        `before` is Python that each of them runs first.
-        """
+        """Starts them; compiled programs are kept beside `workdir`, in `compiled`."""
         self.workdir = workdir
         self._logs = [workdir.parent / f"{workdir.name}-{i}.log" for i in range(count)]
         address = ["--coordinator=127.0.0.1:" + str(free_port())]
@@ -43,15 +41,23 @@ class Crowd:
         for i, log in enumerate(self._logs):
             several = [*address, f"--process={i}"] if count > 1 else []
             words = ["train", f"--config={recipe}", f"--workdir={workdir}"]
-            code = f"import sys\n{before}\nfrom ev2 import cli\ncli.run()"
             with open(log, "w") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", code, *words, *flags, *several],
-                    env=_environment(workdir.parent),
+                    [sys.executable, "-m", "ev2", *words, *flags, *several],
+                    env=_environment(workdir.parent / compiled),
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )
             self.processes.append(process)
+
+    def has_begun(self) -> bool:
+        """Whether the first process has said from where it goes on."""
+        return "parameters, on" in self.said()
+
+    def begun_after(self) -> int:
+        """The step that it goes on from, 0 if from the start."""
+        found = re.search(r"resuming after step ([\d,]+)", self.said())
+        return int(found[1].replace(",", "")) if found else 0
 
     def said(self, number: int = 0) -> str:
         return self._logs[number].read_text()
@@ -96,16 +102,17 @@ class Crowd:
 
 
 def after_step(step: int) -> Callable[[Crowd], bool]:
-    return lambda crowd: crowd.last_step() >= step
+    return lambda crowd: crowd.has_begun() and crowd.last_step() >= step
 
 
-def _environment(home: pathlib.Path) -> dict[str, str]:
+def _environment(compiled: pathlib.Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
         # One device for each, and the least of compiling.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
