@@ -122,6 +122,11 @@ def have_joined() -> bool:
     return _joined
 
 
+def _are_several() -> bool:
+    """Whether there are others; alone, no device is opened to find out."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def _leave() -> None:
     """Waits for all others to come here too, and lets go of them."""
     jax.distributed.shutdown()
@@ -139,7 +144,7 @@ def together() -> Iterator[None]:
         yield
     except errors.InputError as error:
         refusal = error
-    if jax.process_count() > 1:
+    if _are_several():
         refused = _gather(np.int32(refusal is not None)).tolist()
         if any(refused):
             _leave()
@@ -154,7 +159,7 @@ def together() -> Iterator[None]:
 
 def check_same(what: str, text: str) -> None:
     """Raises InputError if `text` is not the same on all processes."""
-    if jax.process_count() == 1:
+    if not _are_several():
         return
     sums = _gather(np.uint32(zlib.crc32(text.encode()))).tolist()
     other = next((i for i, value in enumerate(sums) if value != sums[0]), None)
@@ -167,14 +172,14 @@ def check_same(what: str, text: str) -> None:
 
 def from_first(number: int) -> int:
     """What process 0 gives as `number`, on all of them; below 2**31."""
-    if jax.process_count() == 1:
+    if not _are_several():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def count_distinct(numbers: Collection[int]) -> int:
     """How many different numbers there are on all processes taken together."""
-    if jax.process_count() == 1:
+    if not _are_several():
         return len(set(numbers))
     most = int(_gather(np.int32(len(numbers))).max())
     if most == 0:
@@ -201,7 +206,7 @@ def alarm() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TimeoutError) as error:
         ours = isinstance(error, errors.InputError | errors.PreemptedError)
-        if jax.process_count() == 1 or ours or not _LOST.search(str(error)):
+        if not _are_several() or ours or not _LOST.search(str(error)):
             raise
         reason = str(error).strip().partition("\n")[0]
         print(

@@ -14,7 +14,7 @@ import pytest
 
 from ev2 import checkpoint, errors, processes
 from tests import crowd
-from tests.test_train import assert_equal_bits, final_state
+from tests.test_train import assert_equal_bits, final_state, make_photographs
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,25 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(alone, victim):
         run: final_state(run / f"checkpoints/{step}") for run in (workdir, undisturbed)
     }
     assert_equal_bits(same[workdir], same[undisturbed])
+
+
+@pytest.mark.slow
+def test_a_corrupt_picture_counts_once_whoever_meets_it(alone, tmp_path):
+    make_photographs(tmp_path / "pictures")
+    keys = {"source": "folder", "path": tmp_path / "pictures", "eval_fraction": 0.25}
+    keys |= dict.fromkeys(("num_train_images", "num_eval_images", "num_classes"), 0)
+    flags = [f"--config.data.{key}={value}" for key, value in keys.items()]
+    # Twelve epochs: in some of them either process has the cut one.
+    flags += ["--config.steps=18", "--config.progressive.stages=1"]
+    two = crowd.Crowd(alone.parent / "corrupt", 2, *flags)
+    assert two.wait() == [0, 0], two.said()
+    cut = str(tmp_path / "pictures/dark/5.jpg")
+    stages = json.loads((two.workdir / "stages.json").read_text())["stages"]
+    results = json.loads((two.workdir / "eval.json").read_text())
+    in_training = cut in two.said(0) and cut in two.said(1)
+    assert stages[0]["skipped"] == results["train_skipped"] == int(in_training)
+    assert results["ema"]["skipped"] == 1 - int(in_training)
+    assert results["ema"]["count"] + results["ema"]["skipped"] == 8
 
 
 @pytest.mark.slow
