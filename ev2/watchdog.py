@@ -42,12 +42,12 @@ class Watchdog:
                 self._end(step)
 
     def _end(self, step: int) -> None:
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         print(
             f"\nev2: stopped: no step was done for {self._seconds:g} s after step "
             f"{step} (stall_seconds), the stacks above show where it stands; what was "
             "saved stays, and the same command goes on from there",
-            file=sys.__stderr__,
+            file=sys.stderr,
             flush=True,
         )
         os._exit(1)
