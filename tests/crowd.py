@@ -31,10 +31,15 @@ class Crowd:
         *flags: str,
         recipe: str = TINY,
         compiled: str = "compiled",
+        home: pathlib.Path | None = None,
     ):
-        """Starts them; compiled programs are kept beside `workdir`, in `compiled`."""
+        """Starts them; logs and programs, in `compiled`, are kept in `home`.
+
+        That is where `workdir` is, unless it is given.
+        """
+        home = home or workdir.parent
         self.workdir = workdir
-        self._logs = [workdir.parent / f"{workdir.name}-{i}.log" for i in range(count)]
+        self._logs = [home / f"{workdir.name}-{i}.log" for i in range(count)]
         address = ["--coordinator=127.0.0.1:" + str(free_port())]
         address += [f"--num_processes={count}"]
         self.processes = []
@@ -44,7 +49,7 @@ class Crowd:
             with open(log, "w") as file:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "ev2", *words, *flags, *several],
-                    env=_environment(workdir.parent / compiled),
+                    env=_environment(home / compiled),
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )

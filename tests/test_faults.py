@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_what_was_saved(whole, table):
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     try:
         workdir = small / "run"
-        run = crowd.Crowd(workdir, 1, *FLAGS, compiled="../compiled")
+        run = crowd.Crowd(workdir, 1, *FLAGS, home=whole.parent)
         assert run.when(crowd.after_step(STEPS // 4), send=signal.SIGCONT)
         _fill(small / "ballast")
         assert run.wait() == [1], run.said()
@@ -184,7 +184,7 @@ def test_a_full_disk_keeps_what_was_saved(whole, table):
         assert "No space left on device" in line and "Traceback" not in run.said()
         (small / "ballast").unlink()
         _continues(workdir, run.last_step(), "disk full", "one line, exit 1", table)
-        again = crowd.Crowd(workdir, 1, *FLAGS, compiled="../compiled")
+        again = crowd.Crowd(workdir, 1, *FLAGS, home=whole.parent)
         assert again.wait() == [0], again.said()
         assert again.begun_after() > 0
         ends_like(workdir, whole)
