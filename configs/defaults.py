@@ -65,6 +65,10 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 100  # steps between lines of metrics.jsonl
 
+    # Seconds without a finished step, compiling and evaluating excepted, after which
+    # the run says where it stands and ends; 0 = never.
+    config.stall_seconds = 1800.0
+
     return config.lock()
 
 

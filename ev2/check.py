@@ -72,6 +72,12 @@ def check(config: Any) -> None:
         _refuse("loss.mix_group_images", group, "a multiple of 4, with mixup or CutMix")
 
 
+def check_stall(seconds: Any) -> None:
+    """Raises InputError if `stall_seconds` is no time to wait."""
+    if not _is_number(seconds) or seconds < 0:
+        _refuse("stall_seconds", seconds, "0 (never) or more")
+
+
 def check_init(init: Any) -> None:
     """Raises InputError for a value of `config.init` that no run could use."""
     errors.check_choice("init.weights", init.weights, ("ema", "raw"))

@@ -5,9 +5,13 @@ writes to a temporary folder and renames it when it is complete, so a killed sav
 leaves the checkpoints before it untouched.
 """
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +20,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from ev2 import arch, class_names, errors, files, models
+from ev2 import arch, class_names, errors, files, intact, models, processes
 from ev2.models import convert, readers
 from ev2.state import TrainState
 
@@ -46,8 +50,23 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int, keep_best: int = 1):
+        """Opens the checkpoints of the run in `workdir`.
+
+        A damaged newest one is moved to `workdir/damaged` first, with a warning; the
+        one before is then the newest.
+
+        Raises:
+          InputError: it is damaged, and there is no other.
+        """
+        self._folder = pathlib.Path(workdir).absolute() / _FOLDER
+        self._saving: int | None = None  # the step of the last save
+        self._in_flight = False  # whether that save may still fail
+        self._failed = False  # whether one has
+        with processes.together():
+            if jax.process_index() == 0:
+                intact.set_damaged_aside(self._folder)
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / _FOLDER,
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
@@ -58,12 +77,15 @@ class Checkpoints:
                 best_fn=_score,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_sums
+                ),
             ),
             item_names=("state", "meta"),
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
+        """Step of the newest checkpoint, saved or just being saved, or None."""
         return self._manager.latest_step()
 
     def best_step(self) -> int:
@@ -83,11 +105,20 @@ class Checkpoints:
 
         `abstract_state` holds shapes, dtypes and shardings; the number of devices
         need not be that of the run that saved.
+
+        Raises:
+          InputError: it cannot be read.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
+            )
+        except Exception as error:  # whatever the library makes of it
+            raise errors.InputError(
+                f"checkpoint: {str(self._folder / str(step))!r} cannot be read "
+                f"({_first_line(error)}); move it away to go on from the one before"
+            ) from error
         return restored["state"]
 
     def save(
@@ -105,22 +136,75 @@ class Checkpoints:
           step: `int(state.step)`, known to the caller without asking the device.
           meta: JSON-able; see `make_meta`.
           score: what decides which is best, if this step was evaluated.
+
+        Raises:
+          StoppedError: the save before could not be completed.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            ),
-            # Always given: the library warns at every save without metrics.
-            metrics={"score": score},
-        )
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving, self._in_flight = step, True
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+                # Always given: the library warns at every save without metrics.
+                metrics={"score": score},
+            )
+
+    def check(self) -> None:
+        """Raises StoppedError if the save in flight has failed; does not wait."""
+        if self._in_flight and not self._manager.is_saving_in_progress():
+            self._in_flight = False
+            with self._explained():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save in flight and releases the manager."""
-        self._manager.wait_until_finished()
+        """Waits for the save in flight and releases the manager.
+
+        Raises:
+          StoppedError: the save could not be completed.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    def _write_sums(self) -> None:
+        """Called when all is written, before the folder gets its name."""
+        for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            intact.write_sums(folder)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Makes one line of what the library says of a save that failed, once."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if self._failed:
+                return  # the run ends because of it
+            self._failed = True
+            full = errno.ENOSPC in (getattr(error, "errno", None),) or re.search(
+                r"No space left|RESOURCE_EXHAUSTED|ENOSPC", str(error)
+            )
+            reason = os.strerror(errno.ENOSPC) if full else _first_line(error)
+            newest = _newest(self._folder)
+            raise errors.StoppedError(
+                f"checkpoint: step {self._saving} could not be saved in "
+                f"{str(self._folder)!r} ({reason}); "
+                + (
+                    "none was saved before"
+                    if newest is None
+                    else "the newest is that "
+                    f"of step {newest.name}, from which the same command goes on"
+                )
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
 
 def _score(metrics: dict[str, Any]) -> float:
@@ -224,6 +308,8 @@ def load_pretrained(
             f"checkpoint: {path!r} holds no complete checkpoint; give a run folder, a "
             f"folder such as RUN/{_FOLDER}/1000, or {readers.FORMATS}"
         )
+    if damage := intact.find_damage(folder):
+        raise _damaged(folder, damage)
     meta = _read_meta(folder)
     model = models.create_model(
         meta["model"]["name"],
@@ -303,9 +389,6 @@ def _result(folder: pathlib.Path) -> pathlib.Path | None:
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:
     """The complete checkpoint of the highest step in `folder`, or None."""
-    steps = [
-        child
-        for child in (folder.iterdir() if folder.is_dir() else ())
-        if child.name.isdigit() and (child / "meta").is_dir()
-    ]
-    return max(steps, key=lambda child: int(child.name), default=None)
+    return next(
+        (step for step in intact.find_steps(folder) if (step / "meta").is_dir()), None
+    )

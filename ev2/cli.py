@@ -25,19 +25,27 @@ from ev2.verbs import VERBS
 def run() -> NoReturn:
     """The console command: runs `main` and leaves with its exit code.
 
-    A compilation that is still going on is left behind, where Python would wait for
-    it or crash under it.
+    What goes on by itself is left behind, where Python would wait for it or crash
+    under it.
     """
     try:
         code = main()
     except Exception:
         traceback.print_exc()
         code = 1
-    if any(thread.name == ahead.THREAD_NAME for thread in threading.enumerate()):
+    if _goes_on():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _goes_on() -> bool:
+    """Whether something is being compiled, or JAX listens to other processes."""
+    processes = sys.modules.get("ev2.processes")  # its JAX is not loaded for this
+    if processes is not None and processes.have_joined():
+        return True
+    return any(thread.name == ahead.THREAD_NAME for thread in threading.enumerate())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except errors.InputError as error:
         return _refuse(str(error))
-    except (FloatingPointError, errors.CheckError) as error:
+    except (FloatingPointError, errors.CheckError, errors.StoppedError) as error:
         print(f"ev2: {error}", file=sys.stderr)
         return 1
     except errors.PreemptedError as error:
@@ -155,6 +163,7 @@ def _set_up_process() -> None:
     flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(_is_not_said_elsewhere)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
@@ -167,6 +176,11 @@ def _report_unraisable(found) -> None:
     """
     if "Event loop is closed" not in str(found.exc_value):
         sys.__unraisablehook__(found)
+
+
+def _is_not_said_elsewhere(record) -> bool:
+    """False for the tracebacks that Orbax prints of a save before it raises them."""
+    return not ("orbax" in record.pathname and record.levelname == "ERROR")
 
 
 def _refuse(line: str) -> int:

@@ -25,6 +25,13 @@ class PreemptedError(RuntimeError):
     """
 
 
+class StoppedError(RuntimeError):
+    """The run cannot go on, such as on a full disk; what was saved stays.
+
+    Exit code 1, and the message alone.
+    """
+
+
 def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
     """Raises InputError, listing `allowed`, if `value` is not among them."""
     allowed = list(allowed)

@@ -1,8 +1,8 @@
-"""A run as decided before anything is compiled or written."""
+"""A run as decided before anything is compiled or written, and what is due when."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -96,3 +96,34 @@ def _decide(config: ConfigDict, workdir: str, table: dict[str, Any]) -> Job:
         weights=None,
         origin="from random weights",
     )
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    write: bool
+    evaluate: bool
+    save: bool
+
+
+def due(job: Job, stage: progressive.Stage, done: int, *, stops: bool) -> Due:
+    """What is due when `done` steps are done; nothing is saved unwritten.
+
+    Writing looks at the losses, so no checkpoint holds weights that are not finite.
+    """
+
+    def every(steps: int) -> bool:
+        return steps > 0 and done % steps == 0
+
+    evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
+    saves = evaluates or stops or every(job.config.checkpoint.every_steps)
+    return Due(saves or every(job.config.log.every_steps), evaluates, saves)
+
+
+def _crosses_epochs(job: Job, stage: progressive.Stage, done: int) -> bool:
+    """Whether the step before `done` passed a multiple of `eval.every_epochs`."""
+    interval = job.config.eval.every_epochs * job.info.num_train_images
+    if interval <= 0:
+        return False
+    before, after = stage.images_seen(done - 1), stage.images_seen(done)
+    return before // interval < after // interval

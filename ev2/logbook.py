@@ -76,12 +76,19 @@ class Logbook:
         self._bar.update(stage.batch_size * stage.image_size**2)
 
     def write_train(
-        self, stage: progressive.Stage, step: int, learning_rate: float, skipped: int
+        self,
+        stage: progressive.Stage,
+        step: int,
+        learning_rate: float,
+        skipped: int,
+        *,
+        saved: int | None,
     ) -> None:
         """Writes the line of the steps since the last one; `step` steps are done.
 
         Raises:
-          FloatingPointError: if a loss is not finite; nothing is written then.
+          FloatingPointError: if a loss is not finite; nothing is written then. The
+            message names the last good checkpoint, that of step `saved`.
         """
         if not self._window:
             return
@@ -99,7 +106,12 @@ class Logbook:
                 f"loss or weights are not finite at step {bad[0]} (noticed in steps "
                 f"{first} to {step - 1}, stage {stage.index}, {stage.image_size} px, "
                 f"learning rate {learning_rate:.6g}); a lower optimizer.lr, a longer "
-                "optimizer.warmup_epochs or optimizer.clip_norm usually helps"
+                "optimizer.warmup_epochs or optimizer.clip_norm usually helps; "
+                + (
+                    f"the last good checkpoint is of step {saved}"
+                    if saved
+                    else "nothing was saved before"
+                )
             )
         count = max(sum(int(s["count"]) for s in sums), 1)
         rate = len(sums) * stage.batch_size / seconds

@@ -29,6 +29,7 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
     """
     check.check(config)
     check.check_init(config.init)
+    check.check_stall(config.stall_seconds)
     arch.get(config.model.name, tuple(config.model.blocks))  # refuses unknown names
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)

@@ -28,6 +28,14 @@ def parse_steps(text: str | None) -> range:
     return steps
 
 
+def check_steps(steps: range, last_step: int) -> None:
+    """Raises InputError if there are steps that a run to `last_step` does not have."""
+    if steps and steps.stop > last_step:
+        raise errors.InputError(
+            f"profile: steps {steps.start} to {steps.stop}; the run has {last_step}"
+        )
+
+
 class Profiler:
     """Profiles the steps it is told of, as far as they are among those chosen."""
 

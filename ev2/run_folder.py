@@ -3,13 +3,15 @@
 Only process 0 of a run writes them.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ _VERSIONS_OF = "ev2 jax jaxlib flax optax orbax-checkpoint tensorflow".split()
 _FREE_KEYS = (
     *("log.", "checkpoint.", "data.workers", "eval.batch_size"),
     "progressive.prepare_ahead",
+    "stall_seconds",
 )
 
 
@@ -63,7 +66,7 @@ class RunFolder:
     def _take_lock(self):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")
+            lock = open(self.path / ".lock", "a+")
         except OSError as error:
             raise errors.InputError(
                 f"workdir: {str(self.path)!r} cannot be written ({error.strerror}); "
@@ -73,11 +76,17 @@ class RunFolder:
             # The kernel drops this lock with the process, so it is never stale.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            lock.seek(0)
+            holder = lock.read(200).strip() or "unknown"
             lock.close()
             raise errors.InputError(
-                f"workdir: another process is training in {str(self.path)!r}; wait "
-                "for it, stop it, or choose another folder"
+                f"workdir: another process is training in {str(self.path)!r} "
+                f"({holder}); wait for it, stop it, or choose another folder"
             ) from error
+        with contextlib.suppress(OSError):  # a full disk; it is for people alone
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n")
+            lock.flush()
         return lock
 
     def close(self) -> None:
@@ -92,7 +101,8 @@ class RunFolder:
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes `content` as the file `name`, replacing it in one move."""
         if self.writes:
-            files.write_atomically(self.path / name, content)
+            with self._explained(name):
+                files.write_atomically(self.path / name, content)
 
     def read_json(self, name: str) -> Any:
         """Returns the object in the file `name`, or None if it does not exist."""
@@ -107,8 +117,20 @@ class RunFolder:
         """Adds one line to metrics.jsonl, with the seconds so far."""
         if self.writes:
             line = {**line, "wall_seconds": round(self.wall_seconds, 3)}
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._explained("metrics.jsonl"):
+                with open(self.path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.StoppedError(
+                f"workdir: {str(self.path / name)!r} cannot be written "
+                f"({error.strerror}); what was saved stays, and the same command goes "
+                "on from there"
+            ) from error
 
     def drop_metrics_after(self, step: int) -> None:
         """Removes the lines of steps that will be taken again after a restart."""
@@ -117,7 +139,12 @@ class RunFolder:
         self.write_bytes("metrics.jsonl", text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        """Lines of metrics.jsonl; a last line cut off by a kill is left out.
+
+        None where this process does not write: the other may be writing just now.
+        """
+        if not self.writes:
+            return []
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
         try:

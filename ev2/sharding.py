@@ -9,8 +9,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh over all devices of all processes (or those given)."""
-    devices = jax.devices() if devices is None else devices
+    """Returns a mesh over all devices of all processes (or those given).
+
+    A process's devices are neighbours, whatever their ids: its rows of a batch are
+    then one piece, as the data have them.
+    """
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +21,14 @@ from ev2 import (
     logbook,
     plan,
     preemption,
+    processes,
     profiling,
     programs,
     progressive,
     run_folder,
     sharding,
     watch,
+    watchdog,
 )
 from ev2 import job as jobs
 from ev2 import state as states
@@ -54,21 +56,21 @@ def train_and_evaluate(
         run.
       FloatingPointError: if the loss is not finite; names the steps.
       PreemptedError: SIGTERM came; the state is saved.
+      StoppedError: a checkpoint could not be saved.
     """
-    job = jobs.prepare(config, workdir)
-    config, last_step = job.config, job.stages[-1].last_step
-    if profile and profile.stop > last_step:
-        raise errors.InputError(
-            f"profile: steps {profile.start} to {profile.stop}; the run has {last_step}"
-        )
-    writes = jax.process_index() == 0
+    with processes.together():
+        job = jobs.prepare(config, workdir)
+        profiling.check_steps(profile, job.stages[-1].last_step)
+    processes.check_same("config", f"{job.config} {job.info}")
+    config, writes = job.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:  # closed on every way out, in reverse order
 
         def opened(thing):
             return stack.enter_context(contextlib.closing(thing))
 
         notice = opened(preemption.Notice())  # listens while a save is being written
-        folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
+        with processes.together():
+            folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
         checkpoints = opened(
             checkpoint.Checkpoints(
                 workdir,
@@ -76,15 +78,19 @@ def train_and_evaluate(
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        start = checkpoints.latest_step() or 0
+        stack.enter_context(processes.alarm())
+        start = processes.from_first(checkpoints.latest_step() or 0)
         images = job.info.num_train_images
         run = _Run(
             job=job,
             folder=folder,
             checkpoints=checkpoints,
             log=opened(logbook.Logbook(folder, job.stages, images, first_step=start)),
-            profiler=opened(profiling.Profiler(workdir, profile)),
+            profiler=opened(
+                profiling.Profiler(workdir, profile if writes else range(0))
+            ),
             notice=notice,
+            dog=opened(watchdog.Watchdog(config.stall_seconds)),
             start=start,
             opened=opened,
         )
@@ -106,12 +112,13 @@ class _Run:
         log: logbook.Logbook,
         profiler: profiling.Profiler,
         notice: preemption.Notice,
+        dog: watchdog.Watchdog,
         start: int,
         opened: Callable[[Any], Any],
     ):
         self._job, self._start, self._opened = job, start, opened
         self._folder, self._checkpoints, self._log = folder, checkpoints, log
-        self._profiler, self._notice = profiler, notice
+        self._profiler, self._notice, self._dog = profiler, notice, dog
         self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
         shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
         self._shapes, self._trained = shapes, start
@@ -171,6 +178,7 @@ class _Run:
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
         self._log.start_stage(stage, first_step, programs.count_flops(train_step))
+        self._dog.beat(first_step)
         steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
             strengths["learning_rate"] = np.float32(self._job.learning_rate(step))
@@ -180,27 +188,35 @@ class _Run:
             self._log.add(stage, sums)
             self._prepared.watch(stage.last_step - step - 1)
             self._trained = step + 1
-            self._do_what_is_due(stage, step + 1, batches.skipped)
+            self._do_what_is_due(stage, step + 1, batches.skipped_indices)
+            self._dog.beat(step + 1)
             if self._is_over():
                 break
+        self._dog.rest()
         batches.close()
         notes = self._notes["stages"][stage.index]
         notes["compile_seconds"] = round(compile_seconds, 2)
         notes |= self._log.finish_stage()
-        _keep_skipped(notes, batches.skipped)
+        _keep_skipped(notes, processes.count_distinct(batches.skipped_indices))
         self._folder.write_json("stages.json", self._notes)
 
-    def _do_what_is_due(self, stage: progressive.Stage, done: int, skipped: int):
+    def _do_what_is_due(
+        self, stage: progressive.Stage, done: int, skipped: Sequence[int]
+    ) -> None:
         """Writes, evaluates and saves as the config says, `done` steps being done.
 
         Raises:
             PreemptedError: the run is to stop, and has been saved.
+            StoppedError: a checkpoint could not be saved.
         """
+        self._checkpoints.check()
         stops = done < self._job.stages[-1].last_step and self._notice.reached(done)
-        due = _due(self._job, stage, done, stops=stops)
+        due = jobs.due(self._job, stage, done, stops=stops)
         if due.write:
             rate = self._job.learning_rate(done - 1)
-            self._log.write_train(stage, done, rate, skipped)
+            count = processes.count_distinct(skipped)
+            saved = self._checkpoints.latest_step()
+            self._log.write_train(stage, done, rate, count, saved=saved)
         score = None
         if due.evaluate and not stops:  # there may be seconds left
             score = self._watch(stage, done)
@@ -224,6 +240,7 @@ class _Run:
         return self._scores[-1]
 
     def _evaluate(self, split: str) -> dict[str, Any]:
+        self._dog.rest()
         eval_step, weights = self._prepared.eval_step(), _weights(self._state)
         config, mesh = self._job.config, self._job.mesh
         return evaluate.evaluate(eval_step, weights, config, mesh, split=split)
@@ -301,37 +318,6 @@ def _weights(state) -> dict[str, Any]:
     """The two sets of weights that every evaluation compares."""
     raw = {"params": state.params, "batch_stats": state.batch_stats}
     return {"ema": state.ema, "raw": raw}
-
-
-class _Due(NamedTuple):
-    """What is to be done after a step."""
-
-    write: bool
-    evaluate: bool
-    save: bool
-
-
-def _due(job: jobs.Job, stage: progressive.Stage, done: int, *, stops: bool) -> _Due:
-    """What is due when `done` steps are done; nothing is saved unwritten.
-
-    Writing looks at the losses, so no checkpoint holds weights that are not finite.
-    """
-
-    def every(steps: int) -> bool:
-        return steps > 0 and done % steps == 0
-
-    evaluates = done == stage.last_step or _crosses_epochs(job, stage, done)
-    saves = evaluates or stops or every(job.config.checkpoint.every_steps)
-    return _Due(saves or every(job.config.log.every_steps), evaluates, saves)
-
-
-def _crosses_epochs(job: jobs.Job, stage: progressive.Stage, done: int) -> bool:
-    """Whether the step before `done` passed a multiple of `eval.every_epochs`."""
-    interval = job.config.eval.every_epochs * job.info.num_train_images
-    if interval <= 0:
-        return False
-    before, after = stage.images_seen(done - 1), stage.images_seen(done)
-    return before // interval < after // interval
 
 
 def _begin_notes(job: jobs.Job, folder, start: int, state) -> dict[str, Any]:

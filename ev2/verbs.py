@@ -14,17 +14,38 @@ def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
     verb.define_string(
         values, "profile", "Steps to profile, FIRST:LAST; into WORKDIR/profile."
     )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes, which Cloud TPU, Slurm or Open MPI tells apart.",
+        flag_values=values,
+    )
+    verb.define_string(
+        values, "coordinator", "HOST:PORT of process 0, where nobody tells them apart."
+    )
+    for name, text in (
+        ("num_processes", "How many processes there are, with --coordinator."),
+        ("process", "Which of them this is, from 0, with --coordinator."),
+    ):
+        flags.DEFINE_integer(name, None, text, flag_values=values)
 
 
 def _train(values: flags.FlagValues) -> None:
     import jax
 
-    from ev2 import memory, profiling, report, train
+    from ev2 import memory, processes, profiling, report, train
 
     memory.keep_freed()
     steps = profiling.parse_steps(values.profile)
-    results = train.train_and_evaluate(values.config, values.workdir, profile=steps)
-    if jax.process_index() != 0:
+    with processes.joined(
+        distributed=values.distributed,
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process=values.process,
+    ):
+        results = train.train_and_evaluate(values.config, values.workdir, profile=steps)
+        is_first = jax.process_index() == 0
+    if not is_first:
         return
     page = report.write_report(values.workdir)
     for name, label in (("ema", "averaged"), ("raw", "raw")):

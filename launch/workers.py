@@ -129,9 +129,13 @@ def preflight(limit_s: float) -> str:
 
 
 def start(words: Sequence[str], folder: str) -> str:
-    """Starts `ev2 WORDS` with the run in `folder` of the bucket, and comes back."""
+    """Starts `ev2 WORDS` with the run in `folder` of the bucket, and comes back.
+
+    With --distributed the processes of all workers make one run.
+    """
     workdir = f"$HOME/ev2-bucket/{shlex.quote(folder)}"
     command = f"$HOME/ev2-python/bin/ev2 {shlex.join(words)} --workdir={workdir}"
+    command += " --distributed"
     return _START.replace("COMMAND", command).replace("WORKDIR", workdir)
 
 

@@ -25,7 +25,7 @@ def test_utilization_is_written_where_the_peak_is_known(
     monkeypatch.setattr(logbook.time, "monotonic", lambda: 100.0)
     for _ in range(2):
         log.add(stages[0], sums)
-    log.write_train(stages[0], 2, 0.1, 0)
+    log.write_train(stages[0], 2, 0.1, 0, saved=None)
     log.close()
     folder.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -1,6 +1,7 @@
 """pytest tests/test_run_folder.py"""
 
 import json
+import os
 
 import pytest
 
@@ -34,7 +35,8 @@ def test_cadence_may_change(tmp_path):
 
 def test_two_at_once_are_refused(tmp_path):
     first = run_folder.RunFolder(tmp_path, defaults.get_config())
-    with pytest.raises(errors.InputError, match="another process"):
+    holder = rf"another process is training in .* \(process {os.getpid()} on "
+    with pytest.raises(errors.InputError, match=holder):
         run_folder.RunFolder(tmp_path, defaults.get_config())
     first.close()
     run_folder.RunFolder(tmp_path, defaults.get_config()).close()

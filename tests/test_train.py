@@ -6,7 +6,6 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 import json
 import os
 import signal
-import warnings
 
 import jax
 import numpy as np
@@ -23,10 +22,11 @@ def final_state(workdir):
     """All arrays of the newest checkpoint, by path."""
     import orbax.checkpoint as ocp
 
-    folder = checkpoint._find(str(workdir))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "restoring without sharding": wanted here
-        state = ocp.PyTreeCheckpointer().restore(folder / "state")
+    folder, reader = checkpoint._find(str(workdir)), ocp.PyTreeCheckpointer()
+    tree = reader.metadata(folder / "state").item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+    state = reader.restore(folder / "state", args=args)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -196,9 +196,12 @@ def _abstract_state(mesh):
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.make_config(**{"optimizer.lr": 1e30, "optimizer.warmup_epochs": 0.0})
-    with pytest.raises(FloatingPointError, match=r"not finite at step \d"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d") as error:
         train.train_and_evaluate(config, str(tmp_path))
-    state = final_state(tmp_path) if checkpoint_exists(tmp_path) else {}
+    saved = checkpoint_exists(tmp_path)
+    last = "the last good checkpoint is of step" if saved else "nothing was saved"
+    assert last in str(error.value)
+    state = final_state(tmp_path) if saved else {}
     assert all(np.isfinite(x).all() for x in state.values())
 
 
@@ -255,7 +258,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another(whole_run, tmp_path):
     )
 
 
-def _photographs(folder):
+def make_photographs(folder):
     """Two classes of JPEGs: plain, one truncated, one grey, one CMYK."""
     from PIL import Image
 
@@ -288,7 +291,7 @@ def _folder_config(folder):
 
 def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_picture(tmp_path, caplog):
     folder, workdir = tmp_path / "pictures", tmp_path / "run"
-    cut = _photographs(folder)
+    cut = make_photographs(folder)
     results = train.train_and_evaluate(_folder_config(folder), str(workdir))
     stages = json.loads((workdir / "stages.json").read_text())
     skipped = {s["skipped"] for s in stages["stages"]} | {results["ema"]["skipped"]}

@@ -58,3 +58,8 @@ def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):
     checkpoints.save(state, 1, meta)
     checkpoints.close()
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def get_config() -> ConfigDict:
+    """The tiny recipe, for `ev2 train --config=tests/tiny.py`."""
+    return make_config()

@@ -1,8 +1,8 @@
-"""Our forms of a convolution beside XLA's own, on this machine: `ev2 bench convolution`.
+"""Our forms of a convolution beside XLA's own, here: `ev2 bench convolution`.
 
-What `ev2/models/convolution.py` picks for a platform is picked by this table: the value,
-and the value with one of its two gradients, for convolutions of EfficientNetV2-S at
-128 px (16 images, float32) and a 5x5 one of EfficientNet-B0.
+`ev2/models/convolution.py` picks its forms by this table: the value, and the value with
+one of its two gradients, for convolutions of EfficientNetV2-S at 128 px (16 images,
+float32) and a 5x5 one of EfficientNet-B0.
 """
 
 import functools

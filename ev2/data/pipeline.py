@@ -82,6 +82,11 @@ class Batches:
         return len(self._corrupt)
 
     @property
+    def skipped_indices(self) -> tuple[int, ...]:
+        """Their positions in the split, in the order they were met."""
+        return tuple(self._corrupt)
+
+    @property
     def skipped_paths(self) -> tuple[str, ...]:
         """Where they lie, in the order they were met."""
         return tuple(self._corrupt.values())
