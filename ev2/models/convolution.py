@@ -34,7 +34,7 @@ def pads_of(shape: tuple[int, ...], kernel: int, stride: int, padding: str) -> P
     Either padding gives H / stride rows, rounded up, where the kernel is odd.
     """
     if padding == "symmetric":
-        return ((kernel // 2, kernel // 2),) * 2
+        return (kernel // 2, kernel // 2), (kernel // 2, kernel // 2)
     rows, columns = lax.padtype_to_pads(
         shape[1:3], (kernel,) * 2, (stride,) * 2, "SAME"
     )
@@ -236,10 +236,10 @@ def _dense_kernel_gradient(
 ) -> jax.Array:
     """A product over pixels for each kernel position, summed in float32."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    pixels = dy.reshape(-1, dy.shape[-1])
+    (rows, columns), pixels = dy.shape[1:3], dy.reshape(-1, dy.shape[-1])
     products = [
         lax.dot_general(
-            _view(x, i, j, *dy.shape[1:3], stride).reshape(-1, x.shape[-1]),
+            _view(x, i, j, rows, columns, stride).reshape(-1, x.shape[-1]),
             pixels,
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,

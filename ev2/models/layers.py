@@ -93,13 +93,13 @@ class Conv(nn.Module):
         if with_moments:
             return moments.product(x, kernel[0, 0])
         if self.kernel == 1:
-            x = convolution.pointwise_conv(x, kernel, stride=self.stride)
+            y = convolution.pointwise_conv(x, kernel, stride=self.stride)
         else:
-            x = convolution.conv(x, kernel, stride=self.stride, padding=self.padding)
+            y = convolution.conv(x, kernel, stride=self.stride, padding=self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return x
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
 
 
 class DepthwiseConv(nn.Module):
