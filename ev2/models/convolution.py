@@ -22,8 +22,8 @@ from jax import lax
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # More images than this are not added up in one expression: it would compile slowly.
 _MOST_IMAGES_AT_ONCE = 16
-# With fewer channels the products are too narrow to be faster than XLA's form.
-_LEAST_CHANNELS = 16
+# With fewer channels times features the products are too narrow to gain anything.
+_LEAST_PRODUCT = 1024
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -103,7 +103,8 @@ def _conv_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     def products(x: jax.Array, dy: jax.Array) -> jax.Array:
         return _dense_kernel_gradient(x, dy, len(kernel), stride, pads)
 
-    cpu = products if kernel.shape[2] >= _LEAST_CHANNELS else plain
+    wide = kernel.shape[2] * kernel.shape[3] >= _LEAST_PRODUCT
+    cpu = products if wide else plain
     return dx, lax.platform_dependent(x, dy, cpu=cpu, default=plain)
 
 
