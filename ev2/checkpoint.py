@@ -88,9 +88,18 @@ class Checkpoints:
         """Step of the newest checkpoint, saved or just being saved, or None."""
         return self._manager.latest_step()
 
+    def finish(self) -> None:
+        """Waits for the save in flight.
+
+        Raises:
+          StoppedError: the save could not be completed.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+
     def best_step(self) -> int:
         """Step of the highest score, of equal ones the latest; waits for saving."""
-        self._manager.wait_until_finished()
+        self.finish()
         step = self._manager.best_step()
         assert step is not None, "a run is evaluated, and saved, at its end"
         return step
@@ -107,8 +116,13 @@ class Checkpoints:
         need not be that of the run that saved.
 
         Raises:
-          InputError: it cannot be read.
+          InputError: it is damaged, or cannot be read.
         """
+        if damage := intact.find_damage(self._folder / str(step)):
+            raise errors.InputError(
+                f"checkpoint: {str(self._folder / str(step))!r} is damaged ({damage}); "
+                "restore it, or move it away to do without"
+            )
         try:
             restored = self._manager.restore(
                 step,
@@ -142,8 +156,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        with self._explained():
-            self._manager.wait_until_finished()
+        self.finish()
         self._saving, self._in_flight = step, True
         with self._explained():
             self._manager.save(
@@ -168,8 +181,7 @@ class Checkpoints:
         Raises:
           StoppedError: the save could not be completed.
         """
-        with self._explained():
-            self._manager.wait_until_finished()
+        self.finish()
         self._manager.close()
 
     def _write_sums(self) -> None:

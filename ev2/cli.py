@@ -142,7 +142,12 @@ def _last_line(error: Exception) -> str:
     if isinstance(error, KeyError):  # a key that the config does not have, and a hint
         key, _, hint = text.partition("\n")
         return f"config key {key} is not known; see configs/defaults.py. {hint}".strip()
-    return (text or repr(error)).splitlines()[-1].strip()
+    line = (text or repr(error)).splitlines()[-1].strip().removeprefix("ValueError: ")
+    if "get_config() takes 0 positional arguments" in line:
+        return "--config: this recipe takes nothing behind a colon"
+    if "has no attribute 'get_config'" in line:
+        return "--config: this file has no get_config(); give a recipe"
+    return line
 
 
 def _check_words(verb: verb_parts.Verb, name: str, words: Sequence[str]) -> None:

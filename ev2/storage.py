@@ -117,7 +117,12 @@ def _open_file(path: str) -> optuna.storages.BaseStorage:
     from optuna.storages import journal
 
     pathlib.Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
+    try:
+        return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
+    except ValueError as error:
+        raise errors.InputError(
+            f"storage: {path!r} is no journal of trials; give another file"
+        ) from error
 
 
 def _open_proxy(host: str, port: int) -> optuna.storages.BaseStorage:

@@ -156,6 +156,7 @@ class _Run:
         With patience those are the best of the run, else the last.
         """
         step, config = self._trained, self._job.config
+        self._checkpoints.finish()  # results are written of weights that are there
         if config.eval.patience:
             step = self._checkpoints.best_step()
         if step != self._trained:
@@ -218,10 +219,11 @@ class _Run:
             saved = self._checkpoints.latest_step()
             self._log.write_train(stage, done, rate, count, saved=saved)
         score = None
-        if due.evaluate and not stops:  # there may be seconds left
+        # There may be seconds left, but with patience every score counts.
+        if due.evaluate and (not stops or self._job.config.eval.patience):
             score = self._watch(stage, done)
         if due.save:
-            meta = {**self._meta, "scores": self._scores}
+            meta = {**self._meta, "scores": list(self._scores)}
             self._checkpoints.save(self._state, done, meta, score=score)
         if stops:
             raise errors.PreemptedError(f"stopped after step {done}, which is saved")

@@ -71,8 +71,9 @@ def _define_chain(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def _chain(values: flags.FlagValues) -> None:
     import jax
 
-    from ev2 import chain, chain_summary
+    from ev2 import chain, chain_summary, memory
 
+    memory.keep_freed()
     summary = chain.run_chain(values.config, values.workdir, dry=values.dry)
     if values.dry or jax.process_index() != 0:
         return

@@ -103,6 +103,10 @@ def check_flags(values: flags.FlagValues) -> Asked:
         raise errors.InputError(
             f"workers: {values.workers} is not allowed; give 1 or more"
         )
+    if values.beat_s <= 0:
+        raise errors.InputError(
+            f"beat_s: {values.beat_s:g} is not allowed; give seconds, above 0"
+        )
     if values.grace_s < 2 * values.beat_s:
         raise errors.InputError(
             f"grace_s: {values.grace_s:g} is not allowed; give twice beat_s "
@@ -157,6 +161,10 @@ def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:
         raise errors.InputError(
             f"workers: {values.workers} is not allowed with --tpus; a node has one "
             "trial at a time"
+        )
+    if len(set(values.tpus)) < len(values.tpus):
+        raise errors.InputError(
+            f"tpus: {','.join(values.tpus)} is not allowed; give every node once"
         )
     return sweep_tpu.Tpus(
         places=[

@@ -51,6 +51,7 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["plan", DEMO, "--colour=red"], "colour"),
         (["plan", DEMO, "extra"], "extra"),
         (["plan", f"--config={ROOT}/configs/imagenet1k.py:q"], "q"),
+        (["plan", f"{DEMO}:s"], "takes nothing behind a colon"),
         (["plan", DEMO, "--json=/nowhere/plan.json"], "/nowhere/plan.json"),
         (["train", DEMO], "workdir"),
         (["train", DEMO, "--workdir=/proc/ev2"], "/proc/ev2"),

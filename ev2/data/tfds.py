@@ -85,7 +85,8 @@ def _open_builder(name: str, data_dir: str) -> Any:
     option = f", data_dir={data_dir!r}" if data_dir else ""
     raise errors.InputError(
         f"data.name: {name!r} is not prepared in {_where(data_dir)}; run in Python:"
-        f" tensorflow_datasets.builder({name!r}{option}).download_and_prepare()"
+        f" tensorflow_datasets.builder({name!r}{option}).download_and_prepare(), or"
+        " make shards (ev2 prepare --help) and give data.source=tfrecord and data.path"
     )
 
 

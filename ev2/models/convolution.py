@@ -216,20 +216,26 @@ def _depthwise_kernel_gradient(
     x = lax.optimization_barrier(x)  # padded once, not at every reading
     x = x.reshape(len(x), rows + reach, stride, columns + reach, stride, -1)
     at_once = _images_at_once(len(dy))
-    groups = (at_once, len(dy) // at_once)
+    groups = (len(dy) // at_once, at_once)
     dy = dy.reshape(*groups, *dy.shape[1:])
     sums = []
     for i, j in _positions(side):
         (a, p), (b, q) = divmod(i, stride), divmod(j, stride)
         view = x[:, a : a + rows, p, b : b + columns, q].reshape(dy.shape)
-        sums.append(sum(view[n] * dy[n] for n in range(at_once)))
+        sums.append(sum(view[:, n] * dy[:, n] for n in range(at_once)))
     sums = lax.optimization_barrier(jnp.stack(sums))  # [k * k, groups, H, W, C]
     return jnp.sum(sums, (1, 2, 3)).reshape(side, side, 1, -1).astype(dtype)
 
 
 def _images_at_once(images: int) -> int:
-    """The largest divisor of the number of images that one expression adds up."""
-    return max(n for n in range(1, _MOST_IMAGES_AT_ONCE + 1) if images % n == 0)
+    """How many neighbouring images one expression adds up.
+
+    The largest divisor that also leaves each device whole groups: a sum over images of
+    several devices would send the maps around.
+    """
+    divisors = [n for n in range(1, _MOST_IMAGES_AT_ONCE + 1) if images % n == 0]
+    apart = [n for n in divisors if images // n % jax.device_count() == 0]
+    return max(apart or divisors)
 
 
 def _dense_kernel_gradient(
