@@ -182,7 +182,11 @@ def test_the_job_outlives_the_launcher_and_resume_watches_it(cloud, launch, chec
     launch(*CREATE)
     command = [sys.executable, str(ROOT / "launch/tpu.py"), "run", *PLACE, BUCKET]
     first = subprocess.Popen(
-        [*command, f"--source={checkout}", *CONFIG], stdout=subprocess.PIPE, text=True
+        [*command, f"--source={checkout}", *CONFIG],
+        stdout=subprocess.PIPE,
+        text=True,
+        # What a shell runs in the background ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     with first:
         assert first.stdout is not None
