@@ -19,7 +19,7 @@ from ev2 import files, tpu
 # Modules and rooms of ev2 that the step is made from; a test follows the imports.
 SOURCES = ("arch", "models", "check", "errors", "losses", "metrics", "mix", "optim")
 SOURCES += ("programs", "progressive", "sharding", "slices", "state", "step")
-SOURCES += ("tpu",)
+SOURCES += ("tpu", "watch")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 

@@ -130,6 +130,9 @@ def _read_zip(path: str) -> tuple[Any, _Load]:
 
 def _read_old(path: str) -> tuple[Any, _Load]:
     with open(path, "rb") as file:
+        if file.read(2) == b"PK":  # "P" would be an instruction to a pickle
+            raise ValueError("not a whole PyTorch file (an archive without its end)")
+        file.seek(0)
         magic, _, _ = (_Unpickler(file).load() for _ in range(3))
         if magic != _LEGACY_MAGIC:
             raise ValueError("not a PyTorch file")
