@@ -103,7 +103,7 @@ def interpret(
             made = interpret(params["branches"][taken[0]], taken[1:], apply)
         elif equation.primitive.name in ("jit", "pjit"):
             made = interpret(params["jaxpr"], taken, apply)
-        elif equation.primitive.name == "custom_jvp_call":
+        elif equation.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
             made = interpret(params["call_jaxpr"], taken, apply)
         else:
             made = apply(equation, taken)
