@@ -186,7 +186,7 @@ def test_the_job_outlives_the_launcher_and_resume_watches_it(cloud, launch, chec
         stdout=subprocess.PIPE,
         text=True,
         # What a shell runs in the background ignores Ctrl-C, and its children with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with first:
         assert first.stdout is not None
