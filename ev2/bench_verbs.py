@@ -138,11 +138,6 @@ def _step(values: flags.FlagValues) -> None:
     print(step.format_table(figures))
 
 
-def _define_convolution(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    del argv
-    verb.define_string(values, "json", "File to write the figures to.")
-
-
 def _convolution(values: flags.FlagValues) -> None:
     from ev2.bench import convolution
 
@@ -152,7 +147,8 @@ def _convolution(values: flags.FlagValues) -> None:
     print(convolution.format_table(rows))
 
 
-def _define_calibration(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def _define_json(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flags of a bench that takes no other."""
     del argv
     verb.define_string(values, "json", "File to write the figures to.")
 
@@ -185,11 +181,11 @@ VERBS = {
     ),
     "bench step": verb.Verb("a step and inference, beside others", _define_step, _step),
     "bench convolution": verb.Verb(
-        "our forms beside XLA's, here", _define_convolution, _convolution
+        "our forms beside XLA's, here", _define_json, _convolution
     ),
     "bench calibration": verb.Verb(
         "plans for v3-32 beside the paper's hours",
-        _define_calibration,
+        _define_json,
         _calibration,
         "PLAN...",
     ),

@@ -83,6 +83,7 @@ class Checkpoints:
             ),
             item_names=("state", "meta"),
         )
+        self._newest = self.latest_step()  # found undamaged
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, saved or just being saved, or None."""
@@ -118,7 +119,9 @@ class Checkpoints:
         Raises:
           InputError: it is damaged, or cannot be read.
         """
-        if damage := intact.find_damage(self._folder / str(step)):
+        # The one that was newest at the start has been looked at.
+        damage = step != self._newest and intact.find_damage(self._folder / str(step))
+        if damage:
             raise errors.InputError(
                 f"checkpoint: {str(self._folder / str(step))!r} is damaged ({damage}); "
                 "restore it, or move it away to do without"
@@ -172,8 +175,7 @@ class Checkpoints:
         """Raises StoppedError if the save in flight has failed; does not wait."""
         if self._in_flight and not self._manager.is_saving_in_progress():
             self._in_flight = False
-            with self._explained():
-                self._manager.wait_until_finished()
+            self.finish()
 
     def close(self) -> None:
         """Waits for the save in flight and releases the manager.

@@ -127,27 +127,12 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
                 f"{missing[1]}: missing; give --{missing[1]}=..."
             ) from error
         # A recipe's own error arrives with its traceback; the last line is for people.
-        raise errors.InputError(f"flags: {_last_line(error)}") from error
+        raise errors.InputError(f"flags: {errors.last_line(error)}") from error
     except (OSError, ImportError, SyntaxError) as error:
         raise errors.InputError(
-            f"config: {_last_line(error)}; give a recipe such as configs/demo.py"
+            f"config: {errors.last_line(error)}; give a recipe such as configs/demo.py"
         ) from error
     return words
-
-
-def _last_line(error: Exception) -> str:
-    if error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]  # a key of a section arrives wrapped in another error
-    text = (str(error.args[0]) if error.args else repr(error)).strip()
-    if isinstance(error, KeyError):  # a key that the config does not have, and a hint
-        key, _, hint = text.partition("\n")
-        return f"config key {key} is not known; see configs/defaults.py. {hint}".strip()
-    line = (text or repr(error)).splitlines()[-1].strip().removeprefix("ValueError: ")
-    if "get_config() takes 0 positional arguments" in line:
-        return "--config: this recipe takes nothing behind a colon"
-    if "has no attribute 'get_config'" in line:
-        return "--config: this file has no get_config(); give a recipe"
-    return line
 
 
 def _check_words(verb: verb_parts.Verb, name: str, words: Sequence[str]) -> None:

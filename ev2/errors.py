@@ -38,3 +38,19 @@ def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
     if value not in allowed:
         names = ", ".join(str(a) for a in allowed)
         raise InputError(f"{key}: {value!r} is not known; choose one of {names}")
+
+
+def last_line(error: Exception) -> str:
+    """Returns what an error of flags or of a recipe says, as one line for people."""
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]  # a key of a section arrives wrapped in another error
+    text = (str(error.args[0]) if error.args else repr(error)).strip()
+    if isinstance(error, KeyError):  # a key that the config does not have, and a hint
+        key, _, hint = text.partition("\n")
+        return f"config key {key} is not known; see configs/defaults.py. {hint}".strip()
+    line = (text or repr(error)).splitlines()[-1].strip().removeprefix("ValueError: ")
+    if "get_config() takes 0 positional arguments" in line:
+        return "--config: this recipe takes nothing behind a colon"
+    if "has no attribute 'get_config'" in line:
+        return "--config: this file has no get_config(); give a recipe"
+    return line

@@ -35,7 +35,16 @@ def check_new(key: str, path: str | os.PathLike) -> None:
         raise errors.InputError(
             f"{key}: {str(path)!r} exists and is left as it is; give a path that is new"
         )
-    home = path.absolute().parent
+    check_writable(key, path)
+
+
+def check_writable(key: str, path: str | os.PathLike) -> None:
+    """Raises InputError if `path`, given as `key`, is no place to write at.
+
+    That is the folder of this name or, where there is none, the next one above.
+    """
+    path = pathlib.Path(path)
+    home = path.absolute()
     while not os.path.lexists(home):
         home = home.parent
     try:

@@ -186,11 +186,13 @@ class Logbook:
         """
         self._flops = flops
         self._stage_images = (first_step - stage.first_step) * stage.batch_size
-        self._stage_seconds = sum(
-            line.get("seconds", 0.0)
-            for line in self._folder.metrics()
-            if line.get("split") == "train" and line["stage"] == stage.index
-        )
+        self._stage_seconds = 0.0
+        if first_step > stage.first_step:  # else it is the first start in this stage
+            self._stage_seconds = sum(
+                line.get("seconds", 0.0)
+                for line in self._folder.metrics()
+                if line.get("split") == "train" and line["stage"] == stage.index
+            )
         self._start_window()
 
     def finish_stage(self) -> dict[str, float]:

@@ -7,7 +7,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import optuna
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import errors, storage
+from ev2 import errors, files, storage
 from ev2 import trials as tries
 from launch import nodes, space, sweep_tpu, trial
 
@@ -83,9 +82,9 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         if values.config is not None:
             values.config.to_dict()  # a file that failed to load says so only now
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise errors.InputError(f"flags: {_last_line(error)}") from error
+        raise errors.InputError(f"flags: {errors.last_line(error)}") from error
     except (OSError, ImportError, SyntaxError) as error:
-        raise errors.InputError(f"config: {_last_line(error)}") from error
+        raise errors.InputError(f"config: {errors.last_line(error)}") from error
     if rest:
         raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 
@@ -139,16 +138,6 @@ def check_flags(values: flags.FlagValues) -> Asked:
     )
 
 
-def _last_line(error: Exception) -> str:
-    if error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]  # a key of a section arrives wrapped in another error
-    text = (str(error.args[0]) if error.args else repr(error)).strip()
-    if isinstance(error, KeyError):  # a key that the config does not have, and a hint
-        key, _, hint = text.partition("\n")
-        return f"config key {key} is not known. {hint}".strip()
-    return (text or repr(error)).splitlines()[-1].strip()
-
-
 def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:
     if not values.tpus:
         return None
@@ -180,7 +169,7 @@ def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:
 def open_trials(asked: Asked) -> tries.Trials:
     """Checks what is left, then opens the storage and the sweep in it."""
     plan, path = asked.plan, asked.out / "sweep.json"
-    _check_folder(asked.out)
+    files.check_writable("out", asked.out)
     if path.exists():
         there = _read_definition(path)
         storage.refuse_differing(f"out: {str(asked.out)!r}", there, plan.definition)
@@ -203,19 +192,6 @@ def open_trials(asked: Asked) -> tries.Trials:
 def _no_sweep(asked: Asked) -> errors.InputError:
     where = storage.hidden(asked.url)
     return errors.InputError(f"name: there is no sweep {asked.name!r} in {where!r}")
-
-
-def _check_folder(out: pathlib.Path) -> None:
-    home = out.absolute()
-    while not home.exists():
-        home = home.parent
-    try:
-        tempfile.TemporaryFile(dir=home).close()  # permissions alone do not tell
-    except OSError as error:
-        raise errors.InputError(
-            f"out: {str(out)!r} cannot be written ({error.strerror} in {str(home)!r}); "
-            "choose another folder"
-        ) from error
 
 
 def _read_definition(path: pathlib.Path) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import tarfile
 
 import numpy as np
 import scipy.io
+import tensorflow as tf
 from PIL import Image
 
 from ev2 import cli
+from ev2.data import tfrecord
 
 CLASSES = ("n01440764", "n01443537", "n02099601")
 # Number of a class in the development kit, which is not its place in the order.
@@ -133,3 +135,21 @@ def prepare_imagenet1k(folder, out, *options: str) -> int:
     small = ["--minival_images=6", "--shard_mb=0.005"]
     flags = [*flags_imagenet1k(folder), *small, f"--out={out}", *options]
     return cli.main(["prepare", "imagenet1k", *flags])
+
+
+def read_records(out, split: str) -> list:
+    """Name, bytes, labels and WordNet ids of the split's records, in order."""
+    found = []
+    for path in tfrecord.find_shards(str(out), split):
+        for record in tf.data.TFRecordDataset(path):
+            feature = tf.train.Example.FromString(record.numpy()).features.feature
+            name, encoded = (
+                feature[key].bytes_list.value[0]
+                for key in ("image/filename", "image/encoded")
+            )
+            synsets = feature["image/class/synset"].bytes_list.value
+            labels = list(feature["image/class/label"].int64_list.value)
+            found.append(
+                (name.decode(), encoded, labels, [s.decode() for s in synsets])
+            )
+    return found

@@ -27,7 +27,7 @@ pytest.importorskip(
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning"
 )
-_prepare = archives.prepare_imagenet1k
+_prepare, _records = archives.prepare_imagenet1k, archives.read_records
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +43,6 @@ def prepared(imagenet1k, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "out"
     assert _prepare(imagenet1k[0], out, "--workers=1") == 0
     return out
-
-
-def _records(out, split: str) -> list:
-    """Name, bytes, labels and WordNet ids of the split's records, in order."""
-    found = []
-    for path in tfrecord.find_shards(str(out), split):
-        for record in tf.data.TFRecordDataset(path):
-            feature = tf.train.Example.FromString(record.numpy()).features.feature
-            name, encoded = (
-                feature[key].bytes_list.value[0]
-                for key in ("image/filename", "image/encoded")
-            )
-            synsets = feature["image/class/synset"].bytes_list.value
-            labels = list(feature["image/class/label"].int64_list.value)
-            found.append(
-                (name.decode(), encoded, labels, [s.decode() for s in synsets])
-            )
-    return found
 
 
 def _contents(folder) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ import time
 import pytest
 
 from launch import tpu, workers
-from tests import fake_gcloud
+from tests import fake_gcloud, readme
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLACE = ("--name=pod", "--zone=europe-west4-a", "--project=ours")
@@ -348,20 +348,8 @@ GOLDENS = {
 }
 
 
-def readme_commands() -> list[list[str]]:
-    """The words after "python launch/tpu.py" in the README's code blocks."""
-    text = (ROOT / "launch/README.md").read_text()
-    found = []
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:2] == ["python", "launch/tpu.py"]:
-                found.append(words[2:])
-    return found
-
-
 def test_readme_shows_every_verb():
-    assert {words[0] for words in readme_commands()} == set(tpu.VERBS)
+    assert {words[0] for words in readme.commands("launch/tpu.py")} == set(tpu.VERBS)
 
 
 def test_readme_commands_print_their_goldens(checkout, capfd, monkeypatch, tmp_path):
@@ -369,7 +357,7 @@ def test_readme_commands_print_their_goldens(checkout, capfd, monkeypatch, tmp_p
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)  # where no runs/ lies that fetch would not replace
     printed: dict[str, str] = {}
-    for words in readme_commands():
+    for words in readme.commands("launch/tpu.py"):
         capfd.readouterr()
         dry = [words[0], "--dry_run", f"--source={checkout}", *words[1:]]
         assert tpu.main(dry) == 0

@@ -19,7 +19,7 @@ import pytest
 
 from ev2 import trials as tries
 from launch import results, space, sweep, sweep_tpu, trial
-from tests import fake_gcloud
+from tests import fake_gcloud, readme
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID = {"optimizer.lr": [0.01, 0.02, 0.04], "progressive.image_size": [(8, 9), (9, 9)]}
@@ -394,18 +394,6 @@ def test_another_node_begins_in_a_new_folder(tmp_path):
     assert "resume" in command and "--config.seed=1" not in command
 
 
-def readme_commands() -> list[list[str]]:
-    """The words after "python launch/sweep.py" in the README's code blocks."""
-    text = (ROOT / "launch/README.md").read_text()
-    found = []
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:2] == ["python", "launch/sweep.py"]:
-                found.append(words[2:])
-    return found
-
-
 def test_readme_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_path):
     """UPDATE_GOLDENS=1 writes it anew."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -413,7 +401,8 @@ def test_readme_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_pa
     for name in ("configs",):
         (tmp_path / name).symlink_to(ROOT / name)
     printed = ""
-    for words in readme_commands():
+    commands = readme.commands("launch/sweep.py")
+    for words in commands:
         capfd.readouterr()
         assert sweep.main(["--dry_run", f"--source={checkout}", *words]) == 0
         out, err = capfd.readouterr()
@@ -425,5 +414,10 @@ def test_readme_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_pa
     if os.environ.get("UPDATE_GOLDENS"):
         path.write_text(printed)
     assert printed == path.read_text()
-    assert collections.Counter("--tpus" in str(w) for w in readme_commands())[True] == 1
+    assert (
+        collections.Counter(
+            "--tpus" in str(w) for w in readme.commands("launch/sweep.py")
+        )[True]
+        == 1
+    )
     assert tries.DONE in printed or "gcloud" in printed

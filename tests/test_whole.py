@@ -10,12 +10,11 @@ import json
 import numpy as np
 import pytest
 import scipy.io
-import tensorflow as tf
 from PIL import Image
 
 from configs import transfer
 from ev2 import cli, errors
-from ev2.data import source, tfrecord
+from ev2.data import source
 from ev2.data.prepare import cars, cifar10, flowers, whole
 from tests import archives
 
@@ -26,17 +25,8 @@ CARS = {"train": 5, "test": 4}
 
 def _records(out, split):
     """Name, bytes and label (from 0) of each record of a split."""
-    found = []
-    for path in tfrecord.find_shards(str(out), split):
-        for record in tf.data.TFRecordDataset(path):
-            feature = tf.train.Example.FromString(record.numpy()).features.feature
-            name, encoded = (
-                feature[key].bytes_list.value[0]
-                for key in ("image/filename", "image/encoded")
-            )
-            label = feature["image/class/label"].int64_list.value[0] - 1
-            found.append((name.decode(), encoded, label))
-    return found
+    found = archives.read_records(out, split)
+    return [(name, encoded, labels[0] - 1) for name, encoded, labels, _ in found]
 
 
 def _cifar_files():

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tqdm
-from jax import lax
 
 from ev2.bench import clock
 from ev2.models import convolution
@@ -54,7 +53,7 @@ def measure(
         x, kernel = _inputs(case, images)
         conv = convolution.conv if case.features else convolution.depthwise_conv
         ours = functools.partial(conv, stride=case.stride)
-        theirs = functools.partial(_by_xla, case)
+        theirs = functools.partial(convolution.by_xla, stride=case.stride, pads="SAME")
         times = {
             name: _milliseconds(form, part, x, kernel)
             for name, form in (("ours_ms", ours), ("xla_ms", theirs))
@@ -85,17 +84,6 @@ def _inputs(case: Case, images: int) -> tuple[jax.Array, jax.Array]:
     window = (case.kernel, case.kernel, inputs, case.features or case.channels)
     rngs = jax.random.split(jax.random.key(0))
     return jax.random.normal(rngs[0], shape), jax.random.normal(rngs[1], window)
-
-
-def _by_xla(case: Case, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (case.stride, case.stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=1 if case.features else case.channels,
-    )
 
 
 def _milliseconds(conv, part: str, x: jax.Array, kernel: jax.Array) -> float:

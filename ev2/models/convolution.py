@@ -85,7 +85,7 @@ def depthwise_conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    return _by_xla(x, kernel, stride=stride, pads=pads)
+    return by_xla(x, kernel, stride=stride, pads=pads)
 
 
 def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
@@ -94,11 +94,11 @@ def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
 
 def _conv_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     x, kernel = saved
-    by_xla = functools.partial(_by_xla, stride=stride, pads=pads)
-    (dx,) = jax.linear_transpose(lambda x: by_xla(x, kernel), x)(dy)
+    plain_conv = functools.partial(by_xla, stride=stride, pads=pads)
+    (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel), x)(dy)
 
     def plain(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: by_xla(x, kernel), kernel)(dy)[0]
+        return jax.linear_transpose(lambda kernel: plain_conv(x, kernel), kernel)(dy)[0]
 
     def products(x: jax.Array, dy: jax.Array) -> jax.Array:
         return _dense_kernel_gradient(x, dy, len(kernel), stride, pads)
@@ -116,7 +116,7 @@ def _depthwise_conv(
     x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> jax.Array:
     shifted = functools.partial(_shifted_products, stride=stride, pads=pads)
-    grouped = functools.partial(_by_xla, stride=stride, pads=pads)
+    grouped = functools.partial(by_xla, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
 
 
@@ -126,7 +126,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads)
 
 def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array):
-        grouped = functools.partial(_by_xla, stride=stride, pads=pads)
+        grouped = functools.partial(by_xla, stride=stride, pads=pads)
         return jax.vjp(grouped, x, kernel)[1](dy)
 
     def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array):
@@ -140,8 +140,8 @@ def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
 _depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _by_xla(
-    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
+def by_xla(
+    x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence | str
 ) -> jax.Array:
     """XLA's convolution; of each channel by itself where the kernel has one."""
     return lax.conv_general_dilated(

@@ -75,14 +75,10 @@ def _write(
     for split, count in NUM_SHARDS.items():
         pictures = source.open_embedded(split)
         encoded, labels = pictures.read(np.arange(len(pictures)))
-        bounds = [len(pictures) * i // count for i in range(count + 1)]
-        written = []
-        for shard in range(count):
-            rows = range(bounds[shard], bounds[shard + 1])
-            file = shards.shard_name(split, shard, count)
-            records = (shards.example(encoded[i], labels_of[labels[i]]) for i in rows)
-            digest = shards.write_records(os.path.join(folder, file), records)
-            written.append({"file": file, "records": len(rows), "sha256": digest})
+        rows = [(encoded[i], labels_of[label]) for i, label in enumerate(labels)]
+        written = shards.write_split(
+            folder, split, rows, count, lambda row: shards.example(*row)
+        )
         manifest["splits"][split] = {"images": len(pictures), "shards": written}
     shards.write_text(folder, "labels.txt", "\n".join(classes) + "\n")
     shards.write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")

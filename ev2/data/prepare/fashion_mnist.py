@@ -96,20 +96,14 @@ def write_shards(
     Returns:
         Name, number of records and SHA-256 of each shard.
     """
-    num_shards = SPLITS[split][1]
-    bounds = [len(images) * i // num_shards for i in range(num_shards + 1)]
-    encoded = encode_grey_png(images)
-    written = []
-    for shard in range(num_shards):
-        name = shards.shard_name(split, shard, num_shards)
-        path = os.path.join(folder, name)
-        first, end = bounds[shard], bounds[shard + 1]
-        records = (
-            shards.example(encoded[i], [int(labels[i])]) for i in range(first, end)
-        )
-        digest = shards.write_records(path, records)
-        written.append({"file": name, "records": end - first, "sha256": digest})
-    return written
+    rows = [
+        (picture, [int(label)])
+        for picture, label in zip(encode_grey_png(images), labels, strict=True)
+    ]
+    count = SPLITS[split][1]
+    return shards.write_split(
+        folder, split, rows, count, lambda row: shards.example(*row)
+    )
 
 
 def choose(

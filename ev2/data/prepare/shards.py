@@ -8,13 +8,15 @@ is there is done; a result is written last, in one move.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -68,6 +70,31 @@ def write_records(path: str, records: Iterable[bytes]) -> str:
         for record in records:
             writer.write(record)
     return hash_file(path)
+
+
+def write_split(
+    folder: str, split: str, rows: Sequence[Any], count: int, make_record: Callable
+) -> list[dict[str, Any]]:
+    """Writes rows, in order, to the shards of a split, as equal as can be.
+
+    Args:
+        folder: where to.
+        split: its name, as in the shards' names.
+        rows: of the split.
+        count: shards.
+        make_record: from a row to its record.
+
+    Returns:
+        Name, number of records and SHA-256 of each shard.
+    """
+    bounds = [len(rows) * i // count for i in range(count + 1)]
+    written = []
+    for shard, (first, end) in enumerate(itertools.pairwise(bounds)):
+        name = shard_name(split, shard, count)
+        records = map(make_record, rows[first:end])
+        digest = write_records(os.path.join(folder, name), records)
+        written.append({"file": name, "records": end - first, "sha256": digest})
+    return written
 
 
 def check_free(out: str) -> None:

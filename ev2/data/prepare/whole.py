@@ -115,16 +115,12 @@ def write_split(folder: str, split: str, pictures: Sequence[Picture]) -> dict[st
     ordered = sorted(pictures, key=lambda p: hashlib.sha256(p.name.encode()).digest())
     size = sum(len(picture.encoded) for picture in ordered)
     count = max(1, math.ceil(size / SHARD_BYTES))
-    bounds = [len(ordered) * i // count for i in range(count + 1)]
-    written = []
-    for i in range(count):
-        part = ordered[bounds[i] : bounds[i + 1]]
-        name = shards.shard_name(split, i, count)
-        records = (
-            shards.example(p.encoded, [p.label], filename=p.name.encode()) for p in part
-        )
-        digest = shards.write_records(os.path.join(folder, name), records)
-        written.append({"file": name, "records": len(part), "sha256": digest})
+
+    def record(picture: Picture) -> bytes:
+        name = picture.name.encode()
+        return shards.example(picture.encoded, [picture.label], filename=name)
+
+    written = shards.write_split(folder, split, ordered, count, record)
     per_class = collections.Counter(picture.label for picture in ordered)
     fewest, most = min(per_class.values()), max(per_class.values())
     return {"images": len(ordered), "per_class": [fewest, most], "shards": written}
