@@ -37,8 +37,7 @@ _CHANNELS = {"data.mean": -math.inf, "data.std": 0.0}  # three numbers above thi
 
 def check(config: Any) -> None:
     """Raises InputError for a value that no run could use, naming key and range."""
-    if "links" in config:
-        raise errors.InputError("config: this is a chain of recipes; ev2 chain runs it")
+    check_no_chain(config)
     for key, (low, high) in _WHOLE.items():
         value = _value(config, key)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -70,6 +69,12 @@ def check(config: Any) -> None:
     if mixes(config) and (group < 4 or group % 4):
         # Half a group must have partners to swap with.
         _refuse("loss.mix_group_images", group, "a multiple of 4, with mixup or CutMix")
+
+
+def check_no_chain(config: Any) -> None:
+    """Raises InputError if the config is a chain's, where one of a run is needed."""
+    if "links" in config:
+        raise errors.InputError("config: this is a chain of recipes; ev2 chain runs it")
 
 
 def check_stall(seconds: Any) -> None:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from ev2 import ahead, errors
+from ev2 import ahead, check, errors
 from ev2 import verb as verb_parts
 from ev2.verbs import VERBS
 
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         words = _parse(values, argv)
         _check_words(verb, name, words)
+        if name != "chain" and "config" in values and values.config is not None:
+            check.check_no_chain(values.config)
         if "json" in values and isinstance(values["json"].value, str):
             verb_parts.check_json(values["json"].value)
         _set_up_process()

@@ -246,7 +246,16 @@ def _serve(values: flags.FlagValues) -> int:
     trial.say(f"serving {storage.hidden(values.storage)} on port {values.serve}")
     with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.run_grpc_proxy_server(kept, host="0.0.0.0", port=values.serve)
+        try:
+            optuna.storages.run_grpc_proxy_server(
+                kept, host="0.0.0.0", port=values.serve
+            )
+        except RuntimeError as error:  # what gRPC says of a port that it cannot have
+            if "Failed to bind" not in str(error):
+                raise
+            raise errors.InputError(
+                f"serve: port {values.serve} is in use, or not ours; give another"
+            ) from error
     return 0
 
 

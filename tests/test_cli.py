@@ -15,6 +15,7 @@ from ev2 import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
+CHAIN = f"--config={ROOT}/configs/chain_demo.py"
 
 
 def _run(capsys, *argv):
@@ -68,6 +69,7 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["prepare", "--source=/a", "--out=/b"], "prepare"),
         (["prepare"], "fashion-mnist"),
         (["prepare", "imagenet1k", "--train=/nowhere.tar"], "out"),
+        (["bench", "input", CHAIN], "ev2 chain runs it"),
         (["bench", "speed"], "'bench speed' is not known; after bench, name one of"),
         (["bench", "infer"], "--model or --checkpoint"),
         (["bench", "infer", "--model=vgg"], "vgg"),

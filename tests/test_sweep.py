@@ -11,6 +11,7 @@ import pathlib
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -280,6 +281,17 @@ def test_bad_input_is_one_line_before_anything_is_made(sweeps, said, words, mess
 
 
 @pytest.mark.slow  # half a minute where two cores are busy: TensorFlow is loaded
+def test_a_port_in_use_is_one_line(tmp_path, capfd):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = [f"--serve={port}", f"--storage={tmp_path}/journal.log"]
+        assert sweep.main(words) == 2
+    said = f"sweep: serve: port {port} is in use, or not ours; give another"
+    assert said in capfd.readouterr().err.splitlines()
+
+
 def test_a_config_that_no_run_could_use_is_refused(sweeps):
     words = [w for w in sweeps.words() if not w.startswith("--command")]
     sweeps._capfd.readouterr()
