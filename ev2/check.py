@@ -7,7 +7,7 @@ optimizer in `optim`, names and blocks in `arch`, pictures in `data`.
 import math
 from typing import Any
 
-from ev2 import errors, watch
+from ev2 import arch, errors, watch
 
 # Key: lowest and highest allowed whole number.
 _WHOLE = {
@@ -49,6 +49,8 @@ def check(config: Any) -> None:
         value = _value(config, key)
         if not _is_number(value) or not 0 <= value < 1:
             _refuse(key, value, "a number from 0 to below 1")
+    errors.check_choice("model.dtype", config.model.dtype, arch.DTYPES)
+    errors.check_choice("model.padding", config.model.padding, ("", *arch.PADDINGS))
     every = config.eval.every_epochs
     if not _is_number(every) or every < 0:
         _refuse("eval.every_epochs", every, "0 (each stage's end) or more")

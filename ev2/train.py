@@ -174,11 +174,11 @@ class _Run:
         first_step = max(stage.first_step, self._start)
         with self._notice.waiting(first_step):
             ready = self._prepared.take()
-        train_step, compile_seconds, (batches, on_device) = ready
+        (train_step, flops), compile_seconds, (batches, on_device) = ready
         self._opened(batches)
         strengths = {k: np.float32(v) for k, v in stage.strengths.items()}
         del strengths["randaugment"]  # the data pipeline's
-        self._log.start_stage(stage, first_step, programs.count_flops(train_step))
+        self._log.start_stage(stage, first_step, flops)
         self._dog.beat(first_step)
         steps = range(first_step, stage.last_step)
         for step, batch in zip(steps, self._log.batches(on_device), strict=True):
@@ -283,8 +283,8 @@ def _prepare_stages(
     """The stages to come, from step `start` on, made ready one ahead of the loop."""
     config, mesh = job.config, job.mesh
 
-    def compile_step(stage: progressive.Stage) -> Any:
-        return programs.compile_train_step(
+    def compile_step(stage: progressive.Stage) -> tuple[Any, float]:
+        program = programs.compile_train_step(
             job.model,
             job.optimizer,
             config,
@@ -292,6 +292,7 @@ def _prepare_stages(
             image_size=stage.image_size,
             batch_size=stage.batch_size,
         )
+        return program, programs.count_flops(program)
 
     def open_data(stage: progressive.Stage) -> tuple[data.Batches, Iterator[Any]]:
         batches = data.make_train_data(

@@ -5,6 +5,8 @@ import functools
 import json
 import pathlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import optuna
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import errors, files, storage
+from ev2 import check, errors, files, storage
 from ev2 import trials as tries
 from launch import nodes, space, sweep_tpu, trial
 
@@ -111,6 +113,8 @@ def check_flags(values: flags.FlagValues) -> Asked:
             f"grace_s: {values.grace_s:g} is not allowed; give twice beat_s "
             f"({values.beat_s:g}) or more"
         )
+    _check_command(values.command or "")
+    check.check_no_chain(values.config)
     sweep = space.fit(space.load(values.sweep), values.config)
     set_here = config_flags.get_override_values(values["config"])
     if both := set_here.keys() & sweep.keys.keys():
@@ -136,6 +140,16 @@ def check_flags(values: flags.FlagValues) -> Asked:
         config=values.config,
         tpus=_find_tpus(values, name),
     )
+
+
+def _check_command(command: str) -> None:
+    """Raises InputError if `command` cannot be split, or its program is not there."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise errors.InputError(f"command: {command!r}: {error}") from error
+    if words and shutil.which(words[0]) is None:
+        raise errors.InputError(f"command: there is no program {words[0]!r}")
 
 
 def _find_tpus(values, name: str) -> sweep_tpu.Tpus | None:

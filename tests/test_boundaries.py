@@ -153,7 +153,7 @@ def test_launching_needs_nothing_heavy():
 
 # What sweeps have beside that: nothing heavy either.
 SWEEPS = ("sweep.py", "asked.py", "results.py", "trial.py")
-SWEEPING = {"optuna", "ml_collections", "ev2.storage", "ev2.trials"}
+SWEEPING = {"optuna", "ml_collections", "ev2.check", "ev2.storage", "ev2.trials"}
 
 
 def test_optuna_is_for_trials_and_search():

@@ -48,6 +48,8 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["plan", DEMO, "--config.batch_size=many"], "batch_size"),
         (["plan", DEMO, "--config.batch_size=0"], "batch_size"),
         (["plan", DEMO, "--config.model.name=vgg"], "vgg"),
+        (["plan", DEMO, "--config.model.dtype=fp16"], "model.dtype: 'fp16'"),
+        (["plan", DEMO, "--config.model.padding=none"], "model.padding: 'none'"),
         (["plan", DEMO, "--config.progressive.schedule=linear"], "linear"),
         (["plan", DEMO, "--colour=red"], "colour"),
         (["plan", DEMO, "extra"], "extra"),

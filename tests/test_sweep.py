@@ -262,6 +262,8 @@ def bad_input():
         (None, ("--out=/proc/x",), "out: '/proc/x' cannot be written"),
         (None, ("--name=a/b",), "name: 'a/b' is not allowed"),
         (None, ("--grace_s=0.3",), "grace_s: 0.3 is not allowed; give twice beat_s"),
+        (None, ("--command='x",), 'command: "\'x": No closing quotation'),
+        (None, ("--command=nosuch",), "command: there is no program 'nosuch'"),
         (None, ("--nonsense",), "flags: Unknown command line flag 'nonsense'"),
         (None, ("word",), "flags: 'word' is not a flag"),
         (None, ("--only_results",), "name: there is no sweep 'some' in"),
@@ -281,7 +283,7 @@ def test_bad_input_is_one_line_before_anything_is_made(sweeps, said, words, mess
 
 
 @pytest.mark.slow  # half a minute where two cores are busy: TensorFlow is loaded
-def test_a_port_in_use_is_one_line(tmp_path, capfd):
+def test_a_port_in_use_is_said(tmp_path, capfd):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

@@ -10,6 +10,7 @@ Standard library only.
 from ev2.arch.rows import (
     BOTTLENECK,
     BOTTLENECK_V1,
+    DTYPES,
     FUSED_MBCONV,
     MBCONV,
     PADDINGS,
@@ -25,6 +26,7 @@ __all__ = [
     "BOTTLENECK_V1",
     "FUSED_MBCONV",
     "MBCONV",
+    "DTYPES",
     "PADDINGS",
     "Arch",
     "Row",

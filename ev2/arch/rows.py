@@ -21,6 +21,7 @@ _OPERATORS = (MBCONV, FUSED_MBCONV, BOTTLENECK, BOTTLENECK_V1)
 # "same" is TensorFlow's: an odd pixel goes to the bottom and the right. "symmetric"
 # is PyTorch's: kernel // 2 on every side. They differ where the stride is 2.
 PADDINGS = ("same", "symmetric")
+DTYPES = ("float32", "bfloat16")  # in which a network computes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ from ev2 import state as states
 from ev2 import step as steps
 from ev2.bench import clock, parity, step_peers
 
-DTYPES = ("float32", "bfloat16")
 CLASSES = 1000
 # What has to be installed for a peer, and what the network is called there.
 _PEERS = {
@@ -123,7 +122,7 @@ def _check(sizes: Sequence[int], batch_size: int, dtype: str) -> None:
             raise errors.InputError(f"size: {size} is not allowed; give pixels, 8 up")
     if batch_size < 1:
         raise errors.InputError(f"batch: {batch_size} is not allowed; give 1 or more")
-    errors.check_choice("dtype", dtype, DTYPES)
+    errors.check_choice("dtype", dtype, arch.DTYPES)
 
 
 def _installed_peers(name: str, slice_name: str) -> list[str]:

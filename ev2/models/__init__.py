@@ -166,7 +166,7 @@ def create_model(
     Raises:
         InputError: if a value is not allowed, or the blocks do not fit.
     """
-    errors.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
+    errors.check_choice("model.dtype", dtype, architectures.DTYPES)
     if num_classes < 0:
         raise errors.InputError(
             f"num_classes: {num_classes} is negative; use 0 or more"
