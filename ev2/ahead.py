@@ -51,7 +51,7 @@ class Task:
 class Ready(NamedTuple):
     """What a stage needs to begin."""
 
-    program: Any  # the compiled training step
+    program: Any  # what `compile_step` returned
     compile_seconds: float  # spent compiling, wherever
     data: Any  # what `open_data` returned
 

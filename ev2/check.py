@@ -50,7 +50,6 @@ def check(config: Any) -> None:
         if not _is_number(value) or not 0 <= value < 1:
             _refuse(key, value, "a number from 0 to below 1")
     errors.check_choice("model.dtype", config.model.dtype, arch.DTYPES)
-    errors.check_choice("model.padding", config.model.padding, ("", *arch.PADDINGS))
     every = config.eval.every_epochs
     if not _is_number(every) or every < 0:
         _refuse("eval.every_epochs", every, "0 (each stage's end) or more")

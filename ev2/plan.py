@@ -30,7 +30,8 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
     check.check(config)
     check.check_init(config.init)
     check.check_stall(config.stall_seconds)
-    arch.get(config.model.name, tuple(config.model.blocks))  # refuses unknown names
+    network = config.model  # refused here if its name, blocks or padding are no good
+    arch.get(network.name, tuple(network.blocks), network.padding)
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)
     learning_rate = optim.make_learning_rate(config, stages, num_train_images)

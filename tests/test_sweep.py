@@ -282,7 +282,6 @@ def test_bad_input_is_one_line_before_anything_is_made(sweeps, said, words, mess
     assert not sweeps.out.exists()
 
 
-@pytest.mark.slow  # half a minute where two cores are busy: TensorFlow is loaded
 def test_a_port_in_use_is_said(tmp_path, capfd):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
@@ -294,6 +293,7 @@ def test_a_port_in_use_is_said(tmp_path, capfd):
     assert said in capfd.readouterr().err.splitlines()
 
 
+@pytest.mark.slow  # half a minute where two cores are busy: TensorFlow is loaded
 def test_a_config_that_no_run_could_use_is_refused(sweeps):
     words = [w for w in sweeps.words() if not w.startswith("--command")]
     sweeps._capfd.readouterr()

@@ -21,7 +21,7 @@ from jax import lax
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # More images are not added up in one expression: their maps, whole pages apart, would
-# drive each other out of the cache (16 take five times as long as 8).
+# drive each other out of the cache.
 _MOST_IMAGES_AT_ONCE = 8
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
