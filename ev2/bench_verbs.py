@@ -147,6 +147,41 @@ def _convolution(values: flags.FlagValues) -> None:
     print(convolution.format_table(rows))
 
 
+def _define_fused(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    flags.DEFINE_string("tpu", "v3-8", "Slice of TPU v3.", flag_values=values)
+    flags.DEFINE_integer("batch", 32, "Images per device.", flag_values=values)
+    flags.DEFINE_integer("size", 380, "Pixels.", flag_values=values)
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _fused(values: flags.FlagValues) -> None:
+    from ev2.bench import fused
+
+    figures = fused.measure(
+        slice_name=values.tpu, batch_size=values.batch, image_size=values.size
+    )
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(fused.format_table(figures))
+
+
+def _define_controllers(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    del argv
+    flags.DEFINE_integer("budget", 200, "Networks a search.", flag_values=values)
+    flags.DEFINE_integer("seeds", 20, "Searches a controller.", flag_values=values)
+    verb.define_string(values, "json", "File to write the figures to.")
+
+
+def _controllers(values: flags.FlagValues) -> None:
+    from ev2.bench import controllers
+
+    figures = controllers.measure(budget=values.budget, seeds=range(values.seeds))
+    if values.json:
+        verb.write_json(values.json, figures)
+    print(controllers.format_table(figures))
+
+
 def _define_json(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of a bench that takes no other."""
     del argv
@@ -188,6 +223,14 @@ VERBS = {
         _define_json,
         _calibration,
         "PLAN...",
+    ),
+    "bench controllers": verb.Verb(
+        "what a search tries next, where the best is known",
+        _define_controllers,
+        _controllers,
+    ),
+    "bench fused": verb.Verb(
+        "Fused-MBConv in B4, beside the paper", _define_fused, _fused
     ),
     "bench infer": verb.Verb("latency, live and exported", _define_infer, _infer),
 }

@@ -31,13 +31,13 @@ _WHOLE = {
 }
 # Key: shares, from 0 to below 1.
 _SHARES = ("model.bn_momentum", "loss.label_smoothing", "ema.decay")
-_NAMED_SPLITS = ("tfds", "tfrecord")  # sources with more than two splits
+_NAMED_SPLITS = ("tfds", "tfrecord", "embedded")  # sources with more than two splits
 _CHANNELS = {"data.mean": -math.inf, "data.std": 0.0}  # three numbers above this
 
 
 def check(config: Any) -> None:
     """Raises InputError for a value that no run could use, naming key and range."""
-    check_no_chain(config)
+    check_recipe(config)
     for key, (low, high) in _WHOLE.items():
         value = _value(config, key)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -72,10 +72,12 @@ def check(config: Any) -> None:
         _refuse("loss.mix_group_images", group, "a multiple of 4, with mixup or CutMix")
 
 
-def check_no_chain(config: Any) -> None:
-    """Raises InputError if the config is a chain's, where one of a run is needed."""
+def check_recipe(config: Any) -> None:
+    """Raises InputError if the config is a chain's or a search's, and no recipe."""
     if "links" in config:
         raise errors.InputError("config: this is a chain of recipes; ev2 chain runs it")
+    if "controller" in config:
+        raise errors.InputError("config: this is a search; ev2 search runs it")
 
 
 def check_stall(seconds: Any) -> None:

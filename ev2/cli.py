@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         words = _parse(values, argv)
         _check_words(verb, name, words)
-        if name != "chain" and "config" in values and values.config is not None:
-            check.check_no_chain(values.config)
+        own = name in ("chain", "search")  # what their configs are, they check
+        if not own and "config" in values and values.config is not None:
+            check.check_recipe(values.config)
         if "json" in values and isinstance(values["json"].value, str):
             verb_parts.check_json(values["json"].value)
         _set_up_process()

@@ -11,14 +11,15 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from ev2 import errors, plan, programs, slices, tpu, tpu_cache
 
 Compile = Callable[[tpu.Job], dict[str, Any]]
+_Key = TypeVar("_Key", bound=Hashable)
 
 _PROCESS_BYTES = 8 * slices.GIB  # of a compiling process, at its peak
 _BATCH_STEP = 8  # images per device between two batches that the search may try
@@ -75,7 +76,9 @@ def forecast(
     if compile_job is None:
         tpu.check_installed()
         compile_job = tpu_cache.cached(tpu.compile_apart)
-    figures = _compile_all([*strong, *weak], compile_job)
+    runs = [*strong, *weak]
+    jobs = {_key(run, s): run.job(s) for run in runs for s in run.table["stages"]}
+    figures = compile_all(jobs, compile_job, describe=_describe)
     first = strong[0]
     table = copy.deepcopy(first.table)
     for stage in table["stages"]:
@@ -144,11 +147,20 @@ def _key(run: _Run, stage: dict[str, Any]) -> tuple[str, int, int]:
     return run.slice.name, stage["image_size"], stage["batch_size"]
 
 
-def _compile_all(
-    runs: Sequence[_Run], compile_job: Compile
-) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Figures by slice, image size and global batch; each is compiled once."""
-    jobs = {_key(run, s): run.job(s) for run in runs for s in run.table["stages"]}
+def _describe(key: tuple[str, int, int]) -> str:
+    return f"{key[0]}, {key[1]} px, batch {key[2]:,}"
+
+
+def compile_all(
+    jobs: Mapping[_Key, tpu.Job],
+    compile_job: Compile,
+    *,
+    describe: Callable[[_Key], str],
+) -> dict[_Key, dict[str, Any]]:
+    """Returns the figures of every job, as many at once as cores and memory allow.
+
+    Lines on stderr say which are done.
+    """
     workers = min(len(jobs), _count_processes())
     _say(f"{len(jobs)} programs to compile, {workers} at a time; each takes minutes")
     done = 0
@@ -162,7 +174,7 @@ def _compile_all(
             done += 1
             seconds = f"{found['compile_seconds']:.0f} s"
             _say(
-                f"{done} of {len(jobs)}: {key[0]}, {key[1]} px, batch {key[2]:,}: "
+                f"{done} of {len(jobs)}: {describe(key)}: "
                 + ("cached" if found.get("cached") else seconds)
                 + ("" if found["fits"] else ", does not fit")
             )

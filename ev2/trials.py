@@ -28,14 +28,15 @@ import optuna
 from ev2 import storage as places
 
 State = optuna.trial.TrialState
-_LIVE = (State.WAITING, State.RUNNING)
-_SCORED = (State.COMPLETE, State.PRUNED)
+LIVE = (State.WAITING, State.RUNNING)
+SCORED = (State.COMPLETE, State.PRUNED)
 # How a trial ended, in its attribute "end".
 DONE, PRUNED = "done", "pruned"
 FAILED = "failed"  # it would fail again: not tried again
 DIED = "died"  # killed, or its worker was: tried again, up to `retries` times
 STOPPED = "stopped"  # its worker was told to stop: tried again
 DOUBLED = "doubled"  # another trial of the same point was there before it
+REPEATED = "repeated"  # drew what another trial has: its point is drawn anew
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _PATIENCE_S = 600.0  # for a storage that was there before
 _TRIES = 8  # to take a trial before the list of them is read anew
@@ -109,6 +110,7 @@ class Trials:
           InputError: there is a study of this name with another definition.
         """
         self._storage, self._plan = storage, plan
+        self.points = len(plan.points)  # how many there are
         self.study, created = _open(storage, name, plan)
         self._study_id = storage.get_study_id_from_name(name)
         self._candidates: list[int] = []
@@ -157,7 +159,7 @@ class Trials:
         waiting, ours, running = [], [], 0
         for trial in self.study.get_trials(deepcopy=False):
             point = trial.user_attrs.get("point")
-            if point is None or trial.state not in _LIVE + _SCORED:
+            if point is None or trial.state not in LIVE + SCORED:
                 continue
             if first.setdefault(point, trial.number) == trial.number:
                 running += trial.state == State.RUNNING
@@ -220,7 +222,7 @@ class Trials:
             if self._storage.get_trial(self._id(trial.number)).state.is_finished():
                 return False
             raise
-        if end in (DIED, STOPPED):
+        if end in (DIED, STOPPED, REPEATED):
             self._add_again(trial.user_attrs["point"])
         return True
 
@@ -312,9 +314,10 @@ def group(
     trials: Sequence[optuna.trial.FrozenTrial],
 ) -> dict[int, list[optuna.trial.FrozenTrial]]:
     """Returns the trials of each point, oldest first, without those that gave way."""
+    gone = (DOUBLED, REPEATED)
     points: dict[int, list[optuna.trial.FrozenTrial]] = {}
     for trial in trials:
-        if trial.user_attrs.get("end") != DOUBLED and "point" in trial.user_attrs:
+        if trial.user_attrs.get("end") not in gone and "point" in trial.user_attrs:
             points.setdefault(trial.user_attrs["point"], []).append(trial)
     return points
 
@@ -325,7 +328,7 @@ def settled(
     """Returns the trial that is the outcome of a point, None if it has none yet."""
     died = []
     for trial in tries:
-        if trial.state in _SCORED:
+        if trial.state in SCORED:
             return trial
         if trial.state == State.FAIL:
             end = trial.user_attrs.get("end", FAILED)
@@ -336,7 +339,7 @@ def settled(
 
 
 def _is_live(tries: Sequence[optuna.trial.FrozenTrial]) -> bool:
-    return any(trial.state in _LIVE for trial in tries)
+    return any(trial.state in LIVE for trial in tries)
 
 
 def _open(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ev2 import arch, bench_verbs, prepare_verbs, verb
+from ev2 import arch, bench_verbs, errors, prepare_verbs, verb
 
 
 def _define_train(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -81,6 +81,41 @@ def _chain(values: flags.FlagValues) -> None:
         verb.write_json(values.json, summary)
     print(f"\n{chain_summary.format_summary(summary)}")
     print(f"summary: {values.workdir}/{chain_summary.JSON_NAME}, and as CSV beside it")
+
+
+def _define_search(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    verb.define_config(values, argv, required=True)
+    verb.define_string(values, "workdir", "Folder of the search here.", required=True)
+    verb.define_string(
+        values,
+        "storage",
+        "Where workers meet: a file, for those of one machine; "
+        "postgresql://USER@HOST/DATABASE, or grpc://HOST:PORT, for any. "
+        "WORKDIR/journal.log if not given.",
+    )
+    flags.DEFINE_string(
+        "name", "search", "Of the search, in the storage.", flag_values=values
+    )
+    flags.DEFINE_integer("workers", 1, "Candidates at a time.", flag_values=values)
+    verb.define_string(values, "json", "File to write search.json to as well.")
+
+
+def _search(values: flags.FlagValues) -> None:
+    try:
+        from ev2.nas import search
+    except ImportError as error:
+        raise errors.InputError(
+            f"search: a package is missing ({error}); pip install -e '.[nas]'"
+        ) from error
+    found = search.search(
+        values.config,
+        values.workdir,
+        storage=values.storage or "",
+        name=values.name,
+        workers=values.workers,
+    )
+    if values.json:
+        verb.write_json(values.json, found)
 
 
 def _define_evaluate(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -318,6 +353,9 @@ VERBS = {
     "train": verb.Verb("trains, resumes by itself, evaluates", _define_train, _train),
     "chain": verb.Verb(
         "runs recipes one after another, each from the last", _define_chain, _chain
+    ),
+    "search": verb.Verb(
+        "searches for a network, training-aware", _define_search, _search
     ),
     "evaluate": verb.Verb(
         "exact accuracy of a checkpoint", _define_evaluate, _evaluate

@@ -16,9 +16,9 @@ import optuna
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import check, errors, files, storage
+from ev2 import check, errors, files, storage, trial
 from ev2 import trials as tries
-from launch import nodes, space, sweep_tpu, trial
+from launch import nodes, space, sweep_tpu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def check_flags(values: flags.FlagValues) -> Asked:
             f"({values.beat_s:g}) or more"
         )
     _check_command(values.command or "")
-    check.check_no_chain(values.config)
+    check.check_recipe(values.config)
     sweep = space.fit(space.load(values.sweep), values.config)
     set_here = config_flags.get_override_values(values["config"])
     if both := set_here.keys() & sweep.keys.keys():

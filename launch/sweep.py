@@ -35,10 +35,10 @@ except ImportError as missing:
     print(f"sweep: {missing}; pip install -e '.[sweep]'", file=sys.stderr)
     sys.exit(2)
 
-from ev2 import errors, files, storage  # noqa: E402
+from ev2 import errors, files, storage, trial  # noqa: E402
 from ev2 import trials as tries  # noqa: E402
 from launch import asked as asking  # noqa: E402
-from launch import gcloud, results, space, sweep_tpu, trial  # noqa: E402
+from launch import gcloud, results, space, sweep_tpu  # noqa: E402
 
 # What ends a sweep, and the exit code for it.
 _SIGNALS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(asking.check_flags(values), argv)
     except errors.InputError as error:
         return _say_error(error, 2)
-    except (gcloud.CloudError, tries.UnreachableError) as error:
+    except (errors.StoppedError, gcloud.CloudError, tries.UnreachableError) as error:
         return _say_error(error, 1)
     except Exception as error:
         if not tries.is_trouble(error):
@@ -159,12 +159,23 @@ def _work(asked: asking.Asked, trials: tries.Trials) -> int:
     pace = trial.Pace(poll_s=values.poll_s, beat_s=values.beat_s)
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        if trial.work(trials, asked.sweep, machine, pace, stopping):
+        if trial.work(trials, _make_task(asked.sweep), machine, pace, stopping):
             return 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return _SIGNALS[came[0]]
+
+
+def _make_task(sweep: space.Sweep) -> trial.Task:
+    return trial.Task(
+        name="sweep",
+        trials=sweep.trials,
+        suggest=lambda trial: space.suggest(trial, sweep),
+        words=space.as_flags,
+        score=sweep.score,
+        prune=sweep.prune,
+    )
 
 
 def _this_machine(asked: asking.Asked) -> trial.Machine:

@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ev2 import errors
-from launch import checks, gcloud, jobs, nodes, tpu, trial, workers
+from ev2 import errors, trial
+from launch import checks, gcloud, jobs, nodes, tpu, workers
 
 _DEATHS = (1, 75, 130)  # of tpu.py: Cloud failed, preempted too often, interrupted
 _PREEMPTIONS = 20  # that a trial may have on its node
@@ -68,7 +68,7 @@ def make_machine(tpus: Tpus, out: pathlib.Path, words: Sequence[str]) -> trial.M
         command=command,
         read=lambda folder, name: _read(cloud, tpus, place, folder, name),
         stop=lambda process, wait: _stop(cloud, place, process, wait),
-        deaths=_DEATHS,
+        deaths=(*_DEATHS, *trial.SIGNALLED),
         score_s=_SCORE_S,
     )
 

@@ -1,6 +1,6 @@
 """python -m pytest tests/test_arch.py
 
-Architectures as tables: scaling, block strings, what is refused.
+Architectures as tables: scaling, costs, block strings, what is refused.
 """
 
 import pytest
@@ -155,6 +155,79 @@ def test_block_strings_are_the_released_notation():
         "r9_k3_s1_e6_i128_o160_se0.25",
         "r15_k3_s2_e6_i160_o256_se0.25",
     )
+
+
+# In billions, as printed: the README of the released code for V2 (the paper says 8.8,
+# 24 and 53 for S, M and L, and 94 for XL), the paper's Tables 7 and 11 for V1, and He
+# et al., 2016, Table 1, for ResNets with the stride in the first 1x1.
+@pytest.mark.parametrize(
+    "name, printed, rel",
+    [
+        ("efficientnetv2-b0", 0.72, 0.01),
+        ("efficientnetv2-b1", 1.2, 0.01),
+        ("efficientnetv2-b2", 1.7, 0.01),
+        ("efficientnetv2-b3", 3.0, 0.01),
+        ("efficientnetv2-s", 8.4, 0.01),
+        ("efficientnetv2-m", 24.7, 0.01),
+        ("efficientnetv2-l", 56.3, 0.01),
+        ("efficientnetv2-xl", 94, 0.01),
+        ("efficientnet-b1", 0.7, 0.05),  # one digit is printed, or they count more
+        ("efficientnet-b2", 1.0, 0.05),
+        ("efficientnet-b3", 1.9, 0.05),
+        ("efficientnet-b4", 4.2, 0.05),
+        ("efficientnet-b5", 10, 0.05),
+        ("efficientnet-b6", 19, 0.01),
+        ("efficientnet-b7", 38, 0.01),
+        ("resnet50", 3.8, 0.02),
+        ("resnet101", 7.6, 0.01),
+        ("resnet152", 11.3, 0.01),
+    ],
+)
+def test_multiply_adds_are_the_published(name, printed, rel):
+    network = arch.get(name)
+    blocks = [block.replace("_c2", "_c3") for block in arch.encode(network.rows)]
+    network = arch.get(name, blocks)
+    counted = arch.count_multiply_adds(network, 1000)
+    assert counted == pytest.approx(printed * 1e9, rel=rel)
+
+
+# At 10 px: the stem, 3 to 16 channels, leaves 5x5; a stride leaves 3x3.
+@pytest.mark.parametrize(
+    "block, out, params, multiply_adds",
+    [
+        (
+            "r1_k3_s1_e1_i16_o24_c1",  # one 3x3
+            *(24, 9 * 16 * 24 + 48, 25 * 9 * 16 * 24),
+        ),
+        (
+            "r2_k3_s2_e4_i16_o24_c1",  # 3x3 and 1x1, of 64 hidden, then of 96
+            24,
+            (9 * 16 * 64 + 128 + 64 * 24 + 48) + (9 * 24 * 96 + 192 + 96 * 24 + 48),
+            9 * (9 * 16 * 64 + 64 * 24) + 9 * (9 * 24 * 96 + 96 * 24),
+        ),
+        (
+            "r1_k3_s1_e1_i16_o16_se0.5_c1",  # 8 wide on the 16 of the input
+            *(16, 9 * 16 * 16 + 32 + 16 * 8 + 8 + 8 * 16 + 16, 25 * 9 * 16 * 16 + 256),
+        ),
+        (
+            "r1_k5_s2_e2_i16_o24_se0.25",  # 1x1 before the stride, 5x5 depthwise, 1x1
+            24,
+            (16 * 32 + 64) + (25 * 32 + 64) + (32 * 4 + 4 + 4 * 32 + 32) + 32 * 24 + 48,
+            25 * 16 * 32 + 9 * 25 * 32 + 256 + 9 * 32 * 24,
+        ),
+        (
+            "r1_k3_s1_e1_i16_o16",  # depthwise and 1x1 alone
+            *(16, 9 * 16 + 32 + 16 * 16 + 32, 25 * 9 * 16 + 25 * 16 * 16),
+        ),
+    ],
+)
+def test_costs_by_hand(block, out, params, multiply_adds):
+    network = arch.get("efficientnetv2-tiny", [block])
+    pixels = 9 if "_s2" in block else 25
+    params += 9 * 3 * 16 + 32 + (out * 256 + 512) + 257 * 10
+    multiply_adds += 25 * 9 * 3 * 16 + pixels * out * 256 + 256 * 10
+    assert arch.count_params(network, 10) == params
+    assert arch.count_multiply_adds(network, 10, 10) == multiply_adds
 
 
 def test_tokens_may_come_in_any_order():

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ev2 import cli, errors, export, progressive
-from ev2.bench import clock as clocks
+from ev2 import cli, errors, export, progressive, timing
 from ev2.bench import infer, transition
 from ev2.bench import input as pipelines
 from tests import pictures, tiny
@@ -31,34 +30,34 @@ class Clock:
 
 @pytest.mark.parametrize(
     ("duration", "counted"),
-    [(0.001, clocks.MAX_CALLS), (1.0, 20), (100.0, clocks.MIN_CALLS)],
+    [(0.001, timing.MAX_CALLS), (1.0, 20), (100.0, timing.MIN_CALLS)],
 )
 def test_calls_until_enough(monkeypatch, duration, counted):
     clock = Clock(lambda call: duration)
-    monkeypatch.setattr(clocks.time, "perf_counter", lambda: clock.now)
-    seconds = clocks.time_calls(clock.call)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    seconds = timing.time_calls(clock.call)
     assert len(seconds) == counted and clock.calls == counted + 3
     assert seconds == pytest.approx([duration] * counted)
 
 
 def test_the_first_calls_do_not_count(monkeypatch):
     clock = Clock(lambda call: 50.0 if call < 3 else 0.5)
-    monkeypatch.setattr(clocks.time, "perf_counter", lambda: clock.now)
-    assert clocks.time_calls(clock.call) == pytest.approx([0.5] * 40)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    assert timing.time_calls(clock.call) == pytest.approx([0.5] * 40)
 
 
 def test_median_and_95th_percentile(monkeypatch):
     # 1 to 101 ms: the median is 51 ms, 95 % of the way is 96 ms.
     values = [(i + 1) / 1000 for i in range(101)]
-    monkeypatch.setattr(clocks, "time_calls", lambda call: values)
+    monkeypatch.setattr(timing, "time_calls", lambda call: values)
     row = infer._row("ev2", "cpu", None, range(16))
     assert row["median_ms"] == pytest.approx(51) and row["p95_ms"] == pytest.approx(96)
     assert row["images_per_second"] == pytest.approx(16 / 0.051, abs=0.1)
 
 
 def test_the_verb_measures_the_live_network_and_exports(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(clocks, "MAX_CALLS", 3)
-    monkeypatch.setattr(clocks, "MIN_CALLS", 2)
+    monkeypatch.setattr(timing, "MAX_CALLS", 3)
+    monkeypatch.setattr(timing, "MIN_CALLS", 2)
     argv = ["bench", "infer", "--model=efficientnetv2-tiny", "--image_size=12"]
     argv += ["--batch=2", "--formats=stablehlo,tflite"]
     assert cli.main(argv) == 0

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import imagenet1k
-from ev2 import cli, tpu
-from ev2.bench import clock, step, step_peers
+from ev2 import cli, timing, tpu
+from ev2.bench import step, step_peers
 
 FIGURES = {
     "fits": True,
@@ -55,8 +55,8 @@ def test_a_row_has_medians_and_quartiles():
 
 def test_the_verb_measures_our_step_here(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step, "_apart", lambda function, job: function(job))
-    monkeypatch.setattr(clock, "MAX_CALLS", 3)
-    monkeypatch.setattr(clock, "MIN_CALLS", 2)
+    monkeypatch.setattr(timing, "MAX_CALLS", 3)
+    monkeypatch.setattr(timing, "MIN_CALLS", 2)
     path = tmp_path / "step.json"
     argv = ["bench", "step", "--model=tiny", "--size=16", "--batch=4"]
     assert cli.main([*argv, f"--json={path}"]) == 0

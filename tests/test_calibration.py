@@ -35,7 +35,48 @@ def test_the_verb_takes_plans_and_prints_a_table(tmp_path, capsys):
     assert "| efficientnetv2-s | 4 | 3.00 | 7.1 | 2.37 |" in said
     assert "| resnet50 | 1 | 2.45 | 4.9 | 2.00 |" in said
     assert "(jax 1, libtpu 2)" in said
-    assert len(json.loads(out.read_text())["results"]) == 2
+    figures = json.loads(out.read_text())
+    assert len(figures["results"]) == 2
+    # 3.00 and 2.45 hours, as the paper's 7.1 and 4.9.
+    assert figures["rank_correlation"] is None and figures["misordered"] == []
+    last = said.splitlines()[-1]
+    assert last == "rank correlation unknown, of 3 or more; in the wrong order: none"
+
+
+def test_plans_in_the_wrong_order_are_named(tmp_path, capsys):
+    # The paper's hours: 4.9, 7.1, 13 and 24. Ranks 2, 1, 3, 4: 1 - 6 * 2 / 60.
+    names = [("resnet50", 1), ("efficientnetv2-s", 4)]
+    names += [("efficientnetv2-m", 4), ("efficientnetv2-l", 4)]
+    hours = (2.95, 2.92, 5.0, 9.0)
+    paths = [write_plan(tmp_path, *n, h) for n, h in zip(names, hours, strict=True)]
+    out = tmp_path / "calibration.json"
+    assert cli.main(["bench", "calibration", *paths, f"--json={out}"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["rank_correlation"] == pytest.approx(0.8)
+    assert figures["misordered"] == [["resnet50, 1", "efficientnetv2-s, 4"]]
+    last = capsys.readouterr().out.splitlines()[-1]
+    pair = "resnet50, 1 and efficientnetv2-s, 4"
+    assert last == f"rank correlation 0.80; in the wrong order: {pair}"
+
+
+@pytest.mark.parametrize(
+    "ours, papers, correlation, misordered",
+    [
+        ([1, 2, 3], [10, 20, 30], 1.0, []),
+        ([3, 2, 1], [10, 20, 30], -1.0, [["a", "b"], ["a", "c"], ["b", "c"]]),
+        # Ranks 1.5, 1.5, 3 and 1, 2, 3: a covariance of 1.5, squares of 1.5 and 2.
+        ([1, 1, 3], [10, 20, 30], 3**0.5 / 2, []),
+        ([1, 1, 1], [10, 20, 30], None, []),
+        ([2, 1], [10, 20], None, [["a", "b"]]),
+    ],
+)
+def test_order(ours, papers, correlation, misordered):
+    figures = calibration.compare_order("abc"[: len(ours)], ours, papers)
+    assert figures["misordered"] == misordered
+    if correlation is None:
+        assert figures["rank_correlation"] is None
+    else:
+        assert figures["rank_correlation"] == pytest.approx(correlation)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_counts(name):
     variables = shapes(ev2.create_model(name, num_classes=classes))
     assert set(variables) == {"params", "batch_stats"}
     assert (count(variables["params"]), count(variables)) == COUNTS[name]
+    assert arch.count_params(arch.get(name), classes) == COUNTS[name][0]
 
 
 def test_counts_by_hand():

@@ -18,8 +18,9 @@ import time
 
 import pytest
 
+from ev2 import trial
 from ev2 import trials as tries
-from launch import results, space, sweep, sweep_tpu, trial
+from launch import results, space, sweep, sweep_tpu
 from tests import fake_gcloud, readme
 
 ROOT = pathlib.Path(__file__).parents[1]

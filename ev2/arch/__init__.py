@@ -7,6 +7,8 @@ search and of the released code: `decode(encode(rows)) == rows` for every networ
 Standard library only.
 """
 
+from ev2.arch.cost import count_multiply_adds, count_params
+from ev2.arch.growth import format_growth, grow
 from ev2.arch.rows import (
     BOTTLENECK,
     BOTTLENECK_V1,
@@ -30,9 +32,13 @@ __all__ = [
     "PADDINGS",
     "Arch",
     "Row",
+    "count_multiply_adds",
+    "count_params",
     "decode",
     "encode",
+    "format_growth",
     "get",
+    "grow",
     "list_models",
     "round_channels",
 ]

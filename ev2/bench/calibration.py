@@ -9,9 +9,11 @@
 The paper measured hours on 32 TPU v3 cores; the compiler counts the arithmetic and the
 memory traffic of training steps, not waiting for pictures or for other cores, nor
 evaluation. One factor between the two says what to expect of a network that nobody has
-trained yet, and its spread how much that is worth.
+trained yet, and its spread how much that is worth. Whether the compiler puts networks
+in the order that the paper measured is a question of its own: a search needs no more.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -47,7 +49,8 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
     Returns:
         "results", a row per plan of "model", "stages", "compiler_hours",
         "paper_hours" and "factor"; "factor", the geometric mean; "spread", the largest
-        ratio of a row's factor to the mean or the other way round; "versions".
+        ratio of a row's factor to the mean or the other way round; what `compare_order`
+        gives of the hours, with plans as "network, stages"; "versions".
 
     Raises:
         InputError: a file is no such plan.
@@ -72,8 +75,48 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
         "results": rows,
         "factor": math.exp(mean),
         "spread": math.exp(max(abs(log - mean) for log in logs)),
+        **compare_order(
+            [f"{row['model']}, {row['stages']}" for row in rows],
+            [row["compiler_hours"] for row in rows],
+            [row["paper_hours"] for row in rows],
+        ),
         "versions": plans[0]["tpu"]["versions"],
     }
+
+
+def compare_order(
+    names: Sequence[str], ours: Sequence[float], papers: Sequence[float]
+) -> dict[str, Any]:
+    """Returns how far two lists of numbers put the same things in the same order.
+
+    Returns:
+        "rank_correlation", Spearman's, 1 for the same order and -1 for the reverse;
+        None with fewer than 3 things, or where one list is all of one number.
+        "misordered", the pairs of names that one list has the other way round from the
+        other. Equal numbers stand in no wrong order; in ranks they share their mean.
+    """
+    correlation = None
+    if len(names) >= 3 and min(len(set(ours)), len(set(papers))) > 1:
+        from scipy import stats  # which jax brings; slow to load
+
+        correlation = float(stats.spearmanr(ours, papers).statistic)
+    pairs = itertools.combinations(zip(names, ours, papers, strict=True), 2)
+    return {
+        "rank_correlation": correlation,
+        "misordered": [[a[0], b[0]] for a, b in pairs if _are_misordered(a, b)],
+    }
+
+
+def _are_misordered(a: tuple[str, float, float], b: tuple[str, float, float]) -> bool:
+    return (a[1] - b[1]) * (a[2] - b[2]) < 0
+
+
+def format_order(figures: dict[str, Any]) -> str:
+    """Returns what `compare_order` gave as a line for people."""
+    correlation = figures["rank_correlation"]
+    pairs = [" and ".join(pair) for pair in figures["misordered"]]
+    said = "unknown, of 3 or more" if correlation is None else f"{correlation:.2f}"
+    return f"rank correlation {said}; in the wrong order: {'; '.join(pairs) or 'none'}"
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -118,5 +161,6 @@ def format_table(figures: dict[str, Any]) -> str:
         f"factor {figures['factor']:.2f}, geometric mean; each network within a factor "
         f"{figures['spread']:.2f} of it (jax {versions['jax']}, libtpu "
         f"{versions['libtpu']})",
+        format_order(figures),
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from ev2.bench import clock
+from ev2 import timing
 from ev2.models import convolution
 
 
@@ -93,5 +93,5 @@ def _milliseconds(conv, part: str, x: jax.Array, kernel: jax.Array) -> float:
     argument = {"by input": 0, "by kernel": 1}
     function = jax.grad(loss, argument[part]) if part in argument else conv
     compiled = jax.jit(function).lower(x, kernel).compile()
-    calls = clock.time_calls(lambda: jax.block_until_ready(compiled(x, kernel)))
+    calls = timing.time_calls(lambda: jax.block_until_ready(compiled(x, kernel)))
     return 1e3 * statistics.median(calls)

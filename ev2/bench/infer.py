@@ -17,8 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ev2 import errors, export, models
-from ev2.bench import clock
+from ev2 import errors, export, models, timing
 from ev2.export import program
 
 # safetensors holds weights alone: there is nothing to run.
@@ -157,7 +156,7 @@ def _measure_export(
 def _row(
     name: str, device: str, call: Callable, pictures: np.ndarray
 ) -> dict[str, Any]:
-    seconds = np.array(clock.time_calls(lambda: call(pictures)))
+    seconds = np.array(timing.time_calls(lambda: call(pictures)))
     median, p95 = np.percentile(seconds, [50, 95])
     return {
         "name": name,

@@ -22,14 +22,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, memory, optim, programs, sharding, slices, tpu, tpu_cache
-from ev2 import state as states
+from ev2 import arch, errors, programs, slices, timing, tpu, tpu_cache
 from ev2 import step as steps
-from ev2.bench import clock, parity, step_peers
+from ev2.bench import parity, step_peers
 
 CLASSES = 1000
 # What has to be installed for a peer, and what the network is called there.
@@ -199,50 +197,24 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
 
 def time_own(job: step_peers.Job) -> dict[str, Any]:
     """Returns the figures of our own step and inference on one device, here."""
-    memory.keep_freed()
     config = ConfigDict(make_config(job.network, job.dtype), convert_dict=True)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model = programs.create_model(config, CLASSES)
-    optimizer = optim.make_optimizer(config)
     sizes = {"image_size": job.image_size, "batch_size": job.batch_size}
-    train = programs.compile_train_step(model, optimizer, config, mesh, **sizes)
+    seconds = timing.time_train_step(config, CLASSES, **sizes)
+    model = programs.create_model(config, CLASSES)
+    variables = jax.jit(
+        lambda: model.init(jax.random.key(0), image_size=job.image_size)
+    )()
+    images = jax.device_put(timing.make_batch(CLASSES, **sizes)["image"])
     infer = jax.jit(
         lambda variables, images: model.apply(
             variables, steps.normalize(images, config.data.mean, config.data.std)
         )
     )
-    state = jax.jit(
-        lambda: states.create_state(model, optimizer, config, job.image_size),
-        out_shardings=sharding.replicated(mesh),
-    )()
-    batch = sharding.to_global(mesh, _make_batch(job))
-    names = {"learning_rate": 1e-3, "dropout": 0.2, "drop_path": 0.2}
-    strengths = {k: np.float32(v) for k, v in names.items()}
-    strengths |= {"mixup": np.float32(0), "cutmix": np.float32(0)}
-
-    def step():
-        nonlocal state
-        state, sums = train(state, batch, strengths)
-        jax.block_until_ready(sums)
-
-    seconds = clock.time_calls(step)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     return step_peers.make_row(
         job.batch_size,
         seconds,
-        clock.time_calls(
-            lambda: jax.block_until_ready(infer(variables, batch["image"]))
-        ),
+        timing.time_calls(lambda: jax.block_until_ready(infer(variables, images))),
     )
-
-
-def _make_batch(job: step_peers.Job) -> dict[str, np.ndarray]:
-    rng, shape = np.random.default_rng(0), (job.batch_size, *(job.image_size,) * 2, 3)
-    return {
-        "image": rng.integers(0, 256, shape, np.uint8),
-        "label": rng.integers(0, CLASSES, job.batch_size, np.int32),
-        "mask": np.ones(job.batch_size, np.float32),
-    }
 
 
 def _processor() -> str:

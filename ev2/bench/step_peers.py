@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ev2.bench import clock
+from ev2 import timing
 
 CLASSES = 1000
 
@@ -141,12 +141,14 @@ def _time_keras(job: Job) -> dict[str, Any]:
         state, loss = train(state, images, labels)
         jax.block_until_ready(loss)
 
-    seconds = clock.time_calls(call)
+    seconds = timing.time_calls(call)
     weights, others = state[:2]
     return make_row(
         job.batch_size,
         seconds,
-        clock.time_calls(lambda: jax.block_until_ready(infer(weights, others, images))),
+        timing.time_calls(
+            lambda: jax.block_until_ready(infer(weights, others, images))
+        ),
     )
 
 
@@ -214,9 +216,9 @@ def _time_torch(job: Job) -> dict[str, Any]:
         wait()
 
     model.train()
-    seconds = clock.time_calls(train)
+    seconds = timing.time_calls(train)
     model.eval()
-    return make_row(job.batch_size, seconds, clock.time_calls(infer))
+    return make_row(job.batch_size, seconds, timing.time_calls(infer))
 
 
 if __name__ == "__main__":

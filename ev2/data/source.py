@@ -25,6 +25,13 @@ SPLITS = ("eval", "train", "all", "watch")
 OWN_PICTURES = ("folder", *listed.KINDS)  # may come without a split
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
+# Splits of the pictures inside the package: files, and which of their four shards.
+_EMBEDDED_SPLITS = {
+    "train": ("train", slice(None)),
+    "train[:75%]": ("train", slice(3)),
+    "train[75%:]": ("train", slice(3, None)),
+    "validation": ("validation", slice(None)),
+}
 SYNTHETIC_SIDE = 32  # px
 
 
@@ -175,7 +182,7 @@ def _open(
             raise errors.InputError(
                 f"data.name: {name!r} is not embedded; choose {EMBEDDED!r}"
             )
-        return open_embedded({"train": "train", "eval": "validation"}[split])
+        return open_embedded(split_name)
     if kind == "tfds":
         from ev2.data import tfds  # TFDS takes a second to import
 
@@ -195,8 +202,12 @@ def _open(
 
 
 def open_embedded(split: str) -> "RecordSource":
-    """Opens the pictures inside the package: "train" or "validation"."""
-    return _open_shards(EMBEDDED_FOLDER, split, 0, keep_index=False)
+    """Opens the pictures inside the package: "train", "validation", or of the former
+    the first three quarters, "train[:75%]", or the last, "train[75%:]".
+    """
+    errors.check_choice("data: split", split, _EMBEDDED_SPLITS)
+    name, shards = _EMBEDDED_SPLITS[split]
+    return _open_shards(EMBEDDED_FOLDER, name, 0, shards=shards, keep_index=False)
 
 
 def _open_shards(
@@ -205,9 +216,10 @@ def _open_shards(
     num_classes: int,
     *,
     max_labels: int = 1,
+    shards: slice = slice(None),
     keep_index: bool = True,
 ) -> "RecordSource":
-    shards = tfrecord.find_shards(path, split)
+    paths = tfrecord.find_shards(path, split)[shards]
     names = _read_labels(path)
     if names is None:
         if not num_classes:
@@ -217,7 +229,7 @@ def _open_shards(
             )
         names = class_names.numbers(num_classes)
     _check_max_labels(path, max_labels)
-    records = tfrecord.open_records(shards, keep_index=keep_index)
+    records = tfrecord.open_records(paths, keep_index=keep_index)
     return RecordSource(records, names, max_labels=max_labels)
 
 

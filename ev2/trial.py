@@ -19,13 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ev2 import errors
 from ev2 import trials as tries
-from launch import gcloud, space
+
+Read = Callable[[str], str | None]  # of a file's name in a trial's folder: its text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-_PREEMPTED = 75
+PREEMPTED = 75
+SIGNALLED = tuple(-number for number in signal.valid_signals())
 # What ends a job from outside: told to stop, and a shell's codes for killed ones.
-LOCAL_DEATHS = (_PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+LOCAL_DEATHS = (
+    *(PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM),
+    *SIGNALLED,
+)
 LOST = "lost"  # others hold the trial for dead and have taken it over
 _STOP_S = 60.0  # for a job to save and leave
 _LOCK_S = 300.0  # for a former worker's job to do so
@@ -35,18 +41,52 @@ _REASON_CHARS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What trials are about.
+
+    Attributes:
+      name: what lines for people begin with.
+      trials: how many points there are.
+      suggest: of a trial: its values; None if another trial has them, and this one is
+        to be drawn anew. It may be called again and again.
+      words: of the values, what `Machine.command` is given.
+      score: name of the score in the job's files.
+      prune: of the pruner, for reasons.
+      rate: of the score in those files: what it is worth.
+      worth: what that is called; "": as the score.
+      standing: how all trials stand, for the line of one that has ended.
+      notes: of the end: plain values to keep with the trial.
+      worst: what a trial that failed counts as; None: it has no score.
+      limit_s: seconds after which a try has failed.
+    """
+
+    name: str
+    trials: int
+    suggest: Callable[[Any], Mapping[str, Any] | None]
+    words: Callable[[Mapping[str, Any]], list[str]]
+    score: str
+    prune: str
+    rate: Callable[[float, Read], float] = lambda score, read: score
+    worth: str = ""
+    standing: Callable[[], str] = lambda: ""
+    notes: Callable[["End", Read], Mapping[str, Any]] = lambda end, read: {}
+    worst: float | None = None
+    limit_s: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where trials run.
 
     Attributes:
       out: folder of the sweep on this machine, for logs.
       name: what the machine is called in the table; "" for this one.
-      command: of the trial's flags, its folder's name and whether it goes on with what
+      command: of the trial's words, its folder's name and whether it goes on with what
         it began here: what to run.
       read: of the folder's name and a file's: the text, None if there is none.
       stop: ends the process, and what runs elsewhere for it; is given what waits for
         some seconds and says that the trial lives.
-      deaths: exit codes that another try may not have.
+      deaths: exit codes that another try may not have; -N is signal N.
       score_s: seconds between two looks at the scores.
     """
 
@@ -78,7 +118,7 @@ class End:
 
 def work(
     trials: tries.Trials,
-    sweep: space.Sweep,
+    task: Task,
     machine: Machine,
     pace: Pace,
     stopping: threading.Event,
@@ -86,17 +126,17 @@ def work(
     """Runs trials until all points have ended; False if told to stop before.
 
     Raises:
-      CloudError: jobs die on the machine, one after another.
+      StoppedError: jobs die on the machine, one after another.
       UnreachableError: the storage has been away for too long.
     """
     deaths = 0
     while not stopping.is_set():
         trial = trials.claim(machine.name)
         if trial is not None:
-            end = _work_on(trial, trials, sweep, machine, pace, stopping)
+            end = _work_on(trial, trials, task, machine, pace, stopping)
             deaths = deaths + 1 if end.kind == tries.DIED else 0
             if machine.name and deaths == _MOST_DEATHS:
-                raise gcloud.CloudError(
+                raise errors.StoppedError(
                     f"{machine.name}: {deaths} trials died one after another, the "
                     f"last with: {end.reason}; its worker ends"
                 )
@@ -107,28 +147,38 @@ def work(
     return False
 
 
-def _work_on(trial, trials, sweep, machine, pace, stopping) -> End:
+def _work_on(trial, trials, task: Task, machine, pace, stopping) -> End:
     started = time.monotonic()
-    values = trials.patiently(lambda: space.suggest(trial, sweep))
+    values = trials.patiently(lambda: task.suggest(trial))
+    if values is None:
+        trials.finish(trial, tries.REPEATED, reason="another trial has its values")
+        return End(tries.REPEATED)
     folder, again = _choose_folder(machine, trial.user_attrs)
     number = trial.user_attrs["point"] + 1
-    head = f"trial {number}/{sweep.trials}"
+    head = f"trial {number}/{task.trials}"
     text = ", ".join(f"{key}={value}" for key, value in values.items())
-    say(f"{head}: {'again, ' if again else ''}{text}")
+    say(f"{head}: {'again, ' if again else ''}{text}", task.name)
     trials.note(trial, {"folder": folder, "node": machine.name})
     end = _run(
-        machine.command(space.as_flags(values), folder, again),
+        machine.command(task.words(values), folder, again),
         machine,
         folder,
-        _Watch(trial, trials, sweep, pace, stopping),
+        _Watch(
+            trial, trials, task, functools.partial(machine.read, folder), pace, stopping
+        ),
     )
     seconds = round(time.monotonic() - started, 1)
+    if end.kind == tries.FAILED and task.worst is not None:
+        end = End(tries.DONE, task.worst, end.reason)
+    notes = task.notes(end, functools.partial(machine.read, folder))
     if end.kind != LOST and not trials.finish(
-        trial, end.kind, end.score, end.reason, {"seconds": seconds}
+        trial, end.kind, end.score, end.reason, {"seconds": seconds, **notes}
     ):
         end = End(LOST)
-    score = f"{sweep.score} {end.score:.5g}" if end.score is not None else end.reason
-    say(f"{head}: {end.kind}, {score or 'taken over by another worker'}, {seconds} s")
+    score = "" if end.score is None else f"{task.worth or task.score} {end.score:.5g}"
+    reason = end.reason if end.kind != LOST else "taken over by another worker"
+    said = (end.kind, score, reason, f"{seconds} s", task.standing())
+    say(f"{head}: {', '.join(filter(None, said))}", task.name)
     return end
 
 
@@ -149,10 +199,11 @@ def _choose_folder(machine: Machine, notes: Mapping[str, Any]) -> tuple[str, boo
 class _Watch:
     """What happens to a trial while its job runs."""
 
-    def __init__(self, trial, trials, sweep: space.Sweep, pace: Pace, stopping):
-        self._trial, self._trials, self._sweep = trial, trials, sweep
-        self.pace, self._stopping = pace, stopping
+    def __init__(self, trial, trials, task: Task, read: Read, pace: Pace, stopping):
+        self._trial, self._trials, self._task = trial, trials, task
+        self._read, self.pace, self._stopping = read, pace, stopping
         self._next_beat = self._reported = 0
+        self._limit = time.monotonic() + task.limit_s
 
     def end(self, look: Callable[[], Sequence[float]], last: Callable) -> End | None:
         """The end, if the job is to be ended now; `last`: whether it is over anyway."""
@@ -165,7 +216,10 @@ class _Watch:
             return End(tries.STOPPED, reason="its worker was told to stop")
         if self.report(look()) and not last():
             after = f"after evaluation {self._reported}"
-            return End(tries.PRUNED, reason=f"{self._sweep.prune}, {after}")
+            return End(tries.PRUNED, reason=f"{self._task.prune}, {after}")
+        if time.monotonic() > self._limit:
+            limit = f"{self._task.limit_s:g} s"
+            return End(tries.FAILED, reason=f"it took longer than {limit}")
         return None
 
     def wait(self, seconds: float) -> None:
@@ -177,13 +231,21 @@ class _Watch:
         """Hands on scores that are new; whether the pruner ends the trial."""
         for score in scores[self._reported :]:
             self._reported += 1
-            if self._trials.report(self._trial, self._reported, score):
+            worth = self._task.rate(score, self._read)
+            if self._trials.report(self._trial, self._reported, worth):
                 return True
         return False
 
+    def result(self) -> End:
+        """The end of a job that has ended well."""
+        end = _read_result(self._read("eval.json"), self.score)
+        if end.score is None:
+            return end
+        return End(end.kind, self._task.rate(end.score, self._read))
+
     @property
     def score(self) -> str:
-        return self._sweep.score
+        return self._task.score
 
 
 def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> End:
@@ -202,9 +264,9 @@ def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> En
         watch.report(read_scores(machine.read(folder, "metrics.jsonl"), watch.score))
         code = process.returncode
         if code == 0:
-            return _read_result(machine.read(folder, "eval.json"), watch.score)
+            return watch.result()
         reason = _read_reason(f"{path}.log", before) or f"exit code {code}"
-        dead = code < 0 or (code in machine.deaths and "not finite" not in reason)
+        dead = code in machine.deaths and "not finite" not in reason
         if code < 0:
             reason = f"its job was ended by {signal.Signals(-code).name}"
         return End(tries.DIED if dead else tries.FAILED, reason=reason)
@@ -356,6 +418,6 @@ def _read_reason(log: str, first_byte: int) -> str:
     return re.sub(r"^(ev2|tpu): ", "", line)[:_REASON_CHARS]
 
 
-def say(text: str) -> None:
-    """Writes one line about the sweep to stderr; stdout is the table's."""
-    print(f"sweep: {text}", file=sys.stderr, flush=True)
+def say(text: str, name: str = "sweep") -> None:
+    """Writes one line to stderr; stdout is the table's."""
+    print(f"{name}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""One candidate in a process of its own: its step is timed, then it is trained.
+
+    python -m ev2.nas.proxy TASK --arch=TEXT --workdir=FOLDER    # or --cost=FILE
+
+With --cost the step alone is timed. The process may be killed at any moment; started
+again it goes on. What it finds lies in the folder: cost.json, and what `ev2 train`
+leaves there.
+"""
+
+import copy
+import fcntl
+import json
+import os
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ev2 import arch, errors, files, tpu, tpu_cache
+
+COST = "cost.json"
+SOURCES = ("measure", "compile")  # of the step time
+
+
+def apply(recipe: ConfigDict, text: str) -> ConfigDict:
+    """Returns the recipe with the network of a text of `Space.encode`."""
+    name, _, blocks = text.partition(":")
+    config = copy.deepcopy(recipe)
+    config.model.name = name
+    # The published network itself stays without, so that its files fit as well.
+    same = arch.decode(blocks.split(",")) == arch.get(name).rows
+    config.model.blocks = () if same else tuple(blocks.split(","))
+    return config
+
+
+def weigh(search: ConfigDict, text: str, num_classes: int) -> dict[str, Any]:
+    """Returns what a candidate costs: "params", "step_seconds", "step_spread".
+
+    The spread is the standard deviation of the seconds over their median; 0 for a
+    compiler's.
+
+    Raises:
+        StoppedError: its step does not fit into the memory of the slice.
+    """
+    config, how = apply(search.proxy, text), search.step_time
+    network = arch.get(config.model.name, config.model.blocks)
+    cost = {"params": arch.count_params(network, num_classes)}
+    if how.source == "measure":
+        from ev2 import timing
+
+        seconds = timing.time_train_step(
+            config, num_classes, image_size=how.image_size, batch_size=how.batch_size
+        )
+        median = statistics.median(seconds)
+        spread = statistics.pstdev(seconds) / median
+        return {**cost, "step_seconds": median, "step_spread": spread}
+    figures = tpu_cache.cached(tpu.compile_apart)(
+        tpu.Job(
+            config=tpu.step_config(config),
+            num_classes=num_classes,
+            image_size=how.image_size,
+            batch_size=how.batch_size,
+            slice_name=how.slice,
+        )
+    )
+    if not figures["fits"]:
+        raise errors.StoppedError(
+            f"its step of {how.batch_size:,} images at {how.image_size} px does not "
+            f"fit into the memory of {how.slice}"
+        )
+    return {**cost, "step_seconds": figures["step_seconds"], "step_spread": 0.0}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one candidate; exit codes as those of `ev2 train`.
+
+    TASK is a JSON file of "search", a config, and "num_classes".
+    """
+    path, *flags = argv
+    given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    task = json.loads(pathlib.Path(path).read_text())
+    search = ConfigDict(task["search"], convert_dict=True)
+    try:
+        if "cost" in given:
+            cost = given["cost"]
+        else:
+            pathlib.Path(given["workdir"]).mkdir(parents=True, exist_ok=True)
+            cost = f"{given['workdir']}/{COST}"
+        # Two candidates are not timed at the same time.
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(cost):
+                figures = weigh(search, given["arch"], task["num_classes"])
+                text = json.dumps(figures, indent=1)
+                files.write_atomically(pathlib.Path(cost), text.encode())
+        if "workdir" in given:
+            _train(apply(search.proxy, given["arch"]), given["workdir"])
+    except errors.PreemptedError:
+        return 75
+    except (errors.InputError, errors.StoppedError, FloatingPointError) as error:
+        print(f"ev2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(config: ConfigDict, workdir: str) -> None:
+    from ev2 import memory, train
+
+    memory.keep_freed()
+    train.train_and_evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

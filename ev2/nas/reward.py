@@ -1,0 +1,52 @@
+"""Accuracy, step time and parameters as one number: A * S^w * P^v.
+
+Source: paper, section 3.2. The paper does not say how S and P are normalized; here
+both are shares of a named reference network's, so that the reference's reward is its
+accuracy.
+
+Standard library only.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from ev2 import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The reward of a search.
+
+    Attributes:
+        step_seconds: of the reference, on the same device.
+        params: of the reference.
+        step_exponent: w; the paper's is -0.07.
+        params_exponent: v; the paper's is -0.05.
+    """
+
+    step_seconds: float
+    params: int
+    step_exponent: float = -0.07
+    params_exponent: float = -0.05
+
+    def __call__(self, accuracy: float, step_seconds: float, params: int) -> float:
+        """Returns the reward: 0 at accuracy 0.
+
+        Args:
+            accuracy: share, 0 to 1.
+            step_seconds: of a training step.
+            params: trainable.
+        """
+        step = (step_seconds / self.step_seconds) ** self.step_exponent
+        return accuracy * step * (params / self.params) ** self.params_exponent
+
+
+def check_exponent(key: str, value: Any) -> None:
+    """Raises InputError if the value of `key` is no exponent, -10 to 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not -10 <= value <= 0:
+        raise errors.InputError(
+            f"{key}: {value!r} is not allowed; give a number from -10 to 0, as the "
+            "paper's -0.07 for step time and -0.05 for parameters"
+        )

@@ -1,0 +1,294 @@
+"""pytest tests/test_nas_search.py; pytest -m slow tests/test_nas_search.py -s
+
+The search with candidates that only pretend to train, and slowly with real ones.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import demo
+from configs import search as configs
+from ev2 import cli, errors, files, trial
+from ev2.nas import asked as asking
+from ev2.nas import controllers, proxy, reward, search
+from ev2.nas import space as spaces
+
+# Stands for ev2.nas.proxy: the accuracy grows with the layers of the first row.
+PRETENDER = """
+import json, pathlib, re, sys
+given = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(given["workdir"])
+folder.mkdir(parents=True, exist_ok=True)
+layers = [int(n) for n in re.findall(r"[:,]r(\\d+)", given["arch"])]
+cost = {"params": 1000 * sum(layers), "step_seconds": 0.1, "step_spread": 0.0}
+(folder / "cost.json").write_text(json.dumps(cost))
+with open(folder / "starts", "a") as starts:
+    starts.write("x")
+FAULT
+scores = {"ema": {"top1": layers[0] / 10}}
+line = {"split": "eval", "step": 1, **scores}
+(folder / "metrics.jsonl").write_text(json.dumps(line) + chr(10))
+(folder / "eval.json").write_text(json.dumps(scores))
+"""
+
+
+def make_config(**changes):
+    config = configs.get_config("tiny,controller=random")
+    config.trials = 6
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A function that lets candidates pretend, with a fault for some of them."""
+
+    def start(fault: str = "pass") -> None:
+        script = tmp_path / "pretender.py"
+        script.write_text(PRETENDER.replace("FAULT", fault))
+        make = search._make_machine
+
+        def make_machine(folder):
+            machine = make(folder)
+
+            def command(words, name, again):
+                del again
+                workdir = (folder / "trials" / name).absolute()
+                return [sys.executable, str(script), *words, f"--workdir={workdir}"]
+
+            return trial.dataclasses.replace(machine, command=command)
+
+        def weigh(asked, folder):
+            cost = {"params": 10_000, "step_seconds": 0.2, "step_spread": 0.0}
+            files.write_atomically(folder / "reference.json", json.dumps(cost).encode())
+            return asked.reward(cost)
+
+        monkeypatch.setattr(search, "_make_machine", make_machine)
+        monkeypatch.setattr(search, "_weigh_reference", weigh)
+        monkeypatch.setattr(search, "_POLL_S", 0.01)
+
+    return start
+
+
+@pytest.mark.parametrize("controller", controllers.NAMES)
+def test_search(pretend, tmp_path, controller, capsys):
+    pretend()
+    config = make_config(controller=controller)
+    found = search.search(config, str(tmp_path / "run"))
+    rows = found["trials"]
+    assert len({row["arch"] for row in rows}) == 6
+    assert all(row["state"] == "done" for row in rows)
+    for row in rows:
+        accuracy = int(row["arch"].split(":r")[1][0]) / 10
+        assert row["accuracy"] == accuracy
+        expected = accuracy * 0.5**-0.07 * (row["params"] / 10_000) ** -0.05
+        assert row["reward"] == pytest.approx(expected)
+    assert found["best"][0]["reward"] == max(row["reward"] for row in rows)
+    # A second call finds all done; the controllers propose the same anew elsewhere.
+    assert search.search(config, str(tmp_path / "run"))["trials"] == rows
+    starts = (tmp_path / "run/trials").glob("*/starts")
+    assert [path.read_text() for path in starts] == ["x"] * 6
+    again = search.search(config, str(tmp_path / "again"))["trials"]
+    assert [row["arch"] for row in again] == [row["arch"] for row in rows]
+    assert "networks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("sys.exit('ev2: loss is not finite at steps 1 to 2')", "not finite"),
+        ("sys.exit('out of memory')", "out of memory"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("import time; time.sleep(60)", "longer than"),
+    ],
+)
+def test_failed_candidates_count_as_nothing(pretend, tmp_path, fault, reason):
+    pretend(f"\nif folder.name == '0001':\n    {fault}")
+    config = make_config(trials=3, limit_minutes=0.02)
+    rows = search.search(config, str(tmp_path / "run"))["trials"]
+    assert [row["state"] for row in rows] == ["done", "failed", "done"]
+    assert rows[1]["reward"] == 0 and reason in rows[1]["reason"]
+    assert (tmp_path / "run/trials/0001/starts").read_text() == "x"  # not tried again
+
+
+def test_all_failed(pretend, tmp_path):
+    pretend("sys.exit('ev2: no picture')")
+    with pytest.raises(errors.CheckError, match="no candidate"):
+        search.search(make_config(trials=2), str(tmp_path / "run"))
+    document = json.loads((tmp_path / "run/search.json").read_text())
+    assert document["best"] == []
+
+
+def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monkeypatch):
+    # As if two workers had drawn at the same moment: the third sees the first's.
+    pretend()
+    looks = []
+    is_taken = search._is_taken
+
+    def look(study, number, text):
+        looks.append(number)
+        return True if len(looks) == 3 else is_taken(study, number, text)
+
+    monkeypatch.setattr(search, "_is_taken", look)
+    rows = search.search(make_config(), str(tmp_path / "run"))["trials"]
+    assert len(looks) == 7 and len({row["arch"] for row in rows}) == 6
+    assert all(row["state"] == "done" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"controller": "magic"}, "controller: 'magic' is not known; choose one of"),
+        ({"trials": 0}, "trials: 0 is not allowed; give 1 to"),
+        ({"trials": -40}, "trials: -40 is not allowed"),
+        ({"limit_minutes": -1.0}, "limit_minutes: -1.0 is not allowed"),
+        (
+            {
+                "trials": 17,
+                **{"space__layers": (0,), "space__kernels": (3,)},
+                "space__expands": (4,),
+            },
+            "trials: 17 is not allowed; the space has 8 networks within its bounds",
+        ),
+        ({"space__params": (90.0, 99.0)}, "space: none of 10,000 networks"),
+        ({"space__params": (2.0, 1.0)}, "space.params"),
+        ({"space__operators": ("conv",)}, "space.operators: 'conv' is not known"),
+        ({"space__backbones": ("resnet50",)}, "space.backbones: resnet50"),
+        ({"reward__reference": "b4"}, "model.name: 'b4' is not known"),
+        ({"reward__step_exponent": 0.07}, "reward.step_exponent: 0.07 is not allowed"),
+        ({"step_time__source": "guess"}, "step_time.source: 'guess' is not known"),
+        ({"step_time__source": "compile", "step_time__slice": "v3-3"}, "'v3-3'"),
+        ({"prune": "always"}, "prune: 'always' is not known"),
+        ({"proxy__model__dtype": "int8"}, "model.dtype: 'int8' is not known"),
+        ({"proxy__data__eval_split": "minival"}, "'minival' is not known"),
+        ({"full__eval__metric": "top1"}, "eval.metric: 'top1' is not known"),
+    ],
+)
+def test_bad_searches_are_refused_before_anything_is_written(tmp_path, changes, text):
+    with pytest.raises(errors.InputError, match="^[^\n]*$") as caught:
+        search.search(make_config(**changes), str(tmp_path / "run"))
+    assert text in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_calls_are_refused(tmp_path):
+    run = str(tmp_path / "run")
+    with pytest.raises(errors.InputError, match="this is no search"):
+        search.search(demo.get_config(), run)
+    with pytest.raises(errors.InputError, match="cannot be reached"):
+        search.search(make_config(), run, storage="postgresql://nobody@localhost:9/x")
+    with pytest.raises(errors.InputError, match="workers: 0"):
+        search.search(make_config(), run, workers=0)
+    assert not os.path.exists(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["search"], "config: missing"),
+        (["search", "--config=configs/search.py:huge"], "there is no search 'huge'"),
+        (["train", "--config=configs/search.py:tiny"], "ev2 search runs it"),
+        (["search", "--config=configs/demo.py"], "this is no search"),
+        (
+            ["search", "--config=configs/search.py:tiny", "--config.trials=-1"],
+            "trials: -1 is not allowed",
+        ),
+    ],
+)
+def test_command_line_refuses(words, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    assert cli.main([*words, f"--workdir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_search_in_the_folder_is_refused(pretend, tmp_path):
+    pretend()
+    search.search(make_config(trials=2), str(tmp_path))
+    with pytest.raises(errors.InputError, match="controller"):
+        search.search(make_config(trials=2, controller="tpe"), str(tmp_path))
+
+
+def test_reward_by_hand():
+    rate = reward.Reward(step_seconds=0.1, params=1_000_000)
+    assert rate(0.8, 0.1, 1_000_000) == pytest.approx(0.8)
+    # 2^-0.07 = 0.95264, 2^-0.05 = 0.96594.
+    assert rate(0.8, 0.2, 1_000_000) == pytest.approx(0.8 * 0.95264, rel=1e-4)
+    assert rate(0.8, 0.1, 2_000_000) == pytest.approx(0.8 * 0.96594, rel=1e-4)
+    assert rate(0.0, 0.1, 1) == 0
+
+
+def test_proxy_takes_the_network_of_a_text():
+    config = demo.get_config()
+    text = "efficientnetv2-tiny:r1_k3_s1_e1_i16_o16_c1,r1_k3_s2_e4_i16_o32_c1"
+    changed = proxy.apply(config, text)
+    assert changed.model.blocks == tuple(text.split(":")[1].split(","))
+    assert config.model.blocks == ()
+    space = spaces.Space(backbones=("efficientnetv2-tiny",))
+    own = asking._reference(configs.get_config("tiny"))
+    assert space.encode(space.decode(own)) == own
+    assert proxy.apply(config, own).model.blocks == ()
+
+
+def test_a_step_that_does_not_fit_is_said(monkeypatch):
+    config = configs.get_config("imagenet")
+    figures = {"fits": True, "step_seconds": 0.25}
+    monkeypatch.setattr(proxy.tpu, "compile_apart", lambda job: figures)
+    monkeypatch.setattr(proxy.tpu_cache, "cached", lambda compile_job: compile_job)
+    text = asking._reference(config)
+    assert proxy.weigh(config, text, 1000) == {
+        "params": 19_341_616,
+        "step_seconds": 0.25,
+        "step_spread": 0.0,
+    }
+    figures["fits"] = False
+    with pytest.raises(errors.StoppedError, match="does not fit into the memory"):
+        proxy.weigh(config, text, 1000)
+
+
+def _start(workdir, *words):
+    command = [sys.executable, "-m", "ev2", "search"]
+    command += ["--config=configs/search.py:tiny,controller=evolution"]
+    command += [f"--workdir={workdir}", "--config.trials=6", *words]
+    command += ["--config.proxy.epochs=0.2", "--config.step_time.batch_size=16"]
+    return subprocess.Popen(
+        command,
+        cwd=pathlib.Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_shared(tmp_path):
+    """One worker killed, then told to stop, then two: nothing lost, nothing doubled."""
+    first = _start(tmp_path)
+    while not (tmp_path / "trials/0001/cost.json").exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = _start(tmp_path)
+    while not (tmp_path / "trials/0002/config.json").exists():
+        assert second.poll() is None, second.stderr.read()
+        time.sleep(0.5)
+    second.terminate()
+    assert second.communicate() and second.returncode == 75
+    last = _start(tmp_path, "--workers=2")
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    rows = json.loads((tmp_path / "search.json").read_text())["trials"]
+    assert [row["state"] for row in rows] == ["done"] * 6
+    assert len({row["arch"] for row in rows}) == 6
+    assert len(list((tmp_path / "trials").glob("*/eval.json"))) == 6
