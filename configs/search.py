@@ -103,7 +103,7 @@ def _tiny() -> ConfigDict:
     config.step_time.image_size = 20
     config.step_time.batch_size = 64
     config.proxy = _short(demo.get_config())
-    config.proxy.epochs = 1.5
+    config.proxy.epochs = 1.0
     config.proxy.progressive.image_size = (20, 20)
     config.proxy.eval.image_size = 20
     config.proxy.data.train_split = "train[:75%]"

@@ -16,13 +16,19 @@ WARM_UP_CALLS = 3
 MAX_CALLS, MAX_SECONDS, MIN_CALLS = 100, 20.0, 10
 
 
-def time_calls(call: Callable[[], Any]) -> list[float]:
-    """Returns the seconds of each call, after a few that do not count."""
+def time_calls(
+    call: Callable[[], Any], max_seconds: float = MAX_SECONDS
+) -> list[float]:
+    """Returns the seconds of each call, after a few that do not count.
+
+    There are `MAX_CALLS`, or as many as `max_seconds` have room for, at least
+    `MIN_CALLS`.
+    """
     for _ in range(WARM_UP_CALLS):
         call()
     seconds: list[float] = []
     while len(seconds) < MIN_CALLS or (
-        len(seconds) < MAX_CALLS and sum(seconds) < MAX_SECONDS
+        len(seconds) < MAX_CALLS and sum(seconds) < max_seconds
     ):
         started = time.perf_counter()
         call()
@@ -31,7 +37,12 @@ def time_calls(call: Callable[[], Any]) -> list[float]:
 
 
 def time_train_step(
-    config: ConfigDict, num_classes: int, *, image_size: int, batch_size: int
+    config: ConfigDict,
+    num_classes: int,
+    *,
+    image_size: int,
+    batch_size: int,
+    max_seconds: float = MAX_SECONDS,
 ) -> list[float]:
     """Returns the seconds of training steps on one device here, pictures there already.
 
@@ -42,6 +53,7 @@ def time_train_step(
         num_classes: of the network.
         image_size: px.
         batch_size: images.
+        max_seconds: see `time_calls`.
     """
     memory.keep_freed()
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -63,7 +75,7 @@ def time_train_step(
         state, sums = train(state, batch, strengths)
         jax.block_until_ready(sums)
 
-    return time_calls(step)
+    return time_calls(step, max_seconds)
 
 
 def make_batch(

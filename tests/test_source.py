@@ -55,6 +55,19 @@ def test_embedded_counts_and_balance():
         assert all(e.startswith(b"\x89PNG") for e in encoded)
 
 
+def test_embedded_has_a_quarter_held_out():
+    def read(split):
+        config = pictures.make_config(source="embedded", name="", train_split=split)
+        found = source.open_source(config, "train")
+        return found.read(np.arange(len(found)))[0]
+
+    first, last = read("train[:75%]"), read("train[75%:]")
+    assert (len(first), len(last)) == (9_000, 3_000)
+    assert first + last == read("train")
+    with pytest.raises(errors.InputError, match=r"'minival' is not known; .*\[75%:\]"):
+        read("minival")
+
+
 def test_embedded_is_one_set():
     with pytest.raises(errors.InputError, match="fashion_mnist"):
         data.describe(pictures.make_config(source="embedded", name="mnist"))

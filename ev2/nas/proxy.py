@@ -22,6 +22,7 @@ from ev2 import arch, errors, files, tpu, tpu_cache
 
 COST = "cost.json"
 SOURCES = ("measure", "compile")  # of the step time
+_TIMED_S = 5.0  # of steps, or ten of them: a median needs no more
 
 
 def apply(recipe: ConfigDict, text: str) -> ConfigDict:
@@ -51,7 +52,11 @@ def weigh(search: ConfigDict, text: str, num_classes: int) -> dict[str, Any]:
         from ev2 import timing
 
         seconds = timing.time_train_step(
-            config, num_classes, image_size=how.image_size, batch_size=how.batch_size
+            config,
+            num_classes,
+            image_size=how.image_size,
+            batch_size=how.batch_size,
+            max_seconds=_TIMED_S,
         )
         median = statistics.median(seconds)
         spread = statistics.pstdev(seconds) / median
