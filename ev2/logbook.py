@@ -193,6 +193,7 @@ class Logbook:
                 for line in self._folder.metrics()
                 if line.get("split") == "train" and line["stage"] == stage.index
             )
+        self._bar.unpause()
         self._start_window()
 
     def finish_stage(self) -> dict[str, float]:

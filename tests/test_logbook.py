@@ -32,3 +32,24 @@ def test_utilization_is_written_where_the_peak_is_known(
     line = json.loads(line)
     assert line["images_per_second"] == pytest.approx(2 * 16 / 100)
     assert line.get("mfu") == (pytest.approx(0.01) if share else None)
+
+
+def test_time_left_does_not_count_compiling(tmp_path):
+    """A minute of compiling, then a step in two seconds."""
+    config = tiny.make_config()
+    stages = progressive.make_stages(config, 48)
+    folder = run_folder.RunFolder(str(tmp_path), config)
+    log = logbook.Logbook(folder, stages, 48, first_step=0)
+    now = log._bar.start_t
+    for seconds, call in (
+        (60.0, lambda: log.start_stage(stages[0], 0, 0.0)),
+        (2.0, lambda: log.add(stages[0], {"loss": jnp.ones(())})),
+    ):
+        now += seconds
+        log._bar._time = lambda now=now: now
+        call()
+    shown = log._bar.format_dict
+    assert shown["elapsed"] == pytest.approx(2.0)
+    assert shown["n"] == 16 * stages[0].image_size ** 2
+    log.close()
+    folder.close()
