@@ -106,7 +106,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """Returns the object in the file `name`, or None if it does not exist."""
-        return _read_object(self.path / name)
+        return read_object(self.path / name)
 
     @property
     def wall_seconds(self) -> float:
@@ -163,7 +163,7 @@ def read_config(workdir: str) -> dict[str, Any] | None:
       InputError: its file is damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
-    saved = _read_object(path)
+    saved = read_object(path)
     if saved is None:
         return None
     if not isinstance(saved.get("config"), dict):
@@ -177,7 +177,7 @@ def read_result(workdir: str) -> dict[str, Any] | None:
     Raises:
       InputError: the file is damaged.
     """
-    return _read_object(pathlib.Path(workdir) / "eval.json")
+    return read_object(pathlib.Path(workdir) / "eval.json")
 
 
 def versions() -> dict[str, str]:
@@ -227,7 +227,7 @@ def refuse_other_run(
             f"workdir: {str(workdir)!r} is not a local folder; runs are kept on a disk "
             "of their own machine"
         )
-    saved, stages = read_config(workdir), _read_object(path / "stages.json")
+    saved, stages = read_config(workdir), read_object(path / "stages.json")
     if saved is None:
         if (path / "checkpoints").is_dir():
             raise errors.InputError(
@@ -256,7 +256,12 @@ def _refuse_differing(path: pathlib.Path, old: dict, new: dict) -> None:
         )
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
+def read_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, None if there is no file.
+
+    Raises:
+      InputError: it is damaged.
+    """
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):

@@ -205,7 +205,11 @@ def refuse_other(
 
 
 def refuse_differing(
-    what: str, there: Mapping[str, Any], here: Mapping[str, Any]
+    what: str,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    choose: str = "another --name",
 ) -> None:
     """Raises InputError, with the first keys, if two definitions differ."""
     here = plain(here)
@@ -218,7 +222,7 @@ def refuse_differing(
         more = f" and {len(differing) - _SHOWN} more" * (len(differing) > _SHOWN)
         raise errors.InputError(
             f"{what} has another definition there; it differs in "
-            f"{', '.join(differing[:_SHOWN])}{more}; choose another --name"
+            f"{', '.join(differing[:_SHOWN])}{more}; choose {choose}"
         )
 
 

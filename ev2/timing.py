@@ -1,4 +1,4 @@
-"""How calls are timed: some that do not count, then enough for a percentile."""
+"""How calls and training steps are timed: the first do not count, then enough do."""
 
 import time
 from collections.abc import Callable

@@ -4,12 +4,10 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import math
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ev2 import errors
+from ev2 import errors, trial_files
 from ev2 import trials as tries
 
+Values = Mapping[str, Any]  # of a trial
 Read = Callable[[str], str | None]  # of a file's name in a trial's folder: its text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -36,8 +35,6 @@ LOST = "lost"  # others hold the trial for dead and have taken it over
 _STOP_S = 60.0  # for a job to save and leave
 _LOCK_S = 300.0  # for a former worker's job to do so
 _MOST_DEATHS = 2  # one after another, on a node
-_TAIL_BYTES = 8192
-_REASON_CHARS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,24 +49,25 @@ class Task:
       words: of the values, what `Machine.command` is given.
       score: name of the score in the job's files.
       prune: of the pruner, for reasons.
-      rate: of the score in those files: what it is worth.
+      rate: of the score in those files and the values: what it is worth; None: the
+        files do not say.
       worth: what that is called; "": as the score.
       standing: how all trials stand, for the line of one that has ended.
-      notes: of the end: plain values to keep with the trial.
+      notes: of the end and the values: what else to keep with the trial.
       worst: what a trial that failed counts as; None: it has no score.
       limit_s: seconds after which a try has failed.
     """
 
     name: str
     trials: int
-    suggest: Callable[[Any], Mapping[str, Any] | None]
-    words: Callable[[Mapping[str, Any]], list[str]]
+    suggest: Callable[[Any], Values | None]
+    words: Callable[[Values], list[str]]
     score: str
     prune: str
-    rate: Callable[[float, Read], float] = lambda score, read: score
+    rate: Callable[[float, Values, Read], float | None] = lambda score, *_: score
     worth: str = ""
     standing: Callable[[], str] = lambda: ""
-    notes: Callable[["End", Read], Mapping[str, Any]] = lambda end, read: {}
+    notes: Callable[["End", Values, Read], Mapping[str, Any]] = lambda *_: {}
     worst: float | None = None
     limit_s: float = math.inf
 
@@ -87,6 +85,7 @@ class Machine:
       stop: ends the process, and what runs elsewhere for it; is given what waits for
         some seconds and says that the trial lives.
       deaths: exit codes that another try may not have; -N is signal N.
+      refusals: exit codes that say that no job can run here.
       score_s: seconds between two looks at the scores.
     """
 
@@ -96,6 +95,7 @@ class Machine:
     read: Callable[[str, str], str | None]
     stop: Callable[[subprocess.Popen, Callable[[float], object]], None]
     deaths: Sequence[int]
+    refusals: Sequence[int] = dataclasses.field(default=(), kw_only=True)
     score_s: float
 
 
@@ -126,7 +126,7 @@ def work(
     """Runs trials until all points have ended; False if told to stop before.
 
     Raises:
-      StoppedError: jobs die on the machine, one after another.
+      StoppedError: jobs die on the machine, one after another, or it can run none.
       UnreachableError: the storage has been away for too long.
     """
     deaths = 0
@@ -140,6 +140,8 @@ def work(
                     f"{machine.name}: {deaths} trials died one after another, the "
                     f"last with: {end.reason}; its worker ends"
                 )
+            if end.kind == tries.STOPPED and not stopping.is_set():
+                raise errors.StoppedError(f"no job can run here: {end.reason}")
         elif trials.look():
             return True
         else:
@@ -149,7 +151,11 @@ def work(
 
 def _work_on(trial, trials, task: Task, machine, pace, stopping) -> End:
     started = time.monotonic()
-    values = trials.patiently(lambda: task.suggest(trial))
+    try:
+        values = trials.patiently(lambda: task.suggest(trial))
+    except errors.InputError as error:  # there is nothing left to suggest
+        trials.finish(trial, tries.FAILED, reason=str(error))
+        return End(tries.FAILED, reason=str(error))
     if values is None:
         trials.finish(trial, tries.REPEATED, reason="another trial has its values")
         return End(tries.REPEATED)
@@ -159,18 +165,16 @@ def _work_on(trial, trials, task: Task, machine, pace, stopping) -> End:
     text = ", ".join(f"{key}={value}" for key, value in values.items())
     say(f"{head}: {'again, ' if again else ''}{text}", task.name)
     trials.note(trial, {"folder": folder, "node": machine.name})
-    end = _run(
-        machine.command(task.words(values), folder, again),
-        machine,
-        folder,
-        _Watch(
-            trial, trials, task, functools.partial(machine.read, folder), pace, stopping
-        ),
+    read = functools.partial(machine.read, folder)
+    watch = _Watch(
+        trial, trials, task, values=values, read=read, pace=pace, stopping=stopping
     )
+    command = machine.command(task.words(values), folder, again)
+    end = _run(command, machine, folder, watch)
     seconds = round(time.monotonic() - started, 1)
     if end.kind == tries.FAILED and task.worst is not None:
         end = End(tries.DONE, task.worst, end.reason)
-    notes = task.notes(end, functools.partial(machine.read, folder))
+    notes = task.notes(end, values, read)
     if end.kind != LOST and not trials.finish(
         trial, end.kind, end.score, end.reason, {"seconds": seconds, **notes}
     ):
@@ -199,9 +203,12 @@ def _choose_folder(machine: Machine, notes: Mapping[str, Any]) -> tuple[str, boo
 class _Watch:
     """What happens to a trial while its job runs."""
 
-    def __init__(self, trial, trials, task: Task, read: Read, pace: Pace, stopping):
+    def __init__(
+        self, trial, trials, task: Task, *, values: Values, read: Read, pace, stopping
+    ):
         self._trial, self._trials, self._task = trial, trials, task
-        self._read, self.pace, self._stopping = read, pace, stopping
+        self._values, self.read, self.pace = values, read, pace
+        self._stopping = stopping
         self._next_beat = self._reported = 0
         self._limit = time.monotonic() + task.limit_s
 
@@ -212,15 +219,21 @@ class _Watch:
             if not self._trials.beat(self._trial):
                 return End(LOST)
             self._trials.look()
-        if self._stopping.is_set():
-            return End(tries.STOPPED, reason="its worker was told to stop")
+        if (stopped := self.stopped()) is not None:
+            return stopped
         if self.report(look()) and not last():
             after = f"after evaluation {self._reported}"
             return End(tries.PRUNED, reason=f"{self._task.prune}, {after}")
-        if time.monotonic() > self._limit:
+        if time.monotonic() > self._limit and not last():
             limit = f"{self._task.limit_s:g} s"
             return End(tries.FAILED, reason=f"it took longer than {limit}")
         return None
+
+    def stopped(self) -> End | None:
+        """The end, if the worker was told to stop."""
+        if not self._stopping.is_set():
+            return None
+        return End(tries.STOPPED, reason="its worker was told to stop")
 
     def wait(self, seconds: float) -> None:
         """Waits while a job is being ended."""
@@ -231,21 +244,28 @@ class _Watch:
         """Hands on scores that are new; whether the pruner ends the trial."""
         for score in scores[self._reported :]:
             self._reported += 1
-            worth = self._task.rate(score, self._read)
-            if self._trials.report(self._trial, self._reported, worth):
+            worth = self._task.rate(score, self._values, self.read)
+            if worth is not None and self._trials.report(
+                self._trial, self._reported, worth
+            ):
                 return True
         return False
 
     def result(self) -> End:
         """The end of a job that has ended well."""
-        end = _read_result(self._read("eval.json"), self.score)
-        if end.score is None:
-            return end
-        return End(end.kind, self._task.rate(end.score, self._read))
+        score = trial_files.read_score(self.read("eval.json"), self._task.score)
+        if score is None:
+            name = self._task.score
+            reason = f"it left no eval.json that can be read, with a number {name!r}"
+            return End(tries.FAILED, reason=reason)
+        worth = self._task.rate(score, self._values, self.read)
+        if worth is None:
+            return End(tries.FAILED, reason="what it left does not say what it costs")
+        return End(tries.DONE, worth)
 
-    @property
-    def score(self) -> str:
-        return self._task.score
+    def scores(self) -> list[float]:
+        """The scores of the job's evaluations so far."""
+        return trial_files.read_scores(self.read("metrics.jsonl"), self._task.score)
 
 
 def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> End:
@@ -258,18 +278,22 @@ def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> En
         log = open(f"{path}.log", "ab")
         before = log.tell()  # bytes of former tries
         with log, _started(command, log, lock, machine, watch) as process:
-            end = _follow(process, machine, folder, watch)
+            end = _follow(process, machine, watch)
         if end is not None:
             return end
-        watch.report(read_scores(machine.read(folder, "metrics.jsonl"), watch.score))
+        watch.report(watch.scores())
         code = process.returncode
         if code == 0:
             return watch.result()
-        reason = _read_reason(f"{path}.log", before) or f"exit code {code}"
-        dead = code in machine.deaths and "not finite" not in reason
+        reason = trial_files.read_reason(f"{path}.log", before) or f"exit code {code}"
         if code < 0:
             reason = f"its job was ended by {signal.Signals(-code).name}"
-        return End(tries.DIED if dead else tries.FAILED, reason=reason)
+        if code in machine.refusals:
+            return End(tries.STOPPED, reason=reason)
+        if code not in machine.deaths or (code >= 0 and "not finite" in reason):
+            return End(tries.FAILED, reason=reason)
+        # Whoever stops a worker may have stopped its job before.
+        return watch.stopped() or End(tries.DIED, reason=reason)
 
 
 def _wait_for(lock, watch: _Watch) -> End | None:
@@ -308,7 +332,7 @@ def _started(
             machine.stop(process, watch.wait)
 
 
-def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None:
+def _follow(process, machine: Machine, watch: _Watch) -> End | None:
     """Returns the end if the job was ended, None when it has ended by itself."""
     scores: list[float] = []
     next_look = time.monotonic() + machine.score_s
@@ -317,12 +341,13 @@ def _follow(process, machine: Machine, folder: str, watch: _Watch) -> End | None
         nonlocal scores, next_look
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + machine.score_s
-            scores = read_scores(machine.read(folder, "metrics.jsonl"), watch.score)
+            scores = watch.scores()
         return scores
 
     def is_over() -> bool:
-        read = functools.partial(machine.read, folder)
-        return _is_over(read("stages.json"), read("metrics.jsonl"))
+        return trial_files.is_over(
+            watch.read("stages.json"), watch.read("metrics.jsonl")
+        )
 
     while True:
         if (end := watch.end(look, is_over)) is not None:
@@ -356,66 +381,6 @@ def bound(command: Sequence[str]) -> list[str]:
     """
     found = shutil.which("setpriv")
     return [*([found, "--pdeathsig=TERM"] if found else []), *command]
-
-
-def read_scores(text: str | None, name: str) -> list[float]:
-    """Returns `name` of every evaluation in the text of a metrics.jsonl.
-
-    The list ends before a line that is not whole, or a score that is not finite.
-    """
-    found = []
-    for line in (text or "").splitlines(keepends=True):
-        try:
-            document = json.loads(line) if line.endswith("\n") else {}
-        except ValueError:
-            break
-        if not isinstance(document, dict) or document.get("split") != "eval":
-            continue
-        score = _look_up(document, name)
-        if score is None:
-            break
-        found.append(score)
-    return found
-
-
-def _is_over(stages: str | None, metrics: str | None) -> bool:
-    """Whether the last step is done, and only the result is to be written."""
-    try:
-        last_step = json.loads(stages or "")["stages"][-1]["last_step"]
-        lines = (metrics or "").splitlines()
-        return json.loads(lines[-1])["step"] >= last_step
-    except (ValueError, LookupError, TypeError):
-        return False
-
-
-def _read_result(text: str | None, name: str) -> End:
-    try:
-        document = json.loads(text or "")
-    except ValueError:
-        return End(tries.FAILED, reason="it left no eval.json that can be read")
-    score = _look_up(document, name)
-    if score is None:
-        return End(tries.FAILED, reason=f"its eval.json has no number {name!r}")
-    return End(tries.DONE, score=score)
-
-
-def _look_up(document: Any, name: str) -> float | None:
-    for part in name.split("."):
-        document = document.get(part) if isinstance(document, dict) else None
-    if isinstance(document, bool) or not isinstance(document, int | float):
-        return None
-    return float(document) if math.isfinite(document) else None
-
-
-def _read_reason(log: str, first_byte: int) -> str:
-    """The line of a job's log that says why it ended: ev2's own, or the last."""
-    with open(log, "rb") as file:
-        file.seek(max(os.path.getsize(log) - _TAIL_BYTES, first_byte))
-        text = file.read().decode(errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
-    own = [line for line in lines if line.startswith(("ev2: ", "tpu: "))]
-    line = (own or lines or [""])[-1]
-    return re.sub(r"^(ev2|tpu): ", "", line)[:_REASON_CHARS]
 
 
 def say(text: str, name: str = "sweep") -> None:

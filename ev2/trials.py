@@ -173,6 +173,11 @@ class Trials:
         return ours + waiting[place:] + waiting[:place]
 
     @_patient
+    def read(self) -> list[optuna.trial.FrozenTrial]:
+        """Returns all trials, not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    @_patient
     def beat(self, trial: optuna.Trial) -> bool:
         """Says that `trial` lives; False if others hold it for dead, and it is over."""
         try:
@@ -222,7 +227,10 @@ class Trials:
             if self._storage.get_trial(self._id(trial.number)).state.is_finished():
                 return False
             raise
-        if end in (DIED, STOPPED, REPEATED):
+        if end == REPEATED:
+            point = trial.user_attrs["point"]
+            self._add(point, self._plan.points[point], tries=0)
+        if end in (DIED, STOPPED):
             self._add_again(trial.user_attrs["point"])
         return True
 
@@ -292,9 +300,12 @@ class Trials:
         if settled(tries, self._plan.retries) is not None or _is_live(tries):
             return
         last = tries[-1] if tries else None
-        params = last.params if last and last.params else self._plan.points[point]
         notes = last.user_attrs if last else {}
         kept = {key: notes[key] for key in ("folder", "node") if key in notes}
+        params = self._plan.points[point]
+        if last is not None and "folder" in notes:  # it was begun, and goes on
+            # Whoever died while taking them over has noted but some.
+            params = {**last.system_attrs.get("fixed_params", {}), **last.params}
         self._add(point, params, tries=len(tries), **kept)
 
     @_patient

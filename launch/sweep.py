@@ -171,7 +171,7 @@ def _make_task(sweep: space.Sweep) -> trial.Task:
     return trial.Task(
         name="sweep",
         trials=sweep.trials,
-        suggest=lambda trial: space.suggest(trial, sweep),
+        suggest=lambda one: space.suggest(one, sweep),
         words=space.as_flags,
         score=sweep.score,
         prune=sweep.prune,

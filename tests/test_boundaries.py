@@ -154,7 +154,7 @@ def test_launching_needs_nothing_heavy():
 # What sweeps have beside that: nothing heavy either.
 SWEEPS = ("sweep.py", "asked.py", "results.py", "sweep_tpu.py")
 SWEEPING = {"optuna", "ml_collections", "ev2.check", "ev2.storage", "ev2.trials"}
-SWEEPING |= {"ev2.trial"}
+SWEEPING |= {"ev2.trial", "ev2.trial_files"}
 
 
 def test_optuna_is_for_trials_and_search():
@@ -197,7 +197,8 @@ def test_rooms_that_few_may_enter(room, importers):
         ("ev2.sharding", ["ev2.errors"]),
         ("ev2.storage", ["ev2.errors"]),
         ("ev2.trials", ["ev2.errors", "ev2.storage"]),
-        ("ev2.trial", ["ev2.errors", "ev2.trials"]),
+        ("ev2.trial", ["ev2.errors", "ev2.trials", "ev2.trial_files"]),
+        ("ev2.trial_files", []),
     ],
 )
 def test_lower_rooms_do_not_look_up(room, allowed):

@@ -15,7 +15,8 @@ import pytest
 
 from configs import demo
 from configs import search as configs
-from ev2 import cli, errors, files, trial
+from ev2 import cli, errors, files, storage, trial
+from ev2 import trials as tries
 from ev2.nas import asked as asking
 from ev2.nas import controllers, proxy, reward, search
 from ev2.nas import space as spaces
@@ -27,7 +28,7 @@ given = dict(word[2:].split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(given["workdir"])
 folder.mkdir(parents=True, exist_ok=True)
 layers = [int(n) for n in re.findall(r"[:,]r(\\d+)", given["arch"])]
-cost = {"params": 1000 * sum(layers), "step_seconds": 0.1, "step_spread": 0.0}
+cost = {"arch": given["arch"], "params": 1000 * sum(layers), "step_seconds": 0.1}
 (folder / "cost.json").write_text(json.dumps(cost))
 with open(folder / "starts", "a") as starts:
     starts.write("x")
@@ -66,7 +67,8 @@ def pretend(monkeypatch, tmp_path):
 
             return trial.dataclasses.replace(machine, command=command)
 
-        def weigh(asked, folder):
+        def weigh(asked, folder, stopping):
+            del stopping
             cost = {"params": 10_000, "step_seconds": 0.2, "step_spread": 0.0}
             files.write_atomically(folder / "reference.json", json.dumps(cost).encode())
             return asked.reward(cost)
@@ -108,15 +110,87 @@ def test_search(pretend, tmp_path, controller, capsys):
         ("sys.exit('out of memory')", "out of memory"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         ("import time; time.sleep(60)", "longer than"),
+        ("(folder / 'eval.json').write_text('{'); sys.exit()", "eval.json"),
+        ("(folder / 'cost.json').write_text('{')", "what it costs"),
+        ("cost['arch'] = 'other'", "what it costs"),
     ],
 )
 def test_failed_candidates_count_as_nothing(pretend, tmp_path, fault, reason):
-    pretend(f"\nif folder.name == '0001':\n    {fault}")
+    end = "; (folder / 'cost.json').write_text(json.dumps(cost))" * ("'arch'" in fault)
+    pretend(f"\nif folder.name == '0001':\n    {fault}{end}")
     config = make_config(trials=3, limit_minutes=0.02)
     rows = search.search(config, str(tmp_path / "run"))["trials"]
     assert [row["state"] for row in rows] == ["done", "failed", "done"]
     assert rows[1]["reward"] == 0 and reason in rows[1]["reason"]
     assert (tmp_path / "run/trials/0001/starts").read_text() == "x"  # not tried again
+
+
+@pytest.mark.parametrize("fault", ["sys.exit(75)", "os.kill(os.getpid(), SIGTERM)"])
+def test_a_candidate_stopped_from_outside_is_tried_again(pretend, tmp_path, fault):
+    first = "(folder / 'starts').read_text() == 'x'"
+    pretend(f"import os; from signal import SIGTERM\nif {first}: {fault}")
+    rows = search.search(make_config(trials=1), str(tmp_path / "run"))["trials"]
+    assert rows[0]["state"] == "done" and rows[0]["tries"] == 2
+    assert (tmp_path / "run/trials/0000/starts").read_text() == "xx"
+
+
+def test_a_machine_that_can_run_none_ends(pretend, tmp_path):
+    pretend("(sys.stderr.write('ev2: data.path: gone'), sys.exit(2))")
+    with pytest.raises(errors.StoppedError, match="no job can run here: data.path"):
+        search.search(make_config(), str(tmp_path / "run"))
+    assert len(list((tmp_path / "run/trials").glob("*/starts"))) == 1
+    pretend()  # mended: nothing is lost
+    rows = search.search(make_config(), str(tmp_path / "run"))["trials"]
+    assert [row["state"] for row in rows] == ["done"] * 6
+
+
+def test_twins_whose_workers_die_are_drawn_anew(pretend, tmp_path, monkeypatch):
+    # Both have noted the same network, and neither has looked.
+    pretend()
+    config, run = make_config(trials=2), tmp_path / "run"
+    asked = asking.decide(config, run)
+    trials = tries.Trials(
+        storage.connect(str(run / "journal.log")), "search", search._plan(asked)
+    )
+    twins = [trials.claim(), trials.claim()]
+    for twin in twins:
+        twin.study.sampler = controllers.make_sampler(
+            "random", asked.space, seed=0, point=0
+        )
+        text = asked.space.encode(controllers.suggest(twin, asked.space))
+        twin.set_user_attr("arch", text)
+    for twin in twins:
+        trials._end(twin.number, tries.DIED, "its worker died")
+        trials._add_again(twin.user_attrs["point"])
+    rows = search.search(config, str(run))["trials"]
+    assert [row["state"] for row in rows] == ["done"] * 2
+    assert len({row["arch"] for row in rows}) == 2
+
+
+def test_a_space_that_runs_out_ends_with_what_there_is(pretend, tmp_path, monkeypatch):
+    pretend()
+    few = {"space__layers": (0,), "space__kernels": (3,), "space__expands": (4,)}
+    monkeypatch.setattr(asking, "_FEW", 0)  # as where there are too many to count
+    rows = search.search(make_config(trials=10, **few), str(tmp_path / "run"))["trials"]
+    states = [row["state"] for row in rows]
+    assert states == ["done"] * 8 + ["failed"] * 2  # 8 of 16 are within the bounds
+    assert "nothing new" in rows[-1]["reason"] and rows[-1]["reward"] == 0
+
+
+def test_pruning(pretend, tmp_path):
+    # Every candidate reports once and then takes its time; from the sixth on those
+    # below the median are ended.
+    wait = (
+        "line = {'split': 'eval', 'step': 1, 'ema': {'top1': 0.9 if "
+        "int(folder.name) < 5 else 0.1}}; (folder / 'metrics.jsonl').write_text("
+        "json.dumps(line) + chr(10)); import time; time.sleep(0.3 if "
+        "int(folder.name) < 5 else 30)"
+    )
+    pretend(wait)
+    config = make_config(trials=6, prune="median", proxy__eval__every_epochs=0.5)
+    rows = search.search(config, str(tmp_path / "run"))["trials"]
+    assert [row["state"] for row in rows] == ["done"] * 5 + ["pruned"]
+    assert rows[5]["accuracy"] == 0.1 and 0 < rows[5]["reward"] < 0.2
 
 
 def test_all_failed(pretend, tmp_path):
@@ -167,6 +241,10 @@ def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monke
         ({"step_time__source": "guess"}, "step_time.source: 'guess' is not known"),
         ({"step_time__source": "compile", "step_time__slice": "v3-3"}, "'v3-3'"),
         ({"prune": "always"}, "prune: 'always' is not known"),
+        ({"prune": "median"}, "prune: 'median' is not allowed; give 'none' where"),
+        ({"space__params": (0.5, float("inf"))}, "space.params"),
+        ({"space__params": (0.0, 0.0)}, "space.params"),
+        ({"space__layers": ([1],)}, "config: unhashable type"),
         ({"proxy__model__dtype": "int8"}, "model.dtype: 'int8' is not known"),
         ({"proxy__data__eval_split": "minival"}, "'minival' is not known"),
         ({"full__eval__metric": "top1"}, "eval.metric: 'top1' is not known"),
@@ -181,6 +259,13 @@ def test_bad_searches_are_refused_before_anything_is_written(tmp_path, changes, 
 
 def test_bad_calls_are_refused(tmp_path):
     run = str(tmp_path / "run")
+    lacking = make_config().unlock()
+    del lacking.space.kernels
+    with pytest.raises(errors.InputError, match="config.*kernels"):
+        search.search(lacking, run)
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.InputError, match="workdir"):
+        search.search(make_config(), str(tmp_path / "file"), storage=run)
     with pytest.raises(errors.InputError, match="this is no search"):
         search.search(demo.get_config(), run)
     with pytest.raises(errors.InputError, match="cannot be reached"):
@@ -214,8 +299,15 @@ def test_command_line_refuses(words, text, tmp_path, capsys, monkeypatch):
 def test_another_search_in_the_folder_is_refused(pretend, tmp_path):
     pretend()
     search.search(make_config(trials=2), str(tmp_path))
-    with pytest.raises(errors.InputError, match="controller"):
-        search.search(make_config(trials=2, controller="tpe"), str(tmp_path))
+    other = make_config(trials=2, controller="tpe")
+    with pytest.raises(errors.InputError, match="controller.*another --workdir"):
+        search.search(other, str(tmp_path))
+    with pytest.raises(errors.InputError, match="name='second'"):
+        search.search(make_config(trials=2), str(tmp_path), name="second")
+    for text in ("", "[]", "{"):
+        (tmp_path / "task.json").write_text(text)
+        with pytest.raises(errors.InputError, match="task.json.*damaged"):
+            search.search(make_config(trials=2), str(tmp_path))
 
 
 def test_reward_by_hand():

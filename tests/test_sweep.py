@@ -18,7 +18,7 @@ import time
 
 import pytest
 
-from ev2 import trial
+from ev2 import trial, trial_files
 from ev2 import trials as tries
 from launch import results, space, sweep, sweep_tpu
 from tests import fake_gcloud, readme
@@ -308,11 +308,11 @@ def test_scores_are_read_as_far_as_they_are_whole():
     lines = [{"split": "eval", "ema": {"top1": 0.5}}, {"split": "train", "step": 2}]
     lines += [{"split": "eval", "ema": {"top1": 1}}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    assert trial.read_scores(text, "ema.top1") == [0.5, 1.0]
-    assert trial.read_scores(text[:-1], "ema.top1") == [0.5]
-    assert trial.read_scores(text[:-4], "ema.top1") == [0.5]
-    assert trial.read_scores(text, "raw.top1") == []
-    assert trial.read_scores(None, "ema.top1") == []
+    assert trial_files.read_scores(text, "ema.top1") == [0.5, 1.0]
+    assert trial_files.read_scores(text[:-1], "ema.top1") == [0.5]
+    assert trial_files.read_scores(text[:-4], "ema.top1") == [0.5]
+    assert trial_files.read_scores(text, "raw.top1") == []
+    assert trial_files.read_scores(None, "ema.top1") == []
 
 
 def test_rows_are_ranked_by_what_they_came_to():

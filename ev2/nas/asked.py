@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import random
-from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import arch, data, errors, job, plan, programs, slices, tpu
+from ev2 import arch, check, data, errors, job, plan, programs, slices, tpu
 from ev2.nas import controllers, proxy, reward
 from ev2.nas import space as spaces
 
@@ -45,11 +45,10 @@ class Asked:
     table: dict[str, Any]
 
     @property
-    def task(self) -> str:
-        """The search as JSON, for the processes of candidates and for `restore`."""
+    def task(self) -> dict[str, Any]:
+        """The search, JSON-ready, for candidates' processes and for `restore`."""
         search = json.loads(self.config.to_json_best_effort())
-        task = {"search": search, "num_classes": self.num_classes, "table": self.table}
-        return json.dumps(task, indent=1)
+        return {"search": search, "num_classes": self.num_classes, "table": self.table}
 
     def reward(self, cost: dict[str, Any]) -> reward.Reward:
         """The reward, by what the reference costs."""
@@ -61,7 +60,7 @@ class Asked:
         )
 
 
-def check(config: ConfigDict, workdir: pathlib.Path) -> Asked:
+def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
     """Returns what a config asks for; compiles and writes nothing.
 
     Raises:
@@ -71,9 +70,18 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> Asked:
         raise errors.InputError(
             "config: this is no search; give one such as configs/search.py:tiny"
         )
-    _check_values(config)
-    num_classes = data.describe(config.proxy).num_classes
-    space = _make_space(config, num_classes)
+    try:
+        _check_values(config)
+        check.check_recipe(config.proxy)
+        num_classes = data.describe(config.proxy).num_classes
+        space = _make_space(config, num_classes)
+    except errors.InputError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        # A key that is missing, or a value of another type than in configs/search.py.
+        raise errors.InputError(
+            f"config: {errors.last_line(error)}; see configs/search.py"
+        ) from error
     sample = space.sample(random.Random(config.seed))
     few = space.size() <= _FEW * config.trials
     networks = space.count_valid() if few else space.size()
@@ -121,9 +129,11 @@ def _check_values(config: ConfigDict) -> None:
     errors.check_choice("prune", config.prune, PRUNERS)
     for key in ("step_exponent", "params_exponent"):
         reward.check_exponent(f"reward.{key}", config.reward[key])
-    low, high = _pair("space.params", config.space.params)
-    if not 0 <= low <= high:
+    low, high = config.space.params
+    if not 0 <= low <= high < math.inf or not high:
         _refuse("space.params", (low, high), "two shares of the reference's, ascending")
+    if config.prune != "none" and not config.proxy.eval.every_epochs:
+        _refuse("prune", config.prune, "'none' where proxy.eval.every_epochs is 0")
     how = config.step_time
     errors.check_choice("step_time.source", how.source, proxy.SOURCES)
     if how.source == "compile":
@@ -140,7 +150,7 @@ def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:
     return spaces.Space(
         **{key: tuple(config.space[key]) for key in names},
         min_params=round(low * params),
-        max_params=round(high * params),
+        max_params=max(1, round(high * params)),
         num_classes=num_classes,
     )
 
@@ -148,15 +158,6 @@ def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:
 def _reference(config: ConfigDict) -> str:
     found = arch.get(config.reward.reference)
     return f"{found.name}:{','.join(arch.encode(found.rows))}"
-
-
-def _pair(key: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, Iterable) or len(tuple(value)) != 2:
-        _refuse(key, value, "two numbers")
-    low, high = value
-    if not all(isinstance(n, int | float) for n in (low, high)):
-        _refuse(key, value, "two numbers")
-    return low, high
 
 
 def _refuse(key: str, value: Any, allowed: str) -> None:

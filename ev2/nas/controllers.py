@@ -7,7 +7,7 @@
 
 A controller keeps nothing: any number of workers share one study and any of them may
 die, so a proposal follows from the trials that have ended, the seed and the number of
-the point. No network is proposed that the study has had already.
+the point. No network is proposed that another trial of the study has.
 
 Parameters of trials are indices into `Space.choices`. The reward of a trial that has
 ended is its attribute "reward"; what has none teaches nothing. The text of its network
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import optuna
 
 from ev2 import errors
+from ev2 import trials as tries
 from ev2.nas import space as spaces
 
 # Tuned on the tables of `ev2.bench.controllers`, seeds 100 to 115, for 40 to 600
@@ -169,8 +170,13 @@ def _try(draw: Draw, known: _Known) -> Iterator[spaces.Candidate]:
 
 
 def _others(known: _Known) -> list[optuna.trial.FrozenTrial]:
-    trials = known.study.get_trials(deepcopy=False)
-    return [trial for trial in trials if trial.number != known.trial.number]
+    """Trials that have their network: not ours, nor those that gave way to another."""
+    return [
+        trial
+        for trial in known.study.get_trials(deepcopy=False)
+        if trial.number != known.trial.number
+        and trial.user_attrs.get("end") != tries.REPEATED
+    ]
 
 
 def _read_text(trial: optuna.trial.FrozenTrial, space: spaces.Space) -> str:

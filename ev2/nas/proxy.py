@@ -7,13 +7,15 @@ again it goes on. What it finds lies in the folder: cost.json, and what `ev2 tra
 leaves there.
 """
 
+import contextlib
 import copy
 import fcntl
 import json
-import os
+import math
 import pathlib
 import statistics
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ from ml_collections import ConfigDict
 from ev2 import arch, errors, files, tpu, tpu_cache
 
 COST = "cost.json"
+REFUSED = 2  # exit code: no candidate can be trained here
 SOURCES = ("measure", "compile")  # of the step time
 _TIMED_S = 5.0  # of steps, or ten of them: a median needs no more
 
@@ -79,35 +82,66 @@ def weigh(search: ConfigDict, text: str, num_classes: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one candidate; exit codes as those of `ev2 train`.
+    """Runs one candidate and returns the exit code.
 
-    TASK is a JSON file of "search", a config, and "num_classes".
+    TASK is a JSON file of "search", a config, and "num_classes". Codes: 0 done, 1 the
+    network fails, `REFUSED`, 75 told to stop and saved.
     """
     path, *flags = argv
     given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     task = json.loads(pathlib.Path(path).read_text())
     search = ConfigDict(task["search"], convert_dict=True)
+    text, workdir = given["arch"], given.get("workdir", "")
+    if workdir:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
-        if "cost" in given:
-            cost = given["cost"]
-        else:
-            pathlib.Path(given["workdir"]).mkdir(parents=True, exist_ok=True)
-            cost = f"{given['workdir']}/{COST}"
-        # Two candidates are not timed at the same time.
-        with open(f"{path}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(cost):
-                figures = weigh(search, given["arch"], task["num_classes"])
-                text = json.dumps(figures, indent=1)
-                files.write_atomically(pathlib.Path(cost), text.encode())
-        if "workdir" in given:
-            _train(apply(search.proxy, given["arch"]), given["workdir"])
+        if read_cost(_read(cost), text) is None:
+            with _alone(f"{path}.lock", search):
+                found = {"arch": text, **weigh(search, text, task["num_classes"])}
+            files.write_atomically(cost, json.dumps(found, indent=1).encode())
+    except (errors.InputError, errors.StoppedError) as error:
+        return _say(error, 1)  # the network's own trouble
+    try:
+        if workdir:
+            _train(apply(search.proxy, text), workdir)
     except errors.PreemptedError:
         return 75
-    except (errors.InputError, errors.StoppedError, FloatingPointError) as error:
-        print(f"ev2: {error}", file=sys.stderr)
-        return 1
+    except FloatingPointError as error:
+        return _say(error, 1)
+    except (errors.InputError, errors.StoppedError) as error:
+        return _say(error, REFUSED)  # no network could be trained
     return 0
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"ev2: {error}", file=sys.stderr)
+    return code
+
+
+def read_cost(content: str | None, text: str) -> dict[str, Any] | None:
+    """Returns what a cost.json says; None if not of this network, or damaged."""
+    try:
+        cost = json.loads(content or "")
+        positive = cost["params"] > 0 and 0 < cost["step_seconds"] < math.inf
+        return cost if positive and cost["arch"] == text else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _read(path: pathlib.Path) -> str | None:
+    return path.read_text(errors="replace") if path.exists() else None
+
+
+@contextlib.contextmanager
+def _alone(path: str, search: ConfigDict) -> Iterator[None]:
+    """Lets no two candidates of a folder be timed at once; compiling they may be."""
+    if search.step_time.source != "measure":
+        yield
+        return
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _train(config: ConfigDict, workdir: str) -> None:

@@ -16,21 +16,29 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jax
 import optuna
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, files, run_folder, trial, watch
+from ev2 import arch, errors, files, run_folder, trial, trial_files
 from ev2 import storage as places
 from ev2 import trials as tries
 from ev2.nas import asked as asking
-from ev2.nas import controllers, outcome, proxy, reward
+from ev2.nas import controllers, outcome, proxy, reward, rows
 
 _TAKEN = (*tries.LIVE, *tries.SCORED)
 _POLL_S, _BEAT_S, _GRACE_S = 0.5, 20.0, 120.0
+_BEFORE_PRUNING = 5  # candidates that have ended: a median of fewer says little
+# Exit codes of a candidate that was told to stop, by whoever; SIGKILL, as of one that
+# takes too much memory, is its own fault.
+_STOPPED = (trial.PREEMPTED, 128 + signal.SIGTERM)
+_STOPPED += (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 # What ends a search, and the exit code of a worker for it.
 _SIGNALS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
@@ -63,48 +71,65 @@ def search(
     """
     if workers < 1:
         raise errors.InputError(f"workers: {workers} is not allowed; give 1 or more")
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is the candidates'
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _set_up()
     folder = pathlib.Path(workdir)
     url = storage or str(folder / "journal.log")
     places.check(url)
-    asked = asking.check(config, folder)
-    _refuse_other(folder, asked)
-    trials = tries.Trials(places.connect(url), name, _plan(asked))
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
-    files.write_atomically(folder / "task.json", asked.task.encode())
-    print(asking.format_table(asked), flush=True)
-    if workers > 1:
-        _work_together(folder, url, name, workers)
-    else:
-        _work(asked, trials, folder)
-    return _finish(asked, trials, folder)
+    files.check_writable("workdir", folder)
+    asked = asking.decide(config, folder)
+    where = {"storage": places.hidden(url), "name": name}
+    _refuse_other(folder, {**_flatten(asked.task), **where})
+    try:
+        trials = tries.Trials(places.connect(url), name, _plan(asked))
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        task = json.dumps({**asked.task, **where}, indent=1)
+        files.write_atomically(folder / "task.json", task.encode())
+        print(asking.format_table(asked), flush=True)
+        if workers > 1:
+            _work_together(folder, url, name, workers)
+        else:
+            _work(asked, trials, folder)
+        return _finish(asked, trials, folder)
+    except tries.UnreachableError as error:
+        raise errors.StoppedError(str(error)) from error
 
 
-def _refuse_other(folder: pathlib.Path, asked: asking.Asked) -> None:
-    path = folder / "task.json"
-    if path.exists():
-        there = _flatten(json.loads(path.read_text()))
-        here = _flatten(json.loads(asked.task))
-        places.refuse_differing(f"workdir: {str(folder)!r}", there, here)
+def _set_up() -> None:
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is the candidates'
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def _refuse_other(folder: pathlib.Path, here: dict[str, Any]) -> None:
+    """Raises InputError if the folder is of another search, or damaged."""
+    there = run_folder.read_object(folder / "task.json")
+    if there is None:
+        return
+    kept = {key: there.get(key) for key in ("storage", "name")}
+    places.refuse_differing(
+        f"workdir: {str(folder)!r}",
+        {**_flatten(there), **kept},
+        here,
+        choose="another --workdir",
+    )
 
 
 def _flatten(task: dict[str, Any]) -> dict[str, Any]:
-    return run_folder.flatten(task["search"], ".")
+    search = task.get("search")
+    return run_folder.flatten(search, ".") if isinstance(search, dict) else {}
 
 
 def _plan(asked: asking.Asked) -> tries.Plan:
     config = asked.config
-    after = optuna.pruners.MedianPruner(n_startup_trials=5)
+    median = optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING)
     return tries.Plan(
-        definition=_flatten(json.loads(asked.task)),
+        definition=_flatten(asked.task),
         points=[{}] * config.trials,
         score="reward",
         direction="maximize",
         sampler=functools.partial(
             _make_sampler, config.controller, asked.space, config.seed
         ),
-        pruner=after if config.prune == "median" else optuna.pruners.NopPruner(),
+        pruner=median if config.prune == "median" else optuna.pruners.NopPruner(),
         retries=config.retries,
         grace_s=_GRACE_S,
     )
@@ -129,8 +154,10 @@ def _work(asked: asking.Asked, trials: tries.Trials, folder: pathlib.Path) -> No
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        reference = _weigh_reference(asked, folder)
-        task = _make_task(asked, trials, reference)
+        rate = _weigh_reference(asked, folder, stopping)
+        if rate is None:
+            _raise_for(came[0])
+        task = _make_task(asked, trials, rate)
         pace = trial.Pace(poll_s=_POLL_S, beat_s=_BEAT_S)
         finished = trial.work(trials, task, _make_machine(folder), pace, stopping)
     finally:
@@ -140,26 +167,47 @@ def _work(asked: asking.Asked, trials: tries.Trials, folder: pathlib.Path) -> No
         _raise_for(came[0])
 
 
-def _raise_for(number: int) -> None:
+def _raise_for(number: int) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise errors.PreemptedError("stopped; all candidates that have ended are kept")
 
 
-def _weigh_reference(asked: asking.Asked, folder: pathlib.Path) -> reward.Reward:
-    """The reward by the reference network, weighed on this machine, once."""
+def _weigh_reference(
+    asked: asking.Asked, folder: pathlib.Path, stopping: threading.Event
+) -> reward.Reward | None:
+    """The reward by the reference network, weighed on this machine, once.
+
+    None: the worker was told to stop meanwhile.
+    """
     path = folder / "reference.json"
-    if not path.exists():
-        trial.say(f"timing the reference, {asked.config.reward.reference}", "search")
-    command = [sys.executable, "-m", "ev2.nas.proxy", str(folder / "task.json")]
-    command += [f"--arch={asked.reference}", f"--cost={path}"]
-    ran = subprocess.run(
-        trial.bound(command), env=trial.environment(), capture_output=True, text=True
-    )
-    if ran.returncode:
-        said = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
-        raise errors.StoppedError(f"the reference could not be timed: {said[-1]}")
-    return asked.reward(json.loads(path.read_text()))
+    text = path.read_text(errors="replace") if path.exists() else ""
+    cost = proxy.read_cost(text, asked.reference)
+    if cost is None:
+        name = asked.config.reward.reference
+        trial.say(f"timing the reference, {name}", "search")
+        command = [sys.executable, "-m", "ev2.nas.proxy", str(folder / "task.json")]
+        command += [f"--arch={asked.reference}", f"--cost={path}"]
+        with tempfile.TemporaryFile() as log:
+            job = subprocess.Popen(
+                trial.bound(command),
+                env=trial.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is ours
+            )
+            while job.poll() is None and not stopping.wait(_POLL_S):
+                pass
+            if job.poll() is None:
+                trial.stop(job, time.sleep)
+                return None
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip().splitlines()
+        if job.returncode:
+            last = said[-1] if said else f"exit code {job.returncode}"
+            raise errors.StoppedError(f"the reference could not be timed: {last}")
+        cost = json.loads(path.read_text())
+    return asked.reward(cost)
 
 
 def _make_machine(folder: pathlib.Path) -> trial.Machine:
@@ -180,7 +228,8 @@ def _make_machine(folder: pathlib.Path) -> trial.Machine:
         command=command,
         read=read,
         stop=trial.stop,
-        deaths=(trial.PREEMPTED,),  # what a signal has killed would die again
+        deaths=_STOPPED,
+        refusals=(proxy.REFUSED,),
         score_s=_POLL_S,
     )
 
@@ -189,26 +238,29 @@ def _make_task(
     asked: asking.Asked, trials: tries.Trials, rate: reward.Reward
 ) -> trial.Task:
     config = asked.config
+    metric = config.proxy.eval.metric
 
     def suggest(one: optuna.Trial) -> dict[str, Any] | None:
         text = asked.space.encode(controllers.suggest(one, asked.space))
         one.set_user_attr("arch", text)
-        return None if _is_taken(trials.study, one.number, text) else {"arch": text}
+        return None if _is_taken(trials.read(), one.number, text) else {"arch": text}
 
-    def worth(accuracy: float, read: trial.Read) -> float:
-        cost = json.loads(read(proxy.COST) or "")
+    def read_cost(values: trial.Values, read: trial.Read) -> dict[str, Any] | None:
+        return proxy.read_cost(read(proxy.COST), values["arch"])
+
+    def worth(accuracy: float, values: trial.Values, read: trial.Read) -> float | None:
+        cost = read_cost(values, read)
+        if cost is None:
+            return None
         return rate(accuracy, cost["step_seconds"], cost["params"])
 
-    def notes(end: trial.End, read: trial.Read) -> dict[str, Any]:
-        cost = json.loads(read(proxy.COST) or "{}")
-        scores = trial.read_scores(read("metrics.jsonl"), config.proxy.eval.metric)
-        result = json.loads(read("eval.json") or "{}")
-        accuracy = watch.score(result, config.proxy.eval.metric) if result else None
-        if accuracy is None and scores:
-            accuracy = scores[-1]
-        noted = {**cost, "accuracy": accuracy}
+    def notes(end: trial.End, values: trial.Values, read: trial.Read) -> dict[str, Any]:
+        scores = trial_files.read_scores(read("metrics.jsonl"), metric)
+        result = trial_files.read_score(read("eval.json"), metric)
+        accuracy = scores[-1] if result is None and scores else result
+        noted = {**(read_cost(values, read) or {}), "accuracy": accuracy}
         if end.kind == tries.PRUNED and accuracy is not None:
-            return {**noted, "reward": worth(accuracy, read)}
+            return {**noted, "reward": worth(accuracy, values, read)}
         return noted if end.score is None else {**noted, "reward": end.score}
 
     return trial.Task(
@@ -216,19 +268,21 @@ def _make_task(
         trials=config.trials,
         suggest=suggest,
         words=lambda values: [f"--arch={values['arch']}"],
-        score=config.proxy.eval.metric,
+        score=metric,
         prune=config.prune,
         rate=worth,
         worth="reward",
-        standing=lambda: outcome.standing(_collect(trials, config.retries)),
+        standing=lambda: outcome.standing(rows.collect(trials, config.retries)),
         notes=notes,
         worst=0.0,
         limit_s=60.0 * config.limit_minutes,
     )
 
 
-def _is_taken(study: optuna.Study, number: int, text: str) -> bool:
-    """Whether another trial has the network.
+def _is_taken(
+    trials: Sequence[optuna.trial.FrozenTrial], number: int, text: str
+) -> bool:
+    """Whether another trial than `number` has the network.
 
     Every trial says what it has before it looks, so of two that draw the same network
     at the same moment one at least sees the other; if both do, both draw anew.
@@ -237,7 +291,7 @@ def _is_taken(study: optuna.Study, number: int, text: str) -> bool:
         other.number != number
         and other.state in _TAKEN
         and other.user_attrs.get("arch") == text
-        for other in study.get_trials(deepcopy=False)
+        for other in trials
     )
 
 
@@ -276,11 +330,11 @@ def _work_together(folder: pathlib.Path, url: str, name: str, workers: int) -> N
 def _finish(
     asked: asking.Asked, trials: tries.Trials, folder: pathlib.Path
 ) -> dict[str, Any]:
-    rows = _collect(trials, asked.config.retries)
-    reference = json.loads((folder / "reference.json").read_text())
+    found = rows.collect(trials, asked.config.retries)
+    reference = run_folder.read_object(folder / "reference.json") or {}
     lines = outcome.write(
         folder,
-        rows,
+        found,
         space=asked.space,
         reference={"name": asked.config.reward.reference, **reference},
         make_config=lambda candidate: proxy.apply(
@@ -288,60 +342,28 @@ def _finish(
         ),
         count=asked.config.keep_best,
     )
-    print(outcome.format_table(rows, space=asked.space))
-    if best := outcome.rank(rows)[:1]:
+    print(outcome.format_table(found, space=asked.space))
+    if best := outcome.rank(found)[:1]:
         network = asked.space.to_arch(asked.space.decode(best[0]["arch"]))
         print(f"\n{arch.format_growth(network)}\n")
     print("\n".join(lines))
-    if not any(row["state"] == tries.DONE for row in rows):
+    if not any(row["state"] == tries.DONE for row in found):
         raise errors.CheckError("no candidate came to a reward; see the reasons above")
     return json.loads((folder / "search.json").read_text())
-
-
-def _collect(trials: tries.Trials, retries: int) -> list[dict[str, Any]]:
-    """A row for each candidate, as `outcome.write` takes them."""
-    grouped = tries.group(trials.study.get_trials(deepcopy=False))
-    return [
-        _row(point, grouped.get(point, []), retries) for point in range(trials.points)
-    ]
-
-
-def _row(point: int, own: list[Any], retries: int) -> dict[str, Any]:
-    settled = tries.settled(own, retries)
-    shown = settled or (own[-1] if own else None)
-    notes = shown.user_attrs if shown else {}
-    state = "waiting"
-    if settled is not None:
-        end = notes.get("end", tries.FAILED)
-        state = end if end in (tries.DONE, tries.PRUNED) else tries.FAILED
-        if state == tries.DONE and notes.get("reason"):  # it counts as 0
-            state = tries.FAILED
-    elif shown is not None and shown.state == tries.State.RUNNING:
-        state = "running"
-    kept = ("reward", "accuracy", "step_seconds", "params", "seconds", "host", "folder")
-    return {
-        "trial": point + 1,
-        "arch": notes.get("arch", ""),
-        "state": state,
-        "reason": notes.get("reason", "") if settled else "",
-        "tries": len(own),
-        **{key: notes.get(key) for key in kept},
-    }
 
 
 def main(argv: list[str]) -> int:
     """A worker of `_work_together`: FOLDER, storage and name; returns its exit code."""
     folder, url, name = argv
-    jax.config.update("jax_platforms", "cpu")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _set_up()
     task = json.loads((pathlib.Path(folder) / "task.json").read_text())
     asked = asking.restore(task)
-    trials = tries.Trials(places.connect(url), name, _plan(asked))
     try:
+        trials = tries.Trials(places.connect(url), name, _plan(asked))
         _work(asked, trials, pathlib.Path(folder))
     except (errors.PreemptedError, KeyboardInterrupt):
         return 75
-    except (errors.InputError, errors.StoppedError) as error:
+    except (errors.InputError, errors.StoppedError, tries.UnreachableError) as error:
         trial.say(str(error), "search")
         return 1
     return 0

@@ -20,11 +20,12 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ev2 import arch, errors
 
+_CHOICES = ("operator", "layers", "kernel", "expand")  # of a stage
 OPERATORS = (arch.MBCONV, arch.FUSED_MBCONV)
 _SE_RATIO = 0.25  # of MBConv
 _TRIES = 10_000  # draws before a space is held to have no network within its bounds
@@ -100,11 +101,10 @@ class Space:
         return backbone | {
             f"stage{stage}_{key}": values
             for stage in range(1, stages + 1)
-            for key, values in (
-                ("operator", self.operators),
-                ("layers", self.layers),
-                ("kernel", self.kernels),
-                ("expand", self.expands),
+            for key, values in zip(
+                _CHOICES,
+                (self.operators, self.layers, self.kernels, self.expands),
+                strict=True,
             )
         }
 
@@ -122,9 +122,24 @@ class Space:
 
     def count_valid(self) -> int:
         """The number of different networks within the bounds; looks at every one."""
-        values = itertools.product(*self.choices.values())
-        candidates = (dict(zip(self.choices, v, strict=True)) for v in values)
-        return len({self.encode(c) for c in candidates if self.is_valid(c)})
+        return sum(self.is_valid(candidate) for candidate in self._all())
+
+    def _all(self) -> Iterator[Candidate]:
+        """Every network once, with what its backbone does not have as it comes."""
+        rest = {key: values[0] for key, values in self.choices.items()}
+        for name in self.backbones:
+            own = {"backbone": name} if "backbone" in rest else {}
+            stages = []
+            for stage, row in enumerate(arch.get(name).rows, 1):
+                # Of offsets that give as many layers, one.
+                offsets = {max(1, row.layers + n): n for n in self.layers}.values()
+                kinds = itertools.product(
+                    self.operators, offsets, self.kernels, self.expands
+                )
+                keys = [f"stage{stage}_{key}" for key in _CHOICES]
+                stages.append([dict(zip(keys, kind, strict=True)) for kind in kinds])
+            for chosen in itertools.product(*stages):
+                yield rest | own | {k: v for one in chosen for k, v in one.items()}
 
     def backbone(self, candidate: Mapping[str, Any]) -> str:
         """The name of the network that a candidate varies."""
