@@ -1,5 +1,6 @@
 """How calls and training steps are timed: the first do not count, then enough do."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,7 @@ def time_train_step(
     image_size: int,
     batch_size: int,
     max_seconds: float = MAX_SECONDS,
+    alone: contextlib.AbstractContextManager = contextlib.nullcontext(),  # noqa: B008
 ) -> list[float]:
     """Returns the seconds of training steps on one device here, pictures there already.
 
@@ -54,6 +56,7 @@ def time_train_step(
         image_size: px.
         batch_size: images.
         max_seconds: see `time_calls`.
+        alone: entered for the time that counts, compiling not among it.
     """
     memory.keep_freed()
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -75,7 +78,8 @@ def time_train_step(
         state, sums = train(state, batch, strengths)
         jax.block_until_ready(sums)
 
-    return time_calls(step, max_seconds)
+    with alone:
+        return time_calls(step, max_seconds)
 
 
 def make_batch(

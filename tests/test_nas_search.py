@@ -3,6 +3,7 @@
 The search with candidates that only pretend to train, and slowly with real ones.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -336,15 +337,15 @@ def test_a_step_that_does_not_fit_is_said(monkeypatch):
     figures = {"fits": True, "step_seconds": 0.25}
     monkeypatch.setattr(proxy.tpu, "compile_apart", lambda job: figures)
     monkeypatch.setattr(proxy.tpu_cache, "cached", lambda compile_job: compile_job)
-    text = asking._reference(config)
-    assert proxy.weigh(config, text, 1000) == {
+    text, alone = asking._reference(config), contextlib.nullcontext()
+    assert proxy.weigh(config, text, 1000, alone=alone) == {
         "params": 19_341_616,
         "step_seconds": 0.25,
         "step_spread": 0.0,
     }
     figures["fits"] = False
     with pytest.raises(errors.StoppedError, match="does not fit into the memory"):
-        proxy.weigh(config, text, 1000)
+        proxy.weigh(config, text, 1000, alone=alone)
 
 
 def _start(workdir, *words):

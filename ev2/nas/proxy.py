@@ -39,10 +39,16 @@ def apply(recipe: ConfigDict, text: str) -> ConfigDict:
     return config
 
 
-def weigh(search: ConfigDict, text: str, num_classes: int) -> dict[str, Any]:
+def weigh(
+    search: ConfigDict,
+    text: str,
+    num_classes: int,
+    *,
+    alone: contextlib.AbstractContextManager,
+) -> dict[str, Any]:
     """Returns what a candidate costs: "params", "step_seconds", "step_spread".
 
-    The spread is the standard deviation of the seconds over their median; 0 for a
+    The clock runs inside `alone`. The spread is the standard deviation of the seconds over their median; 0 for a
     compiler's.
 
     Raises:
@@ -60,6 +66,7 @@ def weigh(search: ConfigDict, text: str, num_classes: int) -> dict[str, Any]:
             image_size=how.image_size,
             batch_size=how.batch_size,
             max_seconds=_TIMED_S,
+            alone=alone,
         )
         median = statistics.median(seconds)
         spread = statistics.pstdev(seconds) / median
@@ -97,9 +104,11 @@ def main(argv: list[str]) -> int:
     cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
         if read_cost(_read(cost), text) is None:
-            with _alone(f"{path}.lock", search):
-                found = {"arch": text, **weigh(search, text, task["num_classes"])}
-            files.write_atomically(cost, json.dumps(found, indent=1).encode())
+            alone = _alone(f"{path}.lock")
+            found = weigh(search, text, task["num_classes"], alone=alone)
+            files.write_atomically(
+                cost, json.dumps({"arch": text, **found}, indent=1).encode()
+            )
     except (errors.InputError, errors.StoppedError) as error:
         return _say(error, 1)  # the network's own trouble
     try:
@@ -134,11 +143,8 @@ def _read(path: pathlib.Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _alone(path: str, search: ConfigDict) -> Iterator[None]:
-    """Lets no two candidates of a folder be timed at once; compiling they may be."""
-    if search.step_time.source != "measure":
-        yield
-        return
+def _alone(path: str) -> Iterator[None]:
+    """Lets no two candidates of a folder be timed at once."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
