@@ -44,7 +44,7 @@ def time_train_step(
     image_size: int,
     batch_size: int,
     max_seconds: float = MAX_SECONDS,
-    alone: contextlib.AbstractContextManager = contextlib.nullcontext(),  # noqa: B008
+    alone: contextlib.AbstractContextManager = contextlib.nullcontext(),
 ) -> list[float]:
     """Returns the seconds of training steps on one device here, pictures there already.
 

@@ -48,8 +48,8 @@ def weigh(
 ) -> dict[str, Any]:
     """Returns what a candidate costs: "params", "step_seconds", "step_spread".
 
-    The clock runs inside `alone`. The spread is the standard deviation of the seconds over their median; 0 for a
-    compiler's.
+    The clock runs inside `alone`. The spread is the standard deviation of the seconds
+    over their median; 0 for a compiler's.
 
     Raises:
         StoppedError: its step does not fit into the memory of the slice.
