@@ -44,7 +44,7 @@ def time_train_step(
     image_size: int,
     batch_size: int,
     max_seconds: float = MAX_SECONDS,
-    alone: contextlib.AbstractContextManager = contextlib.nullcontext(),
+    alone: contextlib.AbstractContextManager | None = None,
 ) -> list[float]:
     """Returns the seconds of training steps on one device here, pictures there already.
 
@@ -56,7 +56,7 @@ def time_train_step(
         image_size: px.
         batch_size: images.
         max_seconds: see `time_calls`.
-        alone: entered for the time that counts, compiling not among it.
+        alone: entered for the time that counts, compiling not among it, if given.
     """
     memory.keep_freed()
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -78,7 +78,7 @@ def time_train_step(
         state, sums = train(state, batch, strengths)
         jax.block_until_ready(sums)
 
-    with alone:
+    with alone or contextlib.nullcontext():
         return time_calls(step, max_seconds)
 
 
