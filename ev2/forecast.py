@@ -71,6 +71,10 @@ def forecast(
             anything is compiled.
     """
     found = [slices.find(name) for name in names]
+    if not names or len(set(names)) < len(names):
+        raise errors.InputError(
+            f"tpu: {','.join(names)!r} is not allowed; give slices, each once"
+        )
     strong = [_make_run(config, slice_) for slice_ in found]
     weak = [_make_run(_grow(config, found[0], s), s) for s in found[1:]]
     if compile_job is None:

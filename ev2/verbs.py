@@ -274,14 +274,18 @@ def _plan(values: flags.FlagValues) -> None:
     config = values.config
     if values.batch_size is not None:
         config = forecast.set_batch_size(config, values.batch_size)
-    if not values.tpu:
+    if values.plot and values.tpu is None:
+        raise errors.InputError(
+            f"plot: {values.plot!r} is of TPU slices; give --tpu=v3-8,v3-32 as well"
+        )
+    if values.tpu is None:
         table = plan.make_plan(config)
         text = plan.format_table(table)
     else:
         table, text = _forecast(values, config)
     if values.json:
         verb.write_json(values.json, table)
-    if values.tpu or not values.json:
+    if values.tpu is not None or not values.json:
         print(text)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -104,11 +105,12 @@ def check_flags(values: flags.FlagValues) -> Asked:
         raise errors.InputError(
             f"workers: {values.workers} is not allowed; give 1 or more"
         )
-    if values.beat_s <= 0:
-        raise errors.InputError(
-            f"beat_s: {values.beat_s:g} is not allowed; give seconds, above 0"
-        )
-    if values.grace_s < 2 * values.beat_s:
+    for name in ("poll_s", "beat_s"):
+        if not 0 < values[name].value < math.inf:
+            raise errors.InputError(
+                f"{name}: {values[name].value:g} is not allowed; give seconds, above 0"
+            )
+    if not values.grace_s >= 2 * values.beat_s:
         raise errors.InputError(
             f"grace_s: {values.grace_s:g} is not allowed; give twice beat_s "
             f"({values.beat_s:g}) or more"

@@ -221,6 +221,9 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
     [
         (["--tpu=v3-32", "--plot=x.png"], "plot: 'x.png'"),
         (["--tpu=v3-32", "--batch_size=0"], "batch_size: 0"),
+        (["--tpu="], "tpu: '' is not allowed; give slices, each once"),
+        (["--tpu=v3-8,v3-8"], "tpu: 'v3-8,v3-8' is not allowed"),
+        (["--plot=x.png"], "plot: 'x.png' is of TPU slices"),
         (["--tpu=v3-32"], "tpu: libtpu, the compiler, is not installed"),
     ],
 )

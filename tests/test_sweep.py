@@ -263,6 +263,8 @@ def bad_input():
         (None, ("--out=/proc/x",), "out: '/proc/x' cannot be written"),
         (None, ("--name=a/b",), "name: 'a/b' is not allowed"),
         (None, ("--grace_s=0.3",), "grace_s: 0.3 is not allowed; give twice beat_s"),
+        (None, ("--beat_s=nan",), "beat_s: nan is not allowed; give seconds, above 0"),
+        (None, ("--poll_s=0",), "poll_s: 0 is not allowed; give seconds, above 0"),
         (None, ("--command='x",), 'command: "\'x": No closing quotation'),
         (None, ("--command=nosuch",), "command: there is no program 'nosuch'"),
         (None, ("--nonsense",), "flags: Unknown command line flag 'nonsense'"),
