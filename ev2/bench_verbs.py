@@ -168,8 +168,12 @@ def _fused(values: flags.FlagValues) -> None:
 
 def _define_controllers(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
-    flags.DEFINE_integer("budget", 200, "Networks a search.", flag_values=values)
-    flags.DEFINE_integer("seeds", 20, "Searches a controller.", flag_values=values)
+    flags.DEFINE_integer(
+        "budget", 200, "Networks that each search tries.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "seeds", 20, "Searches for each controller.", flag_values=values
+    )
     verb.define_string(values, "json", "File to write the figures to.")
 
 

@@ -93,6 +93,8 @@ def plan_chain(chain: ConfigDict, workdir: str) -> list[Run]:
 
 
 def _check_chain(chain: ConfigDict) -> None:
+    if "controller" in chain:
+        raise errors.InputError("config: this is a search; ev2 search runs it")
     if "links" not in chain or "seeds" not in chain:
         raise errors.InputError(
             "config: this is a recipe and no chain; give a chain such as "

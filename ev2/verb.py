@@ -10,7 +10,11 @@ from ml_collections import config_flags
 
 from ev2 import errors, files
 
-_CONFIG_HELP = "Recipe, such as configs/demo.py or configs/imagenet1k.py:s."
+_CONFIG_HELP = (
+    "Recipe, such as configs/demo.py or configs/imagenet1k.py:s; for ev2 chain a chain, "
+    "as configs/chain_demo.py, for ev2 search a search, as configs/search.py:tiny. "
+    "--config.KEY=VALUE sets a key of it."
+)
 
 
 class Verb(NamedTuple):

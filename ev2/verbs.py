@@ -85,7 +85,8 @@ def _chain(values: flags.FlagValues) -> None:
 
 def _define_search(values: flags.FlagValues, argv: Sequence[str]) -> None:
     verb.define_config(values, argv, required=True)
-    verb.define_string(values, "workdir", "Folder of the search here.", required=True)
+    text = "Folder for the candidates of this machine and for what is found."
+    verb.define_string(values, "workdir", text, required=True)
     verb.define_string(
         values,
         "storage",
@@ -94,7 +95,7 @@ def _define_search(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "WORKDIR/journal.log if not given.",
     )
     flags.DEFINE_string(
-        "name", "search", "Of the search, in the storage.", flag_values=values
+        "name", "search", "Name of the search in the storage.", flag_values=values
     )
     flags.DEFINE_integer("workers", 1, "Candidates at a time.", flag_values=values)
     verb.define_string(values, "json", "File to write search.json to as well.")

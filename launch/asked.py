@@ -105,10 +105,10 @@ def check_flags(values: flags.FlagValues) -> Asked:
         raise errors.InputError(
             f"workers: {values.workers} is not allowed; give 1 or more"
         )
-    for name in ("poll_s", "beat_s"):
-        if not 0 < values[name].value < math.inf:
+    for name, seconds in (("poll_s", values.poll_s), ("beat_s", values.beat_s)):
+        if not 0 < seconds < math.inf:
             raise errors.InputError(
-                f"{name}: {values[name].value:g} is not allowed; give seconds, above 0"
+                f"{name}: {seconds:g} is not allowed; give seconds, above 0"
             )
     if not values.grace_s >= 2 * values.beat_s:
         raise errors.InputError(

@@ -237,7 +237,7 @@ def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monke
         ({"space__params": (2.0, 1.0)}, "space.params"),
         ({"space__operators": ("conv",)}, "space.operators: 'conv' is not known"),
         ({"space__backbones": ("resnet50",)}, "space.backbones: resnet50"),
-        ({"reward__reference": "b4"}, "model.name: 'b4' is not known"),
+        ({"reward__reference": "b4"}, "reward.reference: 'b4' is not known"),
         ({"reward__step_exponent": 0.07}, "reward.step_exponent: 0.07 is not allowed"),
         ({"step_time__source": "guess"}, "step_time.source: 'guess' is not known"),
         ({"step_time__source": "compile", "step_time__slice": "v3-3"}, "'v3-3'"),
@@ -246,9 +246,9 @@ def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monke
         ({"space__params": (0.5, float("inf"))}, "space.params"),
         ({"space__params": (0.0, 0.0)}, "space.params"),
         ({"space__layers": ([1],)}, "config: unhashable type"),
-        ({"proxy__model__dtype": "int8"}, "model.dtype: 'int8' is not known"),
+        ({"proxy__model__dtype": "int8"}, "proxy: model.dtype: 'int8' is not known"),
         ({"proxy__data__eval_split": "minival"}, "'minival' is not known"),
-        ({"full__eval__metric": "top1"}, "eval.metric: 'top1' is not known"),
+        ({"full__eval__metric": "top1"}, "full: eval.metric: 'top1' is not known"),
     ],
 )
 def test_bad_searches_are_refused_before_anything_is_written(tmp_path, changes, text):

@@ -198,13 +198,15 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
 def time_own(job: step_peers.Job) -> dict[str, Any]:
     """Returns the figures of our own step and inference on one device, here."""
     config = ConfigDict(make_config(job.network, job.dtype), convert_dict=True)
-    sizes = {"image_size": job.image_size, "batch_size": job.batch_size}
-    seconds = timing.time_train_step(config, CLASSES, **sizes)
+    size, count = job.image_size, job.batch_size
+    seconds = timing.time_train_step(config, CLASSES, image_size=size, batch_size=count)
     model = programs.create_model(config, CLASSES)
     variables = jax.jit(
         lambda: model.init(jax.random.key(0), image_size=job.image_size)
     )()
-    images = jax.device_put(timing.make_batch(CLASSES, **sizes)["image"])
+    images = jax.device_put(
+        timing.make_batch(CLASSES, image_size=size, batch_size=count)["image"]
+    )
     infer = jax.jit(
         lambda variables, images: model.apply(
             variables, steps.normalize(images, config.data.mean, config.data.std)

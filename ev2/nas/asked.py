@@ -1,10 +1,12 @@
 """What the config of a search asks for, checked before anything is written."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -67,8 +69,10 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
         InputError: it is no search, or one that cannot be.
     """
     if "controller" not in config or "proxy" not in config:
+        runs = "ev2 chain runs it" if "links" in config else "ev2 train runs it"
         raise errors.InputError(
-            "config: this is no search; give one such as configs/search.py:tiny"
+            f"config: this is no search ({runs}); give one such as "
+            "configs/search.py:tiny"
         )
     try:
         _check_values(config)
@@ -91,8 +95,11 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
             "networks within its bounds, give at most as many"
         )
     text = space.encode(sample)
-    _, table = job.check(proxy.apply(config.proxy, text), str(workdir / "trials/new"))
-    plan.make_plan(proxy.apply(config.full, text))
+    with _of("proxy"):
+        recipe = proxy.apply(config.proxy, text)
+        _, table = job.check(recipe, str(workdir / "trials/new"))
+    with _of("full"):
+        plan.make_plan(proxy.apply(config.full, text))
     return Asked(
         config=config,
         space=space,
@@ -129,6 +136,8 @@ def _check_values(config: ConfigDict) -> None:
     errors.check_choice("prune", config.prune, PRUNERS)
     for key in ("step_exponent", "params_exponent"):
         reward.check_exponent(f"reward.{key}", config.reward[key])
+    known = arch.list_models()
+    errors.check_choice("reward.reference", config.reward.reference, known)
     low, high = config.space.params
     if not 0 <= low <= high < math.inf or not high:
         _refuse("space.params", (low, high), "two shares of the reference's, ascending")
@@ -140,6 +149,15 @@ def _check_values(config: ConfigDict) -> None:
         devices = slices.find(how.slice).devices
         programs.check_batches(config.proxy, {how.batch_size}, devices)
         tpu.check_installed()
+
+
+@contextlib.contextmanager
+def _of(section: str) -> Iterator[None]:
+    """Says of which recipe a bad key is."""
+    try:
+        yield
+    except errors.InputError as error:
+        raise errors.InputError(f"{section}: {error}") from error
 
 
 def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:

@@ -85,6 +85,7 @@ def search(
         task = json.dumps({**asked.task, **where}, indent=1)
         files.write_atomically(folder / "task.json", task.encode())
         print(asking.format_table(asked), flush=True)
+        print(f"logs: {folder / 'trials'}/*.log", flush=True)
         if workers > 1:
             _work_together(folder, url, name, workers)
         else:
