@@ -11,8 +11,8 @@ from ml_collections import config_flags
 from ev2 import errors, files
 
 _CONFIG_HELP = (
-    "Recipe, such as configs/demo.py or configs/imagenet1k.py:s; for ev2 chain a chain, "
-    "as configs/chain_demo.py, for ev2 search a search, as configs/search.py:tiny. "
+    "Recipe, such as configs/demo.py or configs/imagenet1k.py:s; of ev2 chain a chain, "
+    "as configs/chain_demo.py, of ev2 search a search, as configs/search.py:tiny. "
     "--config.KEY=VALUE sets a key of it."
 )
 

@@ -21,7 +21,7 @@ _WORDS = {arch.MBCONV: "MBConv", arch.FUSED_MBCONV: "Fused-\nMBConv"}
 _CHOICES = {
     "operator": ("Operator", lambda value: _WORDS[value]),
     "layers": (
-        "Layers added to the backbone's",
+        "Layers added",
         lambda value: f"{value:+d}" if value else "0",
     ),
     "kernel": ("Kernel", lambda value: f"{value}x{value}"),
