@@ -297,8 +297,10 @@ def test_command_line_refuses(words, text, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_search_in_the_folder_is_refused(pretend, tmp_path):
+def test_another_search_in_the_folder_is_refused(pretend, tmp_path, monkeypatch):
     pretend()
+    monkeypatch.chdir(tmp_path)
+    search.search(make_config(trials=2), ".")
     search.search(make_config(trials=2), str(tmp_path))
     other = make_config(trials=2, controller="tpe")
     with pytest.raises(errors.InputError, match="controller.*another --workdir"):

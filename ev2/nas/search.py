@@ -77,7 +77,8 @@ def search(
     places.check(url)
     files.check_writable("workdir", folder)
     asked = asking.decide(config, folder)
-    where = {"storage": places.hidden(url), "name": name}
+    # The journal in the folder is known by the folder, wherever that is called from.
+    where = {"storage": places.hidden(storage), "name": name}
     _refuse_other(folder, {**_flatten(asked.task), **where})
     try:
         trials = tries.Trials(places.connect(url), name, _plan(asked))
