@@ -253,11 +253,10 @@ class _Watch:
 
     def result(self) -> End:
         """The end of a job that has ended well."""
-        score = trial_files.read_score(self.read("eval.json"), self._task.score)
+        text, name = self.read("eval.json"), self._task.score
+        score = trial_files.read_score(text, name)
         if score is None:
-            name = self._task.score
-            reason = f"it left no eval.json that can be read, with a number {name!r}"
-            return End(tries.FAILED, reason=reason)
+            return End(tries.FAILED, reason=trial_files.explain_no_score(text, name))
         worth = self._task.rate(score, self._values, self.read)
         if worth is None:
             return End(tries.FAILED, reason="what it left does not say what it costs")

@@ -51,6 +51,15 @@ def read_score(text: str | None, name: str) -> float | None:
         return None
 
 
+def explain_no_score(text: str | None, name: str) -> str:
+    """Returns why `read_score` gives None."""
+    try:
+        json.loads(text or "")
+    except ValueError:
+        return "it left no eval.json that can be read"
+    return f"its eval.json has no number {name!r}"
+
+
 def _look_up(document: Any, name: str) -> float | None:
     for part in name.split("."):
         document = document.get(part) if isinstance(document, dict) else None
