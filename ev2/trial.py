@@ -95,7 +95,7 @@ class Machine:
     read: Callable[[str, str], str | None]
     stop: Callable[[subprocess.Popen, Callable[[float], object]], None]
     deaths: Sequence[int]
-    refusals: Sequence[int] = dataclasses.field(default=(), kw_only=True)
+    refusals: Sequence[int] = ()
     score_s: float
 
 

@@ -6,11 +6,17 @@ Texts may be of files that are not there (None), not whole yet, or damaged.
 import json
 import math
 import os
+import pathlib
 import re
 from typing import Any
 
 _TAIL_BYTES = 8192
 _REASON_CHARS = 300
+
+
+def read(path: pathlib.Path) -> str | None:
+    """Returns the text of a file on this machine, None if there is none."""
+    return path.read_text(errors="replace") if path.exists() else None
 
 
 def read_scores(text: str | None, name: str) -> list[float]:

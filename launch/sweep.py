@@ -15,13 +15,10 @@ import contextlib
 import json
 import pathlib
 import shlex
-import signal
-import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from absl import flags
 
@@ -35,13 +32,11 @@ except ImportError as missing:
     print(f"sweep: {missing}; pip install -e '.[sweep]'", file=sys.stderr)
     sys.exit(2)
 
-from ev2 import errors, files, storage, trial  # noqa: E402
+from ev2 import errors, files, storage, trial, trial_files, workers  # noqa: E402
 from ev2 import trials as tries  # noqa: E402
 from launch import asked as asking  # noqa: E402
 from launch import gcloud, results, space, sweep_tpu  # noqa: E402
 
-# What ends a sweep, and the exit code for it.
-_SIGNALS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _TEXTS = (
     ("sweep", None, "Sweep file, as configs/sweeps/demo.py."),
     ("name", None, "Of the sweep, in the storage; the sweep file's if not given."),
@@ -145,26 +140,16 @@ def _run(asked: asking.Asked, argv: Sequence[str]) -> int:
 
 def _work(asked: asking.Asked, trials: tries.Trials) -> int:
     """Runs trials here, one at a time, until none is left."""
-    values, stopping, came = asked.values, threading.Event(), []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        came.append(number)
-        stopping.set()
-
+    values, stopping = asked.values, threading.Event()
     if asked.tpus:
         machine = sweep_tpu.make_machine(asked.tpus, asked.out, asked.words)
     else:
         machine = _this_machine(asked)
     pace = trial.Pace(poll_s=values.poll_s, beat_s=values.beat_s)
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
+    with workers.listening(stopping.set) as came:
         if trial.work(trials, _make_task(asked.sweep), machine, pace, stopping):
             return 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return _SIGNALS[came[0]]
+    return workers.SIGNALS[came[0]]
 
 
 def _make_task(sweep: space.Sweep) -> trial.Task:
@@ -181,15 +166,11 @@ def _make_task(sweep: space.Sweep) -> trial.Task:
 def _this_machine(asked: asking.Asked) -> trial.Machine:
     runs = (asked.out / "trials").absolute()
 
-    def read(folder: str, name: str) -> str | None:
-        path = runs / folder / name
-        return path.read_text() if path.exists() else None
-
     return trial.Machine(
         out=asked.out,
         name="",
         command=_make_command(asked),
-        read=read,
+        read=lambda folder, name: trial_files.read(runs / folder / name),
         stop=trial.stop,
         deaths=trial.LOCAL_DEATHS,
         score_s=asked.values.poll_s,
@@ -216,29 +197,9 @@ def _work_together(asked: asking.Asked, argv: Sequence[str]) -> int:
     each = [[*own, f"--tpus={place.name}"] for place in places]
     each = each or [own] * asked.values.workers
     command = [sys.executable, str(ROOT / "launch/sweep.py"), *argv]
-    workers: list[subprocess.Popen] = []
-    came: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        del frame
-        came.append(number)
-        for worker in workers:
-            worker.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    try:
-        for words in each:
-            workers.append(
-                subprocess.Popen(
-                    trial.bound([*command, *words]), start_new_session=True
-                )
-            )
-        codes = [worker.wait() for worker in workers]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    codes, came = workers.run_together([[*command, *words] for words in each])
     if came:
-        return _SIGNALS[came[0]]
+        return workers.SIGNALS[came[0]]
     for number, code in enumerate(codes):
         if code:
             trial.say(f"worker {number + 1} of {len(codes)} ended with {code}")

@@ -154,7 +154,7 @@ def test_launching_needs_nothing_heavy():
 # What sweeps have beside that: nothing heavy either.
 SWEEPS = ("sweep.py", "asked.py", "results.py", "sweep_tpu.py")
 SWEEPING = {"optuna", "ml_collections", "ev2.check", "ev2.storage", "ev2.trials"}
-SWEEPING |= {"ev2.trial", "ev2.trial_files"}
+SWEEPING |= {"ev2.trial", "ev2.trial_files", "ev2.workers"}
 
 
 def test_optuna_is_for_trials_and_search():

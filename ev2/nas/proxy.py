@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, files, tpu, tpu_cache
+from ev2 import arch, errors, files, tpu, tpu_cache, trial_files
 
 COST = "cost.json"
 REFUSED = 2  # exit code: no candidate can be trained here
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
-        if read_cost(_read(cost), text) is None:
+        if read_cost(trial_files.read(cost), text) is None:
             alone = _alone(f"{path}.lock")
             found = weigh(search, text, task["num_classes"], alone=alone)
             files.write_atomically(
@@ -136,10 +136,6 @@ def read_cost(content: str | None, text: str) -> dict[str, Any] | None:
         return cost if positive and cost["arch"] == text else None
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _read(path: pathlib.Path) -> str | None:
-    return path.read_text(errors="replace") if path.exists() else None
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from ev2 import arch, errors, files, run_folder, trial, trial_files
 from ev2 import storage as places
 from ev2 import trials as tries
+from ev2 import workers as worker_processes
 from ev2.nas import asked as asking
 from ev2.nas import controllers, outcome, proxy, reward, rows
 
@@ -39,8 +40,6 @@ _BEFORE_PRUNING = 5  # candidates that have ended: a median of fewer says little
 # takes too much memory, is its own fault.
 _STOPPED = (trial.PREEMPTED, 128 + signal.SIGTERM)
 _STOPPED += (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
-# What ends a search, and the exit code of a worker for it.
-_SIGNALS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 def search(
@@ -147,24 +146,14 @@ def _work(asked: asking.Asked, trials: tries.Trials, folder: pathlib.Path) -> No
     Raises:
         PreemptedError, KeyboardInterrupt: a signal came.
     """
-    stopping, came = threading.Event(), []
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        came.append(number)
-        stopping.set()
-
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
+    stopping = threading.Event()
+    with worker_processes.listening(stopping.set) as came:
         rate = _weigh_reference(asked, folder, stopping)
         if rate is None:
             _raise_for(came[0])
         task = _make_task(asked, trials, rate)
         pace = trial.Pace(poll_s=_POLL_S, beat_s=_BEAT_S)
         finished = trial.work(trials, task, _make_machine(folder), pace, stopping)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if not finished:
         _raise_for(came[0])
 
@@ -183,8 +172,7 @@ def _weigh_reference(
     None: the worker was told to stop meanwhile.
     """
     path = folder / "reference.json"
-    text = path.read_text(errors="replace") if path.exists() else ""
-    cost = proxy.read_cost(text, asked.reference)
+    cost = proxy.read_cost(trial_files.read(path), asked.reference)
     if cost is None:
         name = asked.config.reward.reference
         trial.say(f"timing the reference, {name}", "search")
@@ -220,15 +208,11 @@ def _make_machine(folder: pathlib.Path) -> trial.Machine:
         del again  # it goes on by itself
         return [*start, *words, f"--workdir={runs / name}"]
 
-    def read(name: str, file: str) -> str | None:
-        path = runs / name / file
-        return path.read_text() if path.exists() else None
-
     return trial.Machine(
         out=folder,
         name="",
         command=command,
-        read=read,
+        read=lambda name, file: trial_files.read(runs / name / file),
         stop=trial.stop,
         deaths=_STOPPED,
         refusals=(proxy.REFUSED,),
@@ -300,29 +284,7 @@ def _is_taken(
 def _work_together(folder: pathlib.Path, url: str, name: str, workers: int) -> None:
     """Starts a process for each worker and waits for all of them."""
     command = [sys.executable, "-m", "ev2.nas.search", str(folder), url, name]
-    running: list[subprocess.Popen] = []
-    came: list[int] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        del frame
-        came.append(number)
-        for worker in running:
-            worker.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    try:
-        for _ in range(workers):
-            running.append(
-                subprocess.Popen(
-                    trial.bound(command),
-                    env=trial.environment(),
-                    start_new_session=True,
-                )
-            )
-        codes = [worker.wait() for worker in running]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    codes, came = worker_processes.run_together([command] * workers)
     if came:
         _raise_for(came[0])
     if 0 not in codes:
@@ -364,7 +326,7 @@ def main(argv: list[str]) -> int:
         trials = tries.Trials(places.connect(url), name, _plan(asked))
         _work(asked, trials, pathlib.Path(folder))
     except (errors.PreemptedError, KeyboardInterrupt):
-        return 75
+        return worker_processes.SIGNALS[signal.SIGTERM]
     except (errors.InputError, errors.StoppedError, tries.UnreachableError) as error:
         trial.say(str(error), "search")
         return 1
