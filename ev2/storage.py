@@ -3,7 +3,9 @@
 A study there has one definition; another one of the same name is refused.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 import random
 import socket
@@ -11,7 +13,7 @@ import tempfile
 import time
 import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -116,13 +118,56 @@ def _check_file(path: pathlib.Path) -> None:
 def _open_file(path: str) -> optuna.storages.BaseStorage:
     from optuna.storages import journal
 
+    class Journal(journal.JournalFileBackend):
+        """A line that a full disk or a power cut has left unfinished is taken back.
+
+        Optuna would write on behind it and then could read no more.
+        """
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with _held(journal.JournalFileSymlinkLock(path)):
+                _drop_unfinished(path)
+            super().append_logs(logs)
+
     pathlib.Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
-        return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
+        if os.path.exists(path):
+            with _held(journal.JournalFileSymlinkLock(path)):
+                _check_first_line(path)
+        return optuna.storages.JournalStorage(Journal(path))
     except ValueError as error:
         raise errors.InputError(
             f"storage: {path!r} is no journal of trials; give another file"
         ) from error
+
+
+@contextlib.contextmanager
+def _held(lock) -> Iterator[None]:
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_first_line(path: str) -> None:
+    """Raises ValueError if a file that is not empty is no journal of Optuna's."""
+    with open(path, "rb") as file:
+        line = file.readline()
+    first = json.loads(line) if line.endswith(b"\n") else None
+    if line and not (isinstance(first, dict) and "op_code" in first):
+        raise ValueError("its first line is no operation")
+
+
+def _drop_unfinished(path: str) -> None:
+    """Cuts a journal behind its last whole line; nobody else may write meanwhile."""
+    with open(path, "rb+") as file:
+        if not (end := file.seek(0, os.SEEK_END)):
+            return
+        file.seek(end - 1)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _open_proxy(host: str, port: int) -> optuna.storages.BaseStorage:

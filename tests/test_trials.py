@@ -3,6 +3,7 @@
 The trials of a study, shared: each point once, whoever dies and whenever.
 """
 
+import pathlib
 import threading
 import time
 
@@ -226,6 +227,30 @@ def test_other_definitions_and_other_studies_are_refused(enter, url, monkeypatch
     monkeypatch.setattr(storage, "_DEFINITION_S", 0.1)
     with pytest.raises(errors.InputError, match="'own' is a study that does not say"):
         trials.Trials(storage.connect(url), "own", make_plan())
+
+
+def test_a_line_that_was_cut_is_taken_back(enter, url):
+    worker = enter(3)
+    assert run(worker) == 0
+    whole = pathlib.Path(url).read_bytes()
+    for rest in (b'{"op_code":6,"cut', b"\0" * 5000):
+        with open(url, "ab") as file:
+            file.write(rest)
+        with pytest.raises(KeyError):  # readers wait for its end
+            storage.connect(url).get_study_id_from_name("another")
+        assert pathlib.Path(url).read_bytes().startswith(whole)
+        run(worker if rest[0] else enter(3))
+        whole = pathlib.Path(url).read_bytes()
+        assert rest not in whole
+    assert outcomes(enter(3)) == {0: "done", 1: "done", 2: "done"}
+
+
+@pytest.mark.parametrize("text", ["a diary", "a diary\n", "[1]\n", "{}\n", "7\n"])
+def test_a_file_that_is_no_journal_is_left_alone(url, text):
+    pathlib.Path(url).write_text(text)
+    with pytest.raises(errors.InputError, match="is no journal of trials"):
+        storage.connect(url)
+    assert pathlib.Path(url).read_text() == text
 
 
 def test_a_storage_that_does_not_answer_is_asked_again(enter, monkeypatch):
