@@ -256,7 +256,9 @@ class _Watch:
         text, name = self.read("eval.json"), self._task.score
         score = trial_files.read_score(text, name)
         if score is None:
-            return End(tries.FAILED, reason=trial_files.explain_no_score(text, name))
+            # A name that one job does not know, no other will: nothing else is tried.
+            kind = tries.STOPPED if trial_files.lacks(text, name) else tries.FAILED
+            return End(kind, reason=trial_files.explain_no_score(text, name))
         worth = self._task.rate(score, self._values, self.read)
         if worth is None:
             return End(tries.FAILED, reason="what it left does not say what it costs")

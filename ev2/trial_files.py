@@ -60,10 +60,32 @@ def read_score(text: str | None, name: str) -> float | None:
 def explain_no_score(text: str | None, name: str) -> str:
     """Returns why `read_score` gives None."""
     try:
-        json.loads(text or "")
+        names = _names(json.loads(text or ""))
     except ValueError:
         return "it left no eval.json that can be read"
-    return f"its eval.json has no number {name!r}"
+    if name in names:
+        return f"its eval.json has no number as {name!r}"
+    return f"its eval.json has no {name!r}; there: {', '.join(names)}"
+
+
+def lacks(text: str | None, name: str) -> bool:
+    """Whether an eval.json that can be read has other values, but not `name`."""
+    try:
+        names = _names(json.loads(text or ""))
+    except ValueError:
+        return False
+    return bool(names) and name not in names
+
+
+def _names(document: Any) -> list[str]:
+    """Names such as "ema.top1" of all values but sections."""
+    if not isinstance(document, dict):
+        return []
+    names = []
+    for key, value in document.items():
+        below = _names(value) if isinstance(value, dict) else None
+        names += [key] if below is None else [f"{key}.{name}" for name in below]
+    return names
 
 
 def _look_up(document: Any, name: str) -> float | None:

@@ -189,12 +189,21 @@ def test_trials_that_fail_and_trials_that_die(sweeps):
         "1": ("failed", "1", "data.path: bad"),
         "2": ("failed", "2", "its job was ended by SIGKILL"),
         "3": ("done", "2", ""),
-        "4": ("failed", "1", "its eval.json has no number 'ema.top1'"),
+        "4": ("failed", "1", "its eval.json has no number as 'ema.top1'"),
         "5": ("done", "1", ""),
     }
     assert "trial 1: data.path: bad" in out and "5 trials: 2 done, 3 failed" in out
     log = (sweeps.out / "trials/0000.log").read_text()
     assert log.endswith("note\n")
+
+
+def test_a_misspelt_score_ends_the_sweep_with_its_first_trial(sweeps):
+    sweeps.define(method="grid", keys=GRID, score="ema.top2")
+    code, _, err = sweeps.run()
+    assert code == 1 and len(sweeps.calls()) == 1
+    assert err.endswith(
+        "no job can run here: its eval.json has no 'ema.top2'; there: ema.top1\n"
+    )
 
 
 def test_no_score_at_all_is_exit_1(sweeps):
