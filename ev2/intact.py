@@ -28,6 +28,8 @@ def find_steps(folder: pathlib.Path) -> list[pathlib.Path]:
 def set_damaged_aside(folder: pathlib.Path) -> None:
     """Moves the newest checkpoints away, as far as they are damaged, and says so.
 
+    Older ones are damaged if their scores are: all scores are read when a run goes on.
+
     Args:
       folder: that of a run's checkpoints; those moved lie in "damaged" beside it.
 
@@ -35,7 +37,8 @@ def set_damaged_aside(folder: pathlib.Path) -> None:
       InputError: all are damaged; nothing is moved then.
     """
     damaged = []
-    for step in find_steps(folder):
+    steps = iter(find_steps(folder))
+    for step in steps:
         reason = _find_lack(step) or find_damage(step)
         if reason is None:
             break
@@ -48,7 +51,8 @@ def set_damaged_aside(folder: pathlib.Path) -> None:
                 "before that is not; restore one, or move all away to start again"
             )
         return
-    for bad, reason in damaged:
+    older = ((bad, find_damage(bad, "metrics/")) for bad in steps)
+    for bad, reason in [*damaged, *((bad, why) for bad, why in older if why)]:
         logging.error(
             "The checkpoint of step %s is damaged: %s. It lies in %s now, and the run "
             "goes on from step %s.",
@@ -82,9 +86,10 @@ def write_sums(step: pathlib.Path) -> None:
     (step / _SUMS).write_text(json.dumps(sums))
 
 
-def find_damage(step: pathlib.Path) -> str | None:
+def find_damage(step: pathlib.Path, part: str = "") -> str | None:
     """Returns what differs from what was written, None if nothing does.
 
+    Only files are looked at whose names in the checkpoint begin with `part`.
     None as well where there are no sums: weights that are not of a run have none.
     """
     try:
@@ -97,6 +102,7 @@ def find_damage(step: pathlib.Path) -> str | None:
         sums = [(name, int(size), int(crc)) for name, (size, crc) in _items(text)]
     except (ValueError, TypeError):
         return f"{_SUMS} is cut or changed"
+    sums = [entry for entry in sums if entry[0].startswith(part)]
     reasons = (_compare(step / name, name, size, crc) for name, size, crc in sums)
     return next((reason for reason in reasons if reason), None)
 

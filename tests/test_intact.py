@@ -90,6 +90,17 @@ def _shapes():
     return {"step": jnp.zeros((), jnp.int32), "weights": jnp.zeros(5000)}
 
 
+def test_an_older_one_with_damaged_scores_is_set_aside_as_well(run, caplog):
+    _empty_metrics(run / "checkpoints" / "2")
+    _cut(run / "checkpoints" / "4")  # its scores can be read: not looked at
+    checkpoints = checkpoint.Checkpoints(str(run), keep=3)
+    assert checkpoints.latest_step() == 6
+    checkpoints.close()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "step 2 is damaged" in said and "from step 6" in said
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"4", "6"}
+
+
 def test_damaged_ones_do_not_replace_each_other(run):
     for _ in range(2):
         _cut(run / "checkpoints" / "6")
