@@ -18,8 +18,9 @@ DEMO := runs/demo
 demo: $(INSTALLED)
 	$(BIN)/ev2 train --config=configs/demo.py --workdir=$(DEMO)
 
+# Two processes; the tests of a file stay together, for they share what they set up.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -46,7 +46,10 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pre-commit>=4", "pyright>=1.1.400", "pytest>=8", "ruff>=0.12"],
+        "test": [
+            *("pre-commit>=4", "pyright>=1.1.400", "ruff>=0.12"),
+            *("pytest>=8", "pytest-xdist>=3.6"),
+        ],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # brings the libtpu of that jax
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],

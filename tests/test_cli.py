@@ -15,6 +15,7 @@ from ev2 import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
+IMAGENET = f"--config={ROOT}/configs/imagenet1k.py:s"  # declared: no TensorFlow
 CHAIN = f"--config={ROOT}/configs/chain_demo.py"
 
 
@@ -89,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, argv, message):
 
 
 def test_plan_prints_a_table_or_json(capsys, tmp_path):
-    code, out, _ = _run(capsys, "plan", f"--config={ROOT}/configs/imagenet1k.py:s")
+    code, out, _ = _run(capsys, "plan", IMAGENET)
     assert code == 0
     for size in ("128", "185", "243", "300"):
         assert size in out
@@ -103,7 +104,7 @@ def test_a_reader_that_has_enough_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "ev2", "plan", DEMO],
+        [sys.executable, "-m", "ev2", "plan", IMAGENET],
         cwd=ROOT,
         stdout=writer,
         stderr=subprocess.PIPE,
@@ -115,7 +116,7 @@ def test_a_reader_that_has_enough_is_no_error():
 
 def test_the_installed_command_works_from_another_folder(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "ev2", "plan", DEMO],
+        [sys.executable, "-m", "ev2", "plan", IMAGENET],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -123,4 +124,4 @@ def test_the_installed_command_works_from_another_folder(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "efficientnetv2-tiny" in done.stdout
+    assert "efficientnetv2-s" in done.stdout

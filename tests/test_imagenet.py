@@ -43,6 +43,7 @@ def test_imagenet1k_from_archives_to_accuracy(tmp_path, capsys):
     assert results["ema"]["count"] == 8  # at the end
 
 
+@pytest.mark.slow
 def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
     """Pictures with several classes train on all and are right with any."""
     archives.make_imagenet21k(tmp_path / "archives")

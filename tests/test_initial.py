@@ -203,6 +203,7 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_checkpoint_no_more(
     source_folder, tmp_path, monkeypatch, capsys
 ):

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-# The second of two runs of one program reuses the 256 MB that the first one freed.
+# The second of two runs of one program reuses the 64 MB that the first one freed.
 FAULTS = """
 import resource, jax, jax.numpy as jnp
 from ev2 import memory
 if {keep}:
     assert memory.keep_freed()
 program = jax.jit(lambda x: jnp.sum(jnp.sin(jax.lax.optimization_barrier(x @ x.T))))
-x = jnp.ones((2**13, 8))
+x = jnp.ones((2**12, 8))
 counts = []
 for _ in range(20):  # on a busy machine many still spread over threads
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -105,7 +105,12 @@ def test_order_is_frozen():
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"augment": "autoaugment"}, {"augment": "none", "cutout": 0.5}]
+    "values",
+    [
+        {},
+        pytest.param({"augment": "autoaugment"}, marks=pytest.mark.slow),
+        {"augment": "none", "cutout": 0.5},
+    ],
 )
 def test_restart_at_any_step_continues_the_run(values):
     config = _synthetic(num_images=20, **values)

@@ -129,7 +129,7 @@ def test_released_wraps_and_weakens(picture):
         assert (change("Posterize", magnitude) == picture).all()
 
 
-@pytest.mark.parametrize("direction", [0.2, 0.8])
+@pytest.mark.parametrize("direction", [pytest.param(0.2, marks=pytest.mark.slow), 0.8])
 def test_standard_moves_away_from_the_picture(direction):
     picture = pictures.ramps(48)
     distances = collections.defaultdict(list)

@@ -91,7 +91,7 @@ def _assert_close(a, b, tolerance):
         assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
-@pytest.mark.parametrize("group", [0, 8])
+@pytest.mark.parametrize("group", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_one_and_eight_devices_agree(group):
     config = _config(**{"model.bn_group_images": group})
     one = _run(config, 1, 10, ALL_ON)

@@ -70,7 +70,7 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     assert list(workdir.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, stop):
     class Stopped(Exception):
         pass
@@ -100,7 +100,10 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
         assert stage["train_seconds"] == pytest.approx(sum(both_starts), abs=0.02)
 
 
-@pytest.mark.parametrize("step", [3, 4])  # within a stage, and at its end
+@pytest.mark.parametrize(
+    "step",  # within a stage, and at its end
+    [pytest.param(3, marks=pytest.mark.slow), 4],
+)
 def test_sigterm_saves_and_goes_on(tmp_path, monkeypatch, whole_run, step):
     workdir, results = whole_run
     add, former = logbook.Logbook.add, signal.getsignal(signal.SIGTERM)

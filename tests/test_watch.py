@@ -53,6 +53,7 @@ def scored(monkeypatch):
     return left
 
 
+@pytest.mark.slow
 def test_a_stopped_run_gives_its_best_after_a_kill_too(tmp_path, scored, monkeypatch):
     config = _config(**{"eval.metric": "raw.top1", "data.num_eval_images": 19})
     add = logbook.Logbook.add
