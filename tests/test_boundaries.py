@@ -266,6 +266,11 @@ def test_model_step_and_plan_do_without_tensorflow():
     assert "jax" in loaded and not loaded & TENSORFLOW
 
 
+def test_workers_of_a_search_do_without_tensorflow():
+    loaded = loaded_after("from ev2.nas import search")
+    assert "optuna" in loaded and not loaded & TENSORFLOW
+
+
 def test_export_and_benches_load_what_a_format_needs_when_it_is_asked_for():
     loaded = loaded_after("from ev2 import export; from ev2.bench import infer, step")
     formats = {"onnx", "onnxruntime", "safetensors"}

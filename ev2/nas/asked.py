@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import arch, check, data, errors, job, plan, programs, slices, tpu
+from ev2 import arch, check, errors, plan, programs, slices, tpu
 from ev2.nas import controllers, proxy, reward
 from ev2.nas import space as spaces
 
@@ -77,6 +77,8 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
     try:
         _check_values(config)
         check.check_recipe(config.proxy)
+        from ev2 import data, job  # load TensorFlow, which workers do without
+
         num_classes = data.describe(config.proxy).num_classes
         space = _make_space(config, num_classes)
     except errors.InputError:
