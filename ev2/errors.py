@@ -1,5 +1,6 @@
 """The errors that the command line turns into one line for people."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -51,6 +52,8 @@ def last_line(error: Exception) -> str:
     line = (text or repr(error)).splitlines()[-1].strip().removeprefix("ValueError: ")
     if "get_config() takes 0 positional arguments" in line:
         return "--config: this recipe takes nothing behind a colon"
+    if section := re.match(r"flag --config\.([\w.]+)=.* as a ConfigDict: ", line):
+        return f"config: {section[1]} is a section; give --config.{section[1]}.KEY=..."
     if "has no attribute 'get_config'" in line:
         return "--config: this file has no get_config(); give a recipe"
     return line

@@ -48,6 +48,10 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["plan", DEMO, "--config.optimizer.lrr=1"], "key 'lrr' is not known"),
         (["plan", DEMO, "--config.batch_size=many"], "batch_size"),
         (["plan", DEMO, "--config.batch_size=0"], "batch_size"),
+        (
+            ["plan", DEMO, "--config.model=s"],
+            "model is a section; give --config.model.",
+        ),
         (["plan", DEMO, "--config.model.name=vgg"], "vgg"),
         (["plan", DEMO, "--config.model.dtype=fp16"], "model.dtype: 'fp16'"),
         (["plan", DEMO, "--config.model.padding=none"], "model.padding: 'none'"),
