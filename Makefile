@@ -38,7 +38,5 @@ $(INSTALLED): requirements.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Bytecode is written when a module is first imported; most never are.
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
-	@# "compat": by a path, so that a folder called ev2 beside a script is no match.
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
-	  --config-settings editable_mode=compat --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -26,6 +26,8 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["ev2", "ev2.*", "configs"]),
     package_data={"ev2": ["data/fashion_mnist/*", "imagenet1k.tsv"]},
     entry_points={"console_scripts": ["ev2=ev2.cli:run"]},
+    # Editable by a path, so that a folder called ev2 beside a script is no match.
+    options={"editable_wheel": {"mode": "compat"}},
     python_requires=">=3.11,<3.14",  # 3.14 has no TensorFlow wheel
     install_requires=[
         "absl-py>=2.1",

@@ -10,8 +10,10 @@ EfficientNetV2 only. Data: TFDS `imagenet2012`, prepared by hand as TFDS says;
 `--config.data.source=tfrecord --config.data.path=DIR`, and for all training pictures
 `--config.data.train_split=train+minival`.
 
-Hardware: 32 TPU v3 cores hold the batch of 4096. The paper's results on them (not
-ours: nothing here has been measured yet), top-1 on the 50,000 validation images:
+Hardware: 32 TPU v3 cores, by what their compiler says of S, M and L; l and xl set
+`model.remat` for that, which other hardware may not need. v1-b7 has room for 16 images
+a core at 600 px. `ev2 plan --tpu=v3-32` says what fits. The paper's results on them
+(not ours: no network has been trained here yet), top-1 on the 50,000 validation images:
 
     model     top-1    hours  source
     s         83.9 %     7.1  Table 7
@@ -132,6 +134,7 @@ def get_config(arg: str = "s") -> ConfigDict:
     config.model.name = row.name
     config.progressive.image_size = row.image_size
     config.eval.image_size = row.eval_size
+    config.model.remat = model in ("l", "xl")  # 128 images a core do not fit otherwise
     for key in ("dropout", "randaugment", "mixup", "cutmix", "drop_path"):
         first, last = getattr(row, key)
         config.progressive[key] = (float(first), float(last))

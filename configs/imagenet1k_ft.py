@@ -56,6 +56,7 @@ def use_trained_weights(config: ConfigDict) -> None:
     config.data.interpolation = ""
 
     config.batch_size = 512
+    config.model.remat = False  # 16 images a core
     config.progressive.schedule = "fixed"
     # Paper silent; the released code's factor of 1.0: 384, 480, 480, 512.
     config.progressive.image_size = (config.eval.image_size,) * 2

@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.PreemptedError as error:
         print(f"ev2: {error}; the same command goes on from there", file=sys.stderr)
         return 75
-    except KeyboardInterrupt:
-        print("ev2: stopped; what was saved stays", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        said = str(error) or "stopped; what was saved stays"
+        print(f"ev2: {said}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read stdout has enough, as "| head" does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -115,6 +115,7 @@ class Logbook:
             )
         count = max(sum(int(s["count"]) for s in sums), 1)
         rate = len(sums) * stage.batch_size / seconds
+        devices = jax.device_count()
         self._stage_seconds += seconds
         self._stage_images += len(sums) * stage.batch_size
         line = {
@@ -123,7 +124,7 @@ class Logbook:
             "top1": sum(int(s["top1"]) for s in sums) / count,
             "learning_rate": learning_rate,
             "images_per_second": rate,
-            "images_per_second_per_device": rate / jax.device_count(),
+            "images_per_second_per_device": rate / devices,
             "seconds": round(seconds, 3),
             "data_wait_share": min(self._waited / seconds, 1.0),
             "skipped": skipped,
@@ -134,7 +135,7 @@ class Logbook:
         self._bar.set_postfix_str(
             f"stage {stage.index + 1}/{len(self._stages)} {stage.image_size}px "
             f"step {step} loss {line['loss']:.3f} {rate:,.0f} img/s "
-            f"{line['images_per_second_per_device']:,.0f} img/s/device "
+            + (f"{rate / devices:,.0f} img/s/device " if devices > 1 else "")
             + (f"MFU {line['mfu']:.0%} " if "mfu" in line else "")
             + f"wait {line['data_wait_share']:.0%}"
         )

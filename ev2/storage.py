@@ -3,7 +3,7 @@
 A study there has one definition; another one of the same name is refused.
 """
 
-import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -13,8 +13,8 @@ import tempfile
 import time
 import urllib.parse
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import optuna
 
@@ -25,6 +25,7 @@ _CONNECT_S = 10
 _DEFINITION_S = 10.0  # for whoever creates a study to say what it is
 _SHOWN = 3  # differing keys in a message
 _TRIES = 5  # to make the tables of a new database
+_JOURNAL_HEAD = b'{"op_code":'
 _PORTS = {"postgresql": 5432, "grpc": 13000}
 
 
@@ -118,56 +119,61 @@ def _check_file(path: pathlib.Path) -> None:
 def _open_file(path: str) -> optuna.storages.BaseStorage:
     from optuna.storages import journal
 
-    class Journal(journal.JournalFileBackend):
-        """A line that a full disk or a power cut has left unfinished is taken back.
-
-        Optuna would write on behind it and then could read no more.
-        """
-
-        def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            with _held(journal.JournalFileSymlinkLock(path)):
-                _drop_unfinished(path)
-            super().append_logs(logs)
-
     pathlib.Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
         if os.path.exists(path):
-            with _held(journal.JournalFileSymlinkLock(path)):
-                _check_first_line(path)
-        return optuna.storages.JournalStorage(Journal(path))
+            _check_first_line(path)
+        backend = journal.JournalFileBackend(path, lock_obj=_Lock(path))
+        return optuna.storages.JournalStorage(backend)
     except ValueError as error:
         raise errors.InputError(
             f"storage: {path!r} is no journal of trials; give another file"
         ) from error
 
 
-@contextlib.contextmanager
-def _held(lock) -> Iterator[None]:
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+class _Lock:
+    """Lets one process at a time write to a journal, and takes back an unfinished line.
+
+    Such a line, of a full disk or a power cut, would be written on, and then nothing
+    behind it could be read. Optuna's own locks are files: they outlive a killed holder,
+    and are broken after half a minute even if the holder only slept.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def acquire(self) -> bool:
+        file = open(self._path, "rb+")
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel drops it with its process
+        _drop_unfinished(file)
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        self._file.close()
 
 
 def _check_first_line(path: str) -> None:
     """Raises ValueError if a file that is not empty is no journal of Optuna's."""
     with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
         line = file.readline()
-    first = json.loads(line) if line.endswith(b"\n") else None
-    if line and not (isinstance(first, dict) and "op_code" in first):
+    if not line.endswith(b"\n"):
+        head = line[: len(_JOURNAL_HEAD)]
+        if not _JOURNAL_HEAD.startswith(head):  # else it is the first line, cut
+            raise ValueError("its first line is no operation")
+    elif not line.startswith(_JOURNAL_HEAD):
         raise ValueError("its first line is no operation")
 
 
-def _drop_unfinished(path: str) -> None:
+def _drop_unfinished(file: BinaryIO) -> None:
     """Cuts a journal behind its last whole line; nobody else may write meanwhile."""
-    with open(path, "rb+") as file:
-        if not (end := file.seek(0, os.SEEK_END)):
-            return
-        file.seek(end - 1)
-        if file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+    if not (end := file.seek(0, os.SEEK_END)):
+        return
+    file.seek(end - 1)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _open_proxy(host: str, port: int) -> optuna.storages.BaseStorage:

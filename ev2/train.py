@@ -94,7 +94,11 @@ def train_and_evaluate(
             start=start,
             opened=opened,
         )
-        return _write_results(folder, run.train(), config)
+        try:
+            results = run.train()
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(run.explain_stop()) from error
+        return _write_results(folder, results, config)
 
 
 class _Run:
@@ -150,6 +154,14 @@ class _Run:
             "train_skipped": max(skipped),
         }
 
+    def explain_stop(self) -> str:
+        """Says where the run stands, and from where it goes on."""
+        saved = self._checkpoints.latest_step()
+        stopped = f"stopped after step {self._trained:,}"
+        if not saved:
+            return f"{stopped}; nothing was saved yet, the same command begins anew"
+        return f"{stopped}; the same command goes on from step {saved:,}"
+
     def _finish(self) -> tuple[int, dict[str, Any]]:
         """The step whose weights are the result, and how good they are.
 
@@ -172,6 +184,8 @@ class _Run:
 
     def _train_stage(self, stage: progressive.Stage) -> None:
         first_step = max(stage.first_step, self._start)
+        if stage is self._coming[0]:
+            self._log.say(f"compiling the training step for {stage.image_size} px")
         with self._notice.waiting(first_step):
             ready = self._prepared.take()
         (train_step, flops), compile_seconds, (batches, on_device) = ready

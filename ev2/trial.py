@@ -141,7 +141,9 @@ def work(
                     f"last with: {end.reason}; its worker ends"
                 )
             if end.kind == tries.STOPPED and not stopping.is_set():
-                raise errors.StoppedError(f"no job can run here: {end.reason}")
+                raise errors.StoppedError(
+                    f"no trial can be run or scored here: {end.reason}"
+                )
         elif trials.look():
             return True
         else:
@@ -210,7 +212,11 @@ class _Watch:
         self._values, self.read, self.pace = values, read, pace
         self._stopping = stopping
         self._next_beat = self._reported = 0
-        self._limit = time.monotonic() + task.limit_s
+        self.begin()
+
+    def begin(self) -> None:
+        """The job's time begins."""
+        self._limit = time.monotonic() + self._task.limit_s
 
     def end(self, look: Callable[[], Sequence[float]], last: Callable) -> End | None:
         """The end, if the job is to be ended now; `last`: whether it is over anyway."""
@@ -257,12 +263,17 @@ class _Watch:
         score = trial_files.read_score(text, name)
         if score is None:
             # A name that one job does not know, no other will: nothing else is tried.
-            kind = tries.STOPPED if trial_files.lacks(text, name) else tries.FAILED
+            unknown = trial_files.lacks(text, name) and not self._has_scores()
+            kind = tries.STOPPED if unknown else tries.FAILED
             return End(kind, reason=trial_files.explain_no_score(text, name))
         worth = self._task.rate(score, self._values, self.read)
         if worth is None:
             return End(tries.FAILED, reason="what it left does not say what it costs")
         return End(tries.DONE, worth)
+
+    def _has_scores(self) -> bool:
+        """Whether any trial has been scored."""
+        return any(trial.state in tries.SCORED for trial in self._trials.read())
 
     def scores(self) -> list[float]:
         """The scores of the job's evaluations so far."""
@@ -276,6 +287,7 @@ def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> En
     with open(f"{path}.lock", "w") as lock:
         if (end := _wait_for(lock, watch)) is not None:
             return end
+        watch.begin()
         log = open(f"{path}.log", "ab")
         before = log.tell()  # bytes of former tries
         with log, _started(command, log, lock, machine, watch) as process:

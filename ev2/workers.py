@@ -51,4 +51,7 @@ def run_together(commands: Sequence[Sequence[str]]) -> tuple[list[int], list[int
                     start_new_session=True,  # Ctrl-C is ours
                 )
             )
+            if came:  # while it was being started
+                stop()
+                break
         return [worker.wait() for worker in running], came

@@ -36,7 +36,7 @@ def make_row(trial, reward=None, accuracy=None, step=None, params=None, **more):
     figures = {"reward": reward, "accuracy": accuracy, "step_seconds": step}
     state = "waiting" if reward is None else "done"
     row = {"trial": trial, "arch": TINY, "state": state, "reason": "", "seconds": 9.5}
-    row |= {"params": params, "tries": 1, "host": "here", "folder": f"trials/{trial}"}
+    row |= {"params": params, "tries": 1, "host": "here", "folder": f"{trial - 1:04d}"}
     return row | figures | more
 
 
@@ -126,7 +126,7 @@ def test_table_has_the_front_the_best_and_the_ends():
         "    5  0.5000    50.00     25.0      0.10  F1k3x1 F4k3x1 M4k3x2 M4k3x2",
         "F4k3x2: Fused-MBConv4, k3x3, 2 layers; M: MBConv",
         "",
-        "best reward, trial 2: efficientnetv2-tiny",
+        "best reward, trial 2, trials/0001: efficientnetv2-tiny",
         "  Fused-MBConv1 k3x3, 16, x1",
         "  Fused-MBConv4 k3x3, 32, x1",
         "  MBConv4 k3x3, 48, x2",

@@ -137,7 +137,9 @@ def test_a_candidate_stopped_from_outside_is_tried_again(pretend, tmp_path, faul
 
 def test_a_machine_that_can_run_none_ends(pretend, tmp_path):
     pretend("(sys.stderr.write('ev2: data.path: gone'), sys.exit(2))")
-    with pytest.raises(errors.StoppedError, match="no job can run here: data.path"):
+    with pytest.raises(
+        errors.StoppedError, match="no trial can be run or scored here: data.path"
+    ):
         search.search(make_config(), str(tmp_path / "run"))
     assert len(list((tmp_path / "run/trials").glob("*/starts"))) == 1
     pretend()  # mended: nothing is lost

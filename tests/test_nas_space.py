@@ -314,3 +314,4 @@ def test_valid_networks_are_counted_by_looking():
     )
     bounded = dataclasses.replace(space, min_params=params[3], max_params=params[9])
     assert bounded.count_valid() == sum(params[3] <= p <= params[9] for p in params)
+    assert bounded.count_valid(5) == 5

@@ -202,7 +202,7 @@ def test_a_misspelt_score_ends_the_sweep_with_its_first_trial(sweeps):
     code, _, err = sweeps.run()
     assert code == 1 and len(sweeps.calls()) == 1
     assert err.endswith(
-        "no job can run here: its eval.json has no 'ema.top2'; there: ema.top1\n"
+        "can be run or scored here: its eval.json has no 'ema.top2'; there: ema.top1\n"
     )
 
 

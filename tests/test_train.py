@@ -6,6 +6,7 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -72,21 +73,19 @@ def test_a_run_leaves_everything_it_promises(whole_run):
 
 @pytest.mark.parametrize("stop", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, stop):
-    class Stopped(Exception):
-        pass
-
     add = logbook.Logbook.add
 
     def add_or_stop(self, stage, sums):
         add(self, stage, sums)
         self.added = getattr(self, "added", 0) + 1
         if self.added == stop:
-            raise Stopped
+            raise KeyboardInterrupt
 
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(logbook.Logbook, "add", add_or_stop)
-        with pytest.raises(Stopped):
+        said = f"after step {stop - 1}; the same command goes on from step 2"
+        with pytest.raises(KeyboardInterrupt, match=said):
             train.train_and_evaluate(tiny.make_config(), str(workdir))
     results = train.train_and_evaluate(tiny.make_config(), str(workdir))
     assert_equal_bits(final_state(workdir), final_state(whole_run[0]))
@@ -124,6 +123,14 @@ def test_sigterm_saves_and_goes_on(tmp_path, monkeypatch, whole_run, step):
     again = train.train_and_evaluate(config, str(tmp_path))
     assert_equal_bits(final_state(workdir), final_state(tmp_path))
     assert again["ema"] == results["ema"]
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_that_nothing_is_saved():
+    nothing = types.SimpleNamespace(latest_step=lambda: None)
+    run = types.SimpleNamespace(_trained=60, _checkpoints=nothing)
+    assert train._Run.explain_stop(run) == (
+        "stopped after step 60; nothing was saved yet, the same command begins anew"
+    )
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):

@@ -4,6 +4,9 @@ The trials of a study, shared: each point once, whoever dies and whenever.
 """
 
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -229,6 +232,25 @@ def test_other_definitions_and_other_studies_are_refused(enter, url, monkeypatch
         trials.Trials(storage.connect(url), "own", make_plan())
 
 
+def test_a_holder_of_the_lock_that_is_killed_does_not_hold_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as in --workdir=runs/search
+    holder = (
+        "import os, signal; from ev2 import storage;"
+        "s = storage.connect('journal.log');"
+        "s._backend._lock.acquire(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", holder], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    started = time.monotonic()
+    worker = trials.Trials(storage.connect("journal.log"), "study", make_plan(1))
+    assert run(worker) == 0 and time.monotonic() < started + 10
+
+
+def test_a_first_line_that_was_cut_is_none(url):
+    pathlib.Path(url).write_text('{"op_code":0,"worker_')
+    assert run(trials.Trials(storage.connect(url), "study", make_plan(1))) == 0
+
+
 def test_a_line_that_was_cut_is_taken_back(enter, url):
     worker = enter(3)
     assert run(worker) == 0
@@ -245,7 +267,7 @@ def test_a_line_that_was_cut_is_taken_back(enter, url):
     assert outcomes(enter(3)) == {0: "done", 1: "done", 2: "done"}
 
 
-@pytest.mark.parametrize("text", ["a diary", "a diary\n", "[1]\n", "{}\n", "7\n"])
+@pytest.mark.parametrize("text", ["a diary", "a diary\n", "[1]\n", "{}\n", '{"op"}'])
 def test_a_file_that_is_no_journal_is_left_alone(url, text):
     pathlib.Path(url).write_text(text)
     with pytest.raises(errors.InputError, match="is no journal of trials"):

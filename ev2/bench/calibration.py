@@ -1,10 +1,7 @@
 """The compiler's hours beside the paper's: `ev2 bench calibration PLAN.json...`
 
-    for net in s m l v1-b7; do
-      ev2 plan --config=configs/imagenet1k.py:$net --tpu=v3-32 --json=runs/$net.json \\
-        --config.progressive.schedule=progressive
-    done
-    ev2 bench calibration runs/*.json
+    ev2 plan --config=configs/imagenet1k.py:s --tpu=v3-32 --json=runs/s.json
+    ev2 bench calibration runs/*.json                 # ev2/bench/RESULTS.md has more
 
 The paper measured hours on 32 TPU v3 cores; the compiler counts the arithmetic and the
 memory traffic of training steps, not waiting for pictures or for other cores, nor

@@ -20,7 +20,7 @@ millions of parameters and billions of multiply-adds:
 
 Multiply-adds are then 2 to 3 % below the paper's in all four; the paper may count more
 than convolutions. Squeeze-and-excite is less certain: either way parameters are within
-2 %, but from 1-5 to 1-7 the paper gains 88.6 M, which is what they gain without (with
+2.1 %, but from 1-5 to 1-7 the paper gains 88.6 M, which is what they gain without (with
 it, 91.1). Both were chosen by these numbers, not by a speed. Nor does the paper give
 the batch of this table: in its Table 2 it is 32 or 128 images a core; here it is 32
 unless told otherwise.

@@ -90,7 +90,7 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
         ) from error
     sample = space.sample(random.Random(config.seed))
     few = space.size() <= _FEW * config.trials
-    networks = space.count_valid() if few else space.size()
+    networks = space.count_valid(config.trials) if few else space.size()
     if config.trials > networks:
         raise errors.InputError(
             f"trials: {config.trials:,} is not allowed; the space has {networks:,} "

@@ -130,7 +130,7 @@ def _read_history(study: optuna.Study, space: spaces.Space) -> list[Ended]:
         trial
         for trial in study.get_trials(deepcopy=False)
         if "reward" in trial.user_attrs
-        and trial.state.is_finished()
+        and trial.state in tries.SCORED
         and trial.params.keys() >= space.choices.keys()
     ]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))

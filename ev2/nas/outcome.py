@@ -93,7 +93,8 @@ def _format_front(rows: Sequence[Row], space: spaces.Space) -> list[str]:
         lines.append(f"... the first {_SHOWN} of {len(front)}; all are in search.json")
     lines += ["F4k3x2: Fused-MBConv4, k3x3, 2 layers; M: MBConv", ""]
     best = rank(rows)[0]
-    lines.append(f"best reward, trial {best['trial']}: {_name(best)}")
+    where = f", trials/{best['folder']}" if best["folder"] else ""
+    lines.append(f"best reward, trial {best['trial']}{where}: {_name(best)}")
     return [*lines, *(f"  {stage}" for stage in _describe(best, space)), ""]
 
 

@@ -40,7 +40,10 @@ def reward(
     """
     figure = plots.new_figure(_THEME, 4.0)
     axes = figure.subplots()
-    plots.dress(axes, _THEME, "Reward by trial (marks on the axis lie below it)")
+    title = "Reward by trial"
+    if pruned or failed:
+        title += "; what lies below the axis stands on it"
+    plots.dress(axes, _THEME, title)
     in_order = sorted(done, key=lambda row: row["trial"])
     numbers, rewards = _column(in_order, "trial"), _column(in_order, "reward")
     given = [row["reward"] or 0.0 for row in pruned]

@@ -103,12 +103,13 @@ def main(argv: list[str]) -> int:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
-        if read_cost(trial_files.read(cost), text) is None:
-            alone = _alone(f"{path}.lock")
-            found = weigh(search, text, task["num_classes"], alone=alone)
-            files.write_atomically(
-                cost, json.dumps({"arch": text, **found}, indent=1).encode()
-            )
+        with _alone(f"{cost}.lock"):  # workers that begin together want one reference
+            if read_cost(trial_files.read(cost), text) is None:
+                alone = _alone(f"{path}.lock")
+                found = weigh(search, text, task["num_classes"], alone=alone)
+                files.write_atomically(
+                    cost, json.dumps({"arch": text, **found}, indent=1).encode()
+                )
     except (errors.InputError, errors.StoppedError) as error:
         return _say(error, 1)  # the network's own trouble
     try:
@@ -140,7 +141,7 @@ def read_cost(content: str | None, text: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _alone(path: str) -> Iterator[None]:
-    """Lets no two candidates of a folder be timed at once."""
+    """Lets no two processes be within at once."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -35,6 +35,7 @@ from ev2.nas import controllers, outcome, proxy, reward, rows
 
 _TAKEN = (*tries.LIVE, *tries.SCORED)
 _POLL_S, _BEAT_S, _GRACE_S = 0.5, 20.0, 120.0
+_NOISY = 0.15  # standard deviation of the reference's steps, of their median
 _BEFORE_PRUNING = 5  # candidates that have ended: a median of fewer says little
 # Exit codes of a candidate that was told to stop, by whoever; SIGKILL, as of one that
 # takes too much memory, is its own fault.
@@ -70,6 +71,8 @@ def search(
     """
     if workers < 1:
         raise errors.InputError(f"workers: {workers} is not allowed; give 1 or more")
+    if not name:
+        raise errors.InputError("name: '' is not allowed; give one, such as 'search'")
     _set_up()
     folder = pathlib.Path(workdir)
     url = storage or str(folder / "journal.log")
@@ -79,6 +82,7 @@ def search(
     # The journal in the folder is known by the folder, wherever that is called from.
     where = {"storage": places.hidden(storage), "name": name}
     _refuse_other(folder, {**_flatten(asked.task), **where})
+    _refuse_lost_journal(folder, url)
     try:
         trials = tries.Trials(places.connect(url), name, _plan(asked))
         (folder / "trials").mkdir(parents=True, exist_ok=True)
@@ -112,6 +116,16 @@ def _refuse_other(folder: pathlib.Path, here: dict[str, Any]) -> None:
         here,
         choose="another --workdir",
     )
+
+
+def _refuse_lost_journal(folder: pathlib.Path, url: str) -> None:
+    """Raises InputError if there are runs of candidates, but not what they are of."""
+    gone = url == str(folder / "journal.log") and not pathlib.Path(url).exists()
+    if gone and any((folder / "trials").glob("*/")):
+        raise errors.InputError(
+            f"storage: {url!r} is gone, while {str(folder / 'trials')!r} has runs of "
+            "its candidates; restore it, or give another --workdir"
+        )
 
 
 def _flatten(task: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +211,12 @@ def _weigh_reference(
             last = said[-1] if said else f"exit code {job.returncode}"
             raise errors.StoppedError(f"the reference could not be timed: {last}")
         cost = json.loads(path.read_text())
+        if cost["step_spread"] > _NOISY:
+            trial.say(
+                f"its steps differ by {cost['step_spread']:.0%} (standard deviation): "
+                "something else runs here, and step times say little",
+                "search",
+            )
     return asked.reward(cost)
 
 

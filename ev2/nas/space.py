@@ -120,9 +120,13 @@ class Space:
             total += product
         return total
 
-    def count_valid(self) -> int:
-        """The number of different networks within the bounds; looks at every one."""
-        return sum(self.is_valid(candidate) for candidate in self._all())
+    def count_valid(self, most: int | None = None) -> int:
+        """The number of different networks within the bounds, looked at one by one.
+
+        Of `most` and more it is `most`.
+        """
+        valid = (1 for candidate in self._all() if self.is_valid(candidate))
+        return sum(itertools.islice(valid, most))
 
     def _all(self) -> Iterator[Candidate]:
         """Every network once, with what its backbone does not have as it comes."""
