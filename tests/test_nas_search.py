@@ -145,6 +145,8 @@ def test_a_machine_that_can_run_none_ends(pretend, tmp_path):
     pretend()  # mended: nothing is lost
     rows = search.search(make_config(), str(tmp_path / "run"))["trials"]
     assert [row["state"] for row in rows] == ["done"] * 6
+    # Only those that were under way at the kill and at the stop were tried again.
+    assert [row["tries"] > 1 for row in rows] == [False, True, True] + [False] * 3
 
 
 def test_twins_whose_workers_die_are_drawn_anew(pretend, tmp_path, monkeypatch):
@@ -375,16 +377,18 @@ def test_killed_stopped_and_shared(tmp_path):
         assert first.poll() is None, first.stderr.read()
         time.sleep(0.5)
     os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    said = first.communicate()[1]
     second = _start(tmp_path)
     while not (tmp_path / "trials/0002/config.json").exists():
         assert second.poll() is None, second.stderr.read()
         time.sleep(0.5)
     second.terminate()
-    assert second.communicate() and second.returncode == 75
+    said += second.communicate()[1]
+    assert second.returncode == 75, said
     last = _start(tmp_path, "--workers=2")
-    said = last.communicate()[1]
+    said += last.communicate()[1]
     assert last.returncode == 0, said
+    assert said.count(": done, ") == 6, said  # each was trained to its end once
     rows = json.loads((tmp_path / "search.json").read_text())["trials"]
     assert [row["state"] for row in rows] == ["done"] * 6
     assert len({row["arch"] for row in rows}) == 6

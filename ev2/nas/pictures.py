@@ -101,7 +101,7 @@ def pareto(
     params = _column(done, "params") / 1e6
     points = axes.scatter(*_place(done), c=params, cmap="viridis", s=34, zorder=5)
     name = f"best reward, trial {done[0]['trial']}"
-    star = {"marker": "*", "color": _THEME.text, "s": 320, "linewidths": 0}
+    star = {"marker": "*", "color": _THEME.text, "s": 700, "linewidths": 0}
     axes.scatter(*_place(done[:1]), zorder=3, label=name, **star)
     name = f"step time of {reference['name']}"
     dashes = {"color": _THEME.text, "lw": 1, "linestyle": (0, (4, 3)), "zorder": 1}
