@@ -12,7 +12,8 @@ The paper does not count its training images. `paper` declares the released code
 are refused with theirs, and `--config.data.num_train_images=0` counts them. The edition
 winter21 has other classes: `--config.data.num_classes=0` too.
 
-Hardware: 32 TPU v3 cores hold the batch of 4096. The paper's results on them (Table 7;
+Hardware: 32 TPU v3 cores, l and xl with `model.remat` as in `configs/imagenet1k.py`
+(xl was not compiled). The paper's results on them (Table 7;
 not ours: nothing here has been measured yet), after `configs/imagenet1k_ft.py`, top-1
 on ImageNet1k's 50,000 validation images:
 

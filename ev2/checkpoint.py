@@ -53,7 +53,7 @@ class Checkpoints:
         """Opens the checkpoints of the run in `workdir`.
 
         A damaged newest one is moved to `workdir/damaged` first, with a warning; the
-        one before is then the newest.
+        one before is then the newest. So are older ones whose scores are damaged.
 
         Raises:
           InputError: it is damaged, and there is no other.

@@ -28,7 +28,8 @@ def find_steps(folder: pathlib.Path) -> list[pathlib.Path]:
 def set_damaged_aside(folder: pathlib.Path) -> None:
     """Moves the newest checkpoints away, as far as they are damaged, and says so.
 
-    Older ones are damaged if their scores are: all scores are read when a run goes on.
+    Older ones are damaged if their scores or sums are: all scores are read when a run
+    goes on.
 
     Args:
       folder: that of a run's checkpoints; those moved lie in "damaged" beside it.

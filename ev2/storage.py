@@ -32,8 +32,8 @@ _PORTS = {"postgresql": 5432, "grpc": 13000}
 def check(url: str) -> None:
     """Raises InputError if `url` is no storage, or does not answer.
 
-    A file need not be there, but its folder, or the one above that is, has to be
-    writable. Nothing is written.
+    A file has to be writable; where there is none, its folder, or the one above that
+    is there. Nothing is written.
     """
     kind, host, port = _parse(url)
     if kind == "file":
@@ -108,7 +108,8 @@ def _check_file(path: pathlib.Path) -> None:
             raise IsADirectoryError(21, "it is a folder")
         if path.exists():
             open(path, "ab").close()
-        tempfile.TemporaryFile(dir=home).close()  # a lock lies beside it
+        else:
+            tempfile.TemporaryFile(dir=home).close()
     except OSError as error:
         raise errors.InputError(
             f"storage: {str(path)!r} cannot be written ({error.strerror}); give "
@@ -157,12 +158,8 @@ def _check_first_line(path: str) -> None:
     """Raises ValueError if a file that is not empty is no journal of Optuna's."""
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        line = file.readline()
-    if not line.endswith(b"\n"):
-        head = line[: len(_JOURNAL_HEAD)]
-        if not _JOURNAL_HEAD.startswith(head):  # else it is the first line, cut
-            raise ValueError("its first line is no operation")
-    elif not line.startswith(_JOURNAL_HEAD):
+        head = file.read(len(_JOURNAL_HEAD))
+    if not _JOURNAL_HEAD.startswith(head):  # shorter: its first line was cut
         raise ValueError("its first line is no operation")
 
 

@@ -159,7 +159,7 @@ class _Run:
         saved = self._checkpoints.latest_step()
         stopped = f"stopped after step {self._trained:,}"
         if not saved:
-            return f"{stopped}; nothing was saved yet, the same command begins anew"
+            return f"{stopped}; nothing was saved yet, this run will begin anew"
         return f"{stopped}; the same command goes on from step {saved:,}"
 
     def _finish(self) -> tuple[int, dict[str, Any]]:

@@ -65,7 +65,7 @@ def explain_no_score(text: str | None, name: str) -> str:
         return "it left no eval.json that can be read"
     if name in names:
         return f"its eval.json has no number as {name!r}"
-    return f"its eval.json has no {name!r}; there: {', '.join(names)}"
+    return f"its eval.json has no {name!r}; there: {', '.join(names) or 'nothing'}"
 
 
 def lacks(text: str | None, name: str) -> bool:

@@ -145,8 +145,6 @@ def test_a_machine_that_can_run_none_ends(pretend, tmp_path):
     pretend()  # mended: nothing is lost
     rows = search.search(make_config(), str(tmp_path / "run"))["trials"]
     assert [row["state"] for row in rows] == ["done"] * 6
-    # Only those that were under way at the kill and at the stop were tried again.
-    assert [row["tries"] > 1 for row in rows] == [False, True, True] + [False] * 3
 
 
 def test_twins_whose_workers_die_are_drawn_anew(pretend, tmp_path, monkeypatch):
@@ -311,6 +309,10 @@ def test_another_search_in_the_folder_is_refused(pretend, tmp_path, monkeypatch)
         search.search(other, str(tmp_path))
     with pytest.raises(errors.InputError, match="name='second'"):
         search.search(make_config(trials=2), str(tmp_path), name="second")
+    (tmp_path / "journal.log").rename(tmp_path / "away.log")
+    with pytest.raises(errors.InputError, match="journal.log' is gone, while"):
+        search.search(make_config(trials=2), str(tmp_path))
+    assert not (tmp_path / "journal.log").exists()
     for text in ("", "[]", "{"):
         (tmp_path / "task.json").write_text(text)
         with pytest.raises(errors.InputError, match="task.json.*damaged"):
@@ -391,5 +393,7 @@ def test_killed_stopped_and_shared(tmp_path):
     assert said.count(": done, ") == 6, said  # each was trained to its end once
     rows = json.loads((tmp_path / "search.json").read_text())["trials"]
     assert [row["state"] for row in rows] == ["done"] * 6
+    # Only those that were under way at the kill and at the stop were tried again.
+    assert [row["tries"] > 1 for row in rows] == [False, True, True] + [False] * 3
     assert len({row["arch"] for row in rows}) == 6
     assert len(list((tmp_path / "trials").glob("*/eval.json"))) == 6

@@ -129,7 +129,7 @@ def test_ctrl_c_before_the_first_checkpoint_says_that_nothing_is_saved():
     nothing = types.SimpleNamespace(latest_step=lambda: None)
     run = types.SimpleNamespace(_trained=60, _checkpoints=nothing)
     assert train._Run.explain_stop(run) == (
-        "stopped after step 60; nothing was saved yet, the same command begins anew"
+        "stopped after step 60; nothing was saved yet, this run will begin anew"
     )
 
 
