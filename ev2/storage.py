@@ -124,7 +124,10 @@ def _open_file(path: str) -> optuna.storages.BaseStorage:
     try:
         if os.path.exists(path):
             _check_first_line(path)
-        backend = journal.JournalFileBackend(path, lock_obj=_Lock(path))
+        lock: Any = _Lock(
+            path
+        )  # the class that Optuna names is not among its public ones
+        backend = journal.JournalFileBackend(path, lock_obj=lock)
         return optuna.storages.JournalStorage(backend)
     except ValueError as error:
         raise errors.InputError(
