@@ -124,9 +124,7 @@ def _open_file(path: str) -> optuna.storages.BaseStorage:
     try:
         if os.path.exists(path):
             _check_first_line(path)
-        lock: Any = _Lock(
-            path
-        )  # the class that Optuna names is not among its public ones
+        lock: Any = _Lock(path)  # Optuna's type for it is not public
         backend = journal.JournalFileBackend(path, lock_obj=lock)
         return optuna.storages.JournalStorage(backend)
     except ValueError as error:
