@@ -212,7 +212,7 @@ class _Watch:
         self._values, self.read, self.pace = values, read, pace
         self._stopping = stopping
         self._next_beat = self._reported = 0
-        self.begin()
+        self._limit = math.inf  # while a former job is waited for
 
     def begin(self) -> None:
         """The job's time begins."""

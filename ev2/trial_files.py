@@ -83,8 +83,10 @@ def _names(document: Any) -> list[str]:
         return []
     names = []
     for key, value in document.items():
-        below = _names(value) if isinstance(value, dict) else None
-        names += [key] if below is None else [f"{key}.{name}" for name in below]
+        if isinstance(value, dict):
+            names += [f"{key}.{name}" for name in _names(value)]
+        else:
+            names.append(key)
     return names
 
 
