@@ -20,7 +20,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from configs import arguments, imagenet1k, imagenet1k_ft, imagenet21k, transfer
+from configs import imagenet1k, imagenet1k_ft, imagenet21k, transfer
+from ev2 import arguments
 
 _FILE = "chain.py"
 TRANSFER_RUNS = 5  # Table 8

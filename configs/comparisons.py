@@ -24,7 +24,8 @@ on ImageNet.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, chain, demo
+from configs import chain, demo
+from ev2 import arguments
 
 _FILE = "comparisons.py"
 NAMES = ("sizes", "table13", "pretraining")

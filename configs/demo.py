@@ -10,7 +10,7 @@ Source: none; the schedule is the paper's Algorithm 1 at toy size.
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from ev2 import config as defaults
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ Source: Algorithm 1; the strengths, between Table 6's weakest and its S, are our
 
 from ml_collections import ConfigDict
 
-from configs import defaults
+from ev2 import config as defaults
 
 
 def get_config(model: str = "efficientnetv2-b0") -> ConfigDict:

@@ -43,7 +43,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import arguments, defaults
+from ev2 import arguments
+from ev2 import config as defaults
 
 # ImageNet's channel means and deviations, in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

@@ -24,7 +24,8 @@ of crops, RandAugment and mixing, and (x - 127.5) / 127.5 for any checkpoint.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, imagenet1k
+from configs import imagenet1k
+from ev2 import arguments
 
 _FILE = "imagenet1k_ft.py"
 MODELS = ("s", "m", "l", "xl")

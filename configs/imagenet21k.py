@@ -32,7 +32,8 @@ classes and 100,357 images held out of shards of its own.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, imagenet1k
+from configs import imagenet1k
+from ev2 import arguments
 
 _FILE = "imagenet21k.py"
 MODELS = ("s", "m", "l", "xl")

@@ -15,7 +15,9 @@ Hardware: tiny 2 CPU cores, see ev2/bench/RESULTS.md; imagenet not yet measured.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, defaults, demo, imagenet1k
+from configs import demo, imagenet1k
+from ev2 import arguments
+from ev2 import config as defaults
 
 _FILE = "search.py"
 NAMES = ("tiny", "imagenet")

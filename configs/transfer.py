@@ -36,7 +36,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import arguments, imagenet1k, imagenet1k_ft
+from configs import imagenet1k, imagenet1k_ft
+from ev2 import arguments
 
 _FILE = "transfer.py"
 MODELS = ("s", "m", "l")

@@ -11,20 +11,20 @@ __version__ = "0.1.0"
 
 def list_models() -> list[str]:
     """Returns the names that `create_model` knows, sorted."""
-    from ev2 import arch
+    from ev2.models import arch
 
     return arch.list_models()
 
 
 def create_model(name: str, **options: Any):
-    """Returns a network by name; see `ev2.models.create_model` for the options."""
-    from ev2 import models
+    """Returns a network by name; see `ev2.models.model.create_model`."""
+    from ev2.models import model as models
 
     return models.create_model(name, **options)
 
 
 def load_pretrained(path: str):
-    """Returns `(model, variables, meta)` of a checkpoint; see `ev2.checkpoint`."""
-    from ev2 import checkpoint
+    """Returns `(model, variables, meta)` ; see `ev2.checkpoint.manager`."""
+    from ev2.checkpoint import manager as checkpoint
 
     return checkpoint.load_pretrained(path)

@@ -1,5 +1,5 @@
 """`python -m ev2` is the `ev2` command."""
 
-from ev2 import cli
+from ev2.cli import main as cli
 
 cli.run()

@@ -48,7 +48,7 @@ def last_line(error: Exception) -> str:
     text = (str(error.args[0]) if error.args else repr(error)).strip()
     if isinstance(error, KeyError):  # a key that the config does not have, and a hint
         key, _, hint = text.partition("\n")
-        return f"config key {key} is not known; see configs/defaults.py. {hint}".strip()
+        return f"config key {key} is not known; see ev2/config.py. {hint}".strip()
     line = (text or repr(error)).splitlines()[-1].strip().removeprefix("ValueError: ")
     if "get_config() takes 0 positional arguments" in line:
         return "--config: this recipe takes nothing behind a colon"

@@ -17,8 +17,11 @@ import optuna
 from absl import flags
 from ml_collections import config_flags
 
-from ev2 import check, errors, files, storage, trial
-from ev2 import trials as tries
+from ev2 import errors, files
+from ev2.sweeps import runner as trial
+from ev2.sweeps import storage
+from ev2.sweeps import study as tries
+from ev2.train import validate as check
 from launch import nodes, space, sweep_tpu
 
 

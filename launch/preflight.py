@@ -53,7 +53,7 @@ def worker_number() -> int | None:
 
 def versions() -> dict[str, str]:
     """What must be equal on all workers; "source" is a hash of the package's code."""
-    from ev2 import run_folder
+    from ev2.train import workdir as run_folder
 
     found = run_folder.versions()
     try:
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         found["libtpu"] = "not installed"
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(run_folder.__file__).parent.rglob("*.py")):
+    for path in sorted(pathlib.Path(run_folder.__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return found | {"source": digest.hexdigest()[:12]}
 

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from ev2 import files
-from ev2 import trials as tries
+from ev2.sweeps import study as tries
 from launch import space
 
 State = tries.State

@@ -32,8 +32,10 @@ except ImportError as missing:
     print(f"sweep: {missing}; pip install -e '.[sweep]'", file=sys.stderr)
     sys.exit(2)
 
-from ev2 import errors, files, storage, trial, trial_files, workers  # noqa: E402
-from ev2 import trials as tries  # noqa: E402
+from ev2 import errors, files  # noqa: E402
+from ev2.sweeps import runner as trial  # noqa: E402
+from ev2.sweeps import storage, trial_files, workers  # noqa: E402
+from ev2.sweeps import study as tries  # noqa: E402
 from launch import asked as asking  # noqa: E402
 from launch import gcloud, results, space, sweep_tpu  # noqa: E402
 

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ev2 import errors, trial
+from ev2 import errors
+from ev2.sweeps import runner as trial
 from launch import checks, gcloud, jobs, nodes, tpu, workers
 
 _DEATHS = (1, 75, 130)  # of tpu.py: Cloud failed, preempted too often, interrupted

@@ -8,7 +8,7 @@ import itertools
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults
+from ev2 import config as defaults
 from ev2 import errors, progressive
 
 PAPER_IMAGES = 1_281_167  # ImageNet's training set

@@ -20,7 +20,8 @@ import numpy as np
 import optuna
 import tqdm
 
-from ev2 import arch, errors
+from ev2 import errors
+from ev2.models import arch
 from ev2.nas import controllers
 from ev2.nas import space as spaces
 

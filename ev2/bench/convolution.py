@@ -1,8 +1,8 @@
 """Our forms of a convolution beside XLA's own, here: `ev2 bench convolution`.
 
-`ev2/models/convolution.py` picks its forms by this table: the value, and the value with
-one of its two gradients, for convolutions of EfficientNetV2-S at 128 px (16 images,
-float32) and a 5x5 one of EfficientNet-B0.
+`ev2/models/ops/convolution.py` picks its forms by this table: the value, and the
+value with one of its two gradients, for convolutions of EfficientNetV2-S at 128 px (16
+images, float32) and a 5x5 one of EfficientNet-B0.
 """
 
 import functools
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from ev2 import timing
-from ev2.models import convolution
+from ev2.models.ops import convolution
+from ev2.train import timing
 
 
 class Case(NamedTuple):

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from ev2 import data, errors, progressive
 from ev2.bench import peers
-from ev2.data import source
+from ev2.data import sources as source
 
 
 def measure(

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 import tqdm
 
-from ev2 import arch, errors
-from ev2.models import convert
+from ev2 import errors
+from ev2.checkpoint.published import convert
+from ev2.models import arch
 
 BOUND = 1e-4  # on max |theirs - ours| / max |theirs|
 SIZES = (64, 75)  # px; every network here takes them

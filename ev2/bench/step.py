@@ -25,9 +25,15 @@ import jax
 import tqdm
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, programs, slices, timing, tpu, tpu_cache
-from ev2 import step as steps
+from ev2 import errors
 from ev2.bench import parity, step_peers
+from ev2.models import arch
+from ev2.tpu import cache as tpu_cache
+from ev2.tpu import compile as tpu
+from ev2.tpu import slices
+from ev2.train import compile as programs
+from ev2.train import step as steps
+from ev2.train import timing
 
 CLASSES = 1000
 # What has to be installed for a peer, and what the network is called there.

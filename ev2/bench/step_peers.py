@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ev2 import timing
+from ev2.train import timing
 
 CLASSES = 1000
 
@@ -158,7 +158,9 @@ def compile_keras(job: Job, slice_name: str) -> dict[str, Any]:
     import jax
     from jax import numpy as jnp
 
-    from ev2 import sharding, slices, tpu
+    from ev2 import sharding
+    from ev2.tpu import compile as tpu
+    from ev2.tpu import slices
 
     slice_ = slices.find(slice_name)
     mesh = sharding.make_mesh(tpu.get_devices(slice_))

@@ -20,7 +20,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import errors, memory, plan
+from ev2 import errors
+from ev2.train import memory, plan
 
 _AFTER_SAVE = 10  # steps beside which a checkpoint is still being written
 
@@ -78,7 +79,7 @@ def _compile_anew() -> None:
 
 def _train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl of a run that writes one for each step."""
-    from ev2 import train
+    from ev2.train import loop as train
 
     config = ConfigDict(values)
     config.progressive.prepare_ahead = early

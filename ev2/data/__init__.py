@@ -9,7 +9,7 @@ from ev2 import quiet
 
 quiet.import_tensorflow()
 
-from ev2.data.pictures import find_pictures, why_not  # noqa: E402
+from ev2.data.image_paths import find_pictures, why_not  # noqa: E402
 from ev2.data.pipeline import (  # noqa: E402
     Batches,
     check,
@@ -17,7 +17,7 @@ from ev2.data.pipeline import (  # noqa: E402
     make_picture_data,
     make_train_data,
 )
-from ev2.data.source import (  # noqa: E402
+from ev2.data.sources import (  # noqa: E402
     OWN_PICTURES,
     Info,
     describe,

@@ -18,7 +18,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.data import augment, image, pictures, source
+from ev2.data import decode as image
+from ev2.data import image_paths as pictures
+from ev2.data import sources as source
+from ev2.data.augment import augment
 
 STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step

@@ -3,7 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 
-from ev2.data import files
+from ev2.data import storage as files
 
 
 def walk(path: str, start: int = 0, size: int | None = None) -> Iterator:

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets
 
 from ev2 import errors
-from ev2.data import source, tfrecord
+from ev2.data import sources as source
+from ev2.data import tfrecord
 
 
 def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from ev2 import errors
-from ev2.data import files
+from ev2.data import storage as files
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 LENGTH = struct.Struct("<Q")

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ev2 import checkpoint, models, step
+from ev2.checkpoint import manager as checkpoint
+from ev2.models import model as models
+from ev2.train import step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

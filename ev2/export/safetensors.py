@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from ev2 import errors
+from ev2.checkpoint.published import tensor_names as names
 from ev2.export import program as programs
-from ev2.models import names
 
 
 def write(program: programs.Program, path: pathlib.Path) -> None:

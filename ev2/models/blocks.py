@@ -1,7 +1,8 @@
 """The residual blocks: MBConv, Fused-MBConv and the ResNet bottleneck.
 
-Each is built from one row of `ev2.arch` with a single layer. `conv`, `depthwise` and
-`norm` come bound from the network; `drop_path` is a function of the residual branch.
+Each is built from one row (see `ev2.models.arch`) with one layer. `conv`, `depthwise`
+and `norm` come bound from the network; `drop_path` is a function of the residual
+branch.
 """
 
 import functools
@@ -11,8 +12,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from ev2 import arch
-from ev2.models import layers
+from ev2.models import arch, layers
 
 DropPath = Callable[[jax.Array], jax.Array]
 

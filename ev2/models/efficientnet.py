@@ -1,6 +1,6 @@
 """EfficientNet V1, V2 and Lite: stem, rows of MBConv and Fused-MBConv blocks, head.
 
-The parameter tree; its names are API, for `ev2.models.convert` maps onto them:
+The parameter tree; its names are API: `ev2.checkpoint.published` maps onto them:
 
     stem/{conv,norm}
     stage1_block0/...   one per block; what is inside, in `ev2.models.blocks`
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2 import arch as architectures
+from ev2.models import arch as architectures
+from ev2.models import batch_norm as norms
 from ev2.models import blocks, layers
-from ev2.models import norm as norms
 
 # Released code, hparams.py. (Momentum differs from the paper's: a config value.)
 BN_EPSILON = 1e-3

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2.models import convolution, deferred, moments
+from ev2.models.ops import convolution, deferred, moments
 
 
 def draw_kernels(rng: jax.Array, params: Any) -> Any:

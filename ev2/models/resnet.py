@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2 import arch as architectures
-from ev2.models import blocks, convolution, layers
-from ev2.models import norm as norms
+from ev2.models import arch as architectures
+from ev2.models import batch_norm as norms
+from ev2.models import blocks, layers
+from ev2.models.ops import convolution
 
 # What torchvision, timm and Flax's example use (Keras: 1.001e-5).
 BN_EPSILON = 1e-5

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import optuna
 
 from ev2 import errors
-from ev2 import trials as tries
 from ev2.nas import space as spaces
+from ev2.sweeps import study as tries
 
 # Tuned on the tables of `ev2.bench.controllers`, seeds 100 to 115, for 40 to 600
 # networks, with and without noise and failures.
@@ -216,7 +216,7 @@ def _look_up(indices: tuple[int, ...], space: spaces.Space) -> spaces.Candidate:
 
 
 def _start_reinforce(known: _Known) -> Draw:
-    from ev2.nas import policy  # JAX, which the others do without
+    from ev2.nas import reinforce as policy  # JAX, which the others do without
 
     sizes = tuple(len(values) for values in known.space.choices.values())
     shares = policy.learn(sizes, known.history)

@@ -20,7 +20,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, files, tpu, tpu_cache, trial_files
+from ev2 import errors, files
+from ev2.models import arch
+from ev2.sweeps import trial_files
+from ev2.tpu import cache as tpu_cache
+from ev2.tpu import compile as tpu
 
 COST = "cost.json"
 REFUSED = 2  # exit code: no candidate can be trained here
@@ -58,7 +62,7 @@ def weigh(
     network = arch.get(config.model.name, config.model.blocks)
     cost = {"params": arch.count_params(network, num_classes)}
     if how.source == "measure":
-        from ev2 import timing
+        from ev2.train import timing
 
         seconds = timing.time_train_step(
             config,
@@ -148,7 +152,8 @@ def _alone(path: str) -> Iterator[None]:
 
 
 def _train(config: ConfigDict, workdir: str) -> None:
-    from ev2 import memory, train
+    from ev2.train import loop as train
+    from ev2.train import memory
 
     memory.keep_freed()
     train.train_and_evaluate(config, workdir)

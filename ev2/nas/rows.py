@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ev2 import trials as tries
+from ev2.sweeps import study as tries
 
 
 def collect(trials: tries.Trials, retries: int) -> list[dict[str, Any]]:

@@ -26,12 +26,17 @@ import jax
 import optuna
 from ml_collections import ConfigDict
 
-from ev2 import arch, errors, files, run_folder, trial, trial_files
-from ev2 import storage as places
-from ev2 import trials as tries
-from ev2 import workers as worker_processes
-from ev2.nas import asked as asking
-from ev2.nas import controllers, outcome, proxy, reward, rows
+from ev2 import errors, files
+from ev2.models import arch
+from ev2.nas import config as asking
+from ev2.nas import controllers, proxy, reward, rows
+from ev2.nas import results as outcome
+from ev2.sweeps import runner as trial
+from ev2.sweeps import storage as places
+from ev2.sweeps import study as tries
+from ev2.sweeps import trial_files
+from ev2.sweeps import workers as worker_processes
+from ev2.train import workdir as run_folder
 
 _TAKEN = (*tries.LIVE, *tries.SCORED)
 _POLL_S, _BEAT_S, _GRACE_S = 0.5, 20.0, 120.0
@@ -56,7 +61,7 @@ def search(
     Args:
         config: see configs/search.py.
         workdir: folder for the candidates of this machine and for what is found.
-        storage: where workers meet, see `ev2.storage`; "" for a file in `workdir`.
+        storage: where workers meet, see `sweeps.storage`; "" for a file in `workdir`.
         name: of the search in the storage.
         workers: candidates at a time, here.
 

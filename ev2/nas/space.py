@@ -23,7 +23,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ev2 import arch, errors
+from ev2 import errors
+from ev2.models import arch
 
 _CHOICES = ("operator", "layers", "kernel", "expand")  # of a stage
 OPERATORS = (arch.MBCONV, arch.FUSED_MBCONV)

@@ -13,8 +13,11 @@ from typing import Any
 import tensorflow as tf
 import tqdm
 
-from ev2 import class_names, errors
-from ev2.data import files, folder, tar
+from ev2 import errors
+from ev2.checkpoint import class_names
+from ev2.data import image_folder as folder
+from ev2.data import storage as files
+from ev2.data import tar
 from ev2.data.prepare import devkits, listings, places
 
 WORDNET_ID = re.compile(r"n\d{8}$")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ev2 import errors
-from ev2.data import files
+from ev2.data import storage as files
 
 SYNSETS = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"

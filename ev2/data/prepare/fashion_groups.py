@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ev2.data import source
+from ev2.data import sources as source
 from ev2.data.prepare import fashion_mnist, shards
 
 GROUPS = {

@@ -3,7 +3,8 @@
 import os
 
 from ev2 import errors
-from ev2.data import files, folder
+from ev2.data import image_folder as folder
+from ev2.data import storage as files
 from ev2.data.prepare import listings, places
 
 OTHER = "no picture by its name, or not in a class"

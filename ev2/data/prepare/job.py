@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ev2 import errors
-from ev2.data import files
+from ev2.data import storage as files
 from ev2.data.prepare import listings, places, shards, tasks
 
 MANIFEST = "manifest.json"

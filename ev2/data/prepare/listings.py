@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ev2.data import files
+from ev2.data import storage as files
 from ev2.data.prepare import places
 
 ORDER = "by the SHA-256 of the file name, lowest first"

@@ -23,7 +23,7 @@ import tensorflow as tf
 from google.protobuf import message
 
 from ev2 import errors
-from ev2.data import files
+from ev2.data import storage as files
 from ev2.data.prepare import places
 
 STATE = ".unfinished"  # folder of the state

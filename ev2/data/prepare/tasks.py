@@ -15,7 +15,7 @@ import tensorflow as tf
 import tqdm
 
 from ev2 import errors
-from ev2.data import files
+from ev2.data import storage as files
 from ev2.data.prepare import shards
 
 LOCAL = "DirectRunner"

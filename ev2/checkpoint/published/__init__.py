@@ -1,0 +1,1 @@
+"""Published weights, read into variables of our networks."""

@@ -1,0 +1,67 @@
+"""What published weights expect their pictures to look like.
+
+The values travel in a checkpoint's meta data, so that evaluation and prediction cannot
+use others by mistake. mean and std are per RGB channel in 0..255.
+"""
+
+from typing import Any
+
+from ev2.models import arch as architectures
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+# Keras's ResNets have Caffe's weights: the means alone, and BGR, which `convert` turns.
+_CAFFE_MEAN = (123.68, 116.779, 103.939)
+
+# Evaluation size, interpolation, and how much larger the short side is resized than
+# the central crop, px. Source: torchvision 0.29, the `transforms` of its IMAGENET1K_V1.
+_TORCHVISION = {
+    "efficientnet-b0": (224, "bicubic", 32),
+    "efficientnet-b1": (240, "bicubic", 16),
+    "efficientnet-b2": (288, "bicubic", 0),
+    "efficientnet-b3": (300, "bicubic", 20),
+    "efficientnet-b4": (380, "bicubic", 4),
+    "efficientnet-b5": (456, "bicubic", 0),
+    "efficientnet-b6": (528, "bicubic", 0),
+    "efficientnet-b7": (600, "bicubic", 0),
+    "efficientnetv2-s": (384, "bilinear", 0),
+    "efficientnetv2-m": (480, "bilinear", 0),
+    "efficientnetv2-l": (480, "bicubic", 0),
+}
+
+
+def of_published(scheme: str, arch: architectures.Arch) -> dict[str, Any]:
+    """Returns the preprocessing of the weights published under a naming scheme.
+
+    Args:
+        scheme: a key of `names.SCHEMES`.
+        arch: the network.
+
+    Source: released code (preprocessing.py; its V1 and EfficientNet-Lite parents for
+    those); torchvision's and Keras's own code.
+    """
+    found = {
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "interpolation": "bicubic",
+        "eval_crop": "center",
+        "eval_crop_padding": 32,
+        "exif": False,
+        "image_size": arch.eval_image_size,
+    }
+    if scheme in ("torch_resnet", "keras_resnet"):
+        found |= {"interpolation": "bilinear"}
+        if scheme == "keras_resnet":
+            found |= {"mean": _CAFFE_MEAN, "std": (1.0,) * 3}
+    elif scheme == "torchvision" and arch.name in _TORCHVISION:
+        size, interpolation, padding = _TORCHVISION[arch.name]
+        found |= {"image_size": size, "interpolation": interpolation}
+        found |= {"eval_crop_padding": padding}
+        if arch.name == "efficientnetv2-l":
+            found |= {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+    elif arch.activation == "relu6" and arch.padding == "same":
+        found |= {"mean": (127.0,) * 3, "std": (128.0,) * 3}
+    elif arch.name.startswith("efficientnetv2-") and "-b" not in arch.name:
+        found |= {"mean": (128.0,) * 3, "std": (128.0,) * 3}
+        found |= {"interpolation": "bilinear", "eval_crop": "resize"}
+    return found

@@ -1,0 +1,1 @@
+"""Measures of trained weights: accuracy over a split, predictions."""

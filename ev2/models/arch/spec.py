@@ -1,0 +1,227 @@
+"""`Row`, `Arch`, and rows as block strings.
+
+Standard library only.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from ev2 import errors
+
+MBCONV = "mbconv"
+FUSED_MBCONV = "fused_mbconv"
+BOTTLENECK = "bottleneck"
+BOTTLENECK_V1 = "bottleneck_v1"
+
+# In this order block strings number them: the first two as the released code does
+# (`conv_type`), the others are ours.
+_OPERATORS = (MBCONV, FUSED_MBCONV, BOTTLENECK, BOTTLENECK_V1)
+
+# "same" is TensorFlow's: an odd pixel goes to the bottom and the right. "symmetric"
+# is PyTorch's: kernel // 2 on every side. They differ where the stride is 2.
+PADDINGS = ("same", "symmetric")
+DTYPES = ("float32", "bfloat16")  # in which a network computes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of an architecture table: `layers` blocks of one kind.
+
+    The first block has `stride` and maps `in_channels` to `out_channels`; the
+    others have stride 1 and keep the width.
+
+    Attributes:
+        operator: `MBCONV`, `FUSED_MBCONV`, `BOTTLENECK` (ResNet, the stride in its
+            3x3) or `BOTTLENECK_V1` (the stride in its first 1x1).
+        layers: number of blocks, at least 1.
+        kernel: side of the spatial convolution in pixels, odd.
+        stride: 1 or 2.
+        expand: hidden width over input width; in a bottleneck, output over hidden.
+        in_channels: width of what enters the first block.
+        out_channels: width of what leaves every block.
+        se_ratio: squeeze-and-excite width over input width, in [0, 1]; 0 for none.
+
+    Raises:
+        InputError: if a value is outside its range.
+    """
+
+    operator: str
+    layers: int
+    kernel: int
+    stride: int
+    expand: int
+    in_channels: int
+    out_channels: int
+    se_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "expand", "in_channels", "out_channels"):
+            self._check(key, getattr(self, key) >= 1, "1 or more")
+        self._check("operator", self.operator in _OPERATORS, ", ".join(_OPERATORS))
+        self._check("kernel", self.kernel % 2 == 1, "an odd number")
+        self._check("stride", self.stride in (1, 2), "1 or 2")
+        self._check("se_ratio", 0 <= self.se_ratio <= 1, "from 0 to 1")
+        if self.is_bottleneck:
+            self._check("se_ratio", self.se_ratio == 0, "0 in a bottleneck")
+            whole = self.out_channels % self.expand == 0
+            self._check("expand", whole, f"a divisor of {self.out_channels}")
+
+    def _check(self, key: str, good: bool, allowed: str) -> None:
+        if not good:
+            value = getattr(self, key)
+            raise errors.InputError(f"{key} {value} is not allowed; use {allowed}")
+
+    @property
+    def is_bottleneck(self) -> bool:
+        """Whether this is a row of a ResNet."""
+        return self.operator in (BOTTLENECK, BOTTLENECK_V1)
+
+    @property
+    def se_channels(self) -> int:
+        """Squeeze-and-excite width of the first block; 0 for none."""
+        return max(1, int(self.in_channels * self.se_ratio)) if self.se_ratio else 0
+
+    @property
+    def hidden_channels(self) -> int:
+        """Width of the spatial convolution in the first block."""
+        if self.is_bottleneck:
+            return self.out_channels // self.expand
+        return self.in_channels * self.expand
+
+    @property
+    def blocks(self) -> tuple["Row", ...]:
+        """The blocks in order, each as a row of one layer."""
+        first = dataclasses.replace(self, layers=1)
+        later = dataclasses.replace(first, stride=1, in_channels=self.out_channels)
+        return (first,) + (later,) * (self.layers - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arch:
+    """A network: stem, rows, head. What the rows do not say is in `ev2.models.model`.
+
+    Attributes:
+        name: as in `list_models`.
+        stem_channels: width of the first convolution, of stride 2.
+        rows: at least one, each starting at the width the one before ends with.
+        head_channels: width of the last 1x1 convolution; 0 for none (ResNet).
+        eval_image_size: side in pixels the network is evaluated at by default.
+        activation: "silu", "relu6" (EfficientNet-Lite) or "relu" (ResNet).
+        padding: one of `PADDINGS`.
+
+    Raises:
+        InputError: if the rows do not chain or mix bottlenecks with others, or the
+            padding is not known.
+    """
+
+    name: str
+    stem_channels: int
+    rows: tuple[Row, ...]
+    head_channels: int
+    eval_image_size: int
+    activation: str = "silu"
+    padding: str = "same"
+
+    def __post_init__(self) -> None:
+        errors.check_choice("model.padding", self.padding, PADDINGS)
+        width = self.stem_channels
+        for index, row in enumerate(self.rows):
+            where = f"model.blocks[{index}] {_encode_row(row)!r}"
+            if row.in_channels != width:
+                before = f"model.blocks[{index - 1}]" if index else "stem"
+                raise errors.InputError(
+                    f"{where}: i{row.in_channels} is not the width that the {before} "
+                    f"of {self.name} ends with; use i{width}"
+                )
+            if row.is_bottleneck != self.is_resnet:
+                allowed = "c2 or c3" if self.is_resnet else "c0 or c1 (MBConv)"
+                raise errors.InputError(
+                    f"{where}: {row.operator} does not fit {self.name}; use {allowed}"
+                )
+            width = row.out_channels
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether this is a ResNet: bottlenecks, and no convolution in the head."""
+        return self.head_channels == 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in all rows together: what stochastic depth counts over."""
+        return sum(row.layers for row in self.rows)
+
+    @property
+    def named_blocks(self) -> tuple[tuple[str, Row], ...]:
+        """All blocks in order, as `("stage1_block0", row of one layer)` and so on."""
+        return tuple(
+            (f"stage{r}_block{b}", block)
+            for r, row in enumerate(self.rows, start=1)
+            for b, block in enumerate(row.blocks)
+        )
+
+
+_TOKEN = re.compile(r"([rkseio])(\d+)|(se)(\d+(?:\.\d+)?(?:e-\d+)?)|(c)([0123])")
+_FIELDS = {
+    **{"r": "layers", "k": "kernel", "s": "stride", "e": "expand"},
+    **{"i": "in_channels", "o": "out_channels", "se": "se_ratio", "c": "operator"},
+}
+
+
+def encode(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Returns one block string per row, such as `r4_k3_s2_e4_i24_o48_c1`.
+
+    Tokens are joined by `_`, each a key and a number, each key once:
+
+        r  layers             k  kernel side, px     s  stride
+        e  expand ratio       i  input channels      o  output channels
+        se squeeze-and-excite ratio (default 0)
+        c  operator: 0 MBConv (default), 1 Fused-MBConv, 2 ResNet bottleneck,
+           3 the same with its stride in the first 1x1
+
+    Source: released code, effnetv2_configs.py. Differs: c2 and c3 are ours.
+    """
+    return tuple(_encode_row(row) for row in rows)
+
+
+def _encode_row(row: Row) -> str:
+    string = (
+        f"r{row.layers}_k{row.kernel}_s{row.stride}_e{row.expand}"
+        f"_i{row.in_channels}_o{row.out_channels}"
+    )
+    if row.se_ratio:
+        string += f"_se{row.se_ratio!r}"
+    if row.operator != MBCONV:
+        string += f"_c{_OPERATORS.index(row.operator)}"
+    return string
+
+
+def decode(strings: Iterable[str]) -> tuple[Row, ...]:
+    """Returns the rows that `strings` describe; InputError names a bad token."""
+    return tuple(_decode_row(i, string) for i, string in enumerate(strings))
+
+
+def _decode_row(index: int, string: str) -> Row:
+    where = f"model.blocks[{index}] {string!r}"
+    values = {}
+    for token in str(string).split("_"):
+        match = _TOKEN.fullmatch(token)
+        if not match:
+            raise errors.InputError(
+                f"{where}: {token!r} is no token; use r, k, s, e, i, o with a whole "
+                "number, se with a ratio, c with 0, 1, 2 or 3: r4_k3_s2_e4_i24_o48_c1"
+            )
+        key, number = filter(None, match.groups())
+        if key in values:
+            raise errors.InputError(f"{where}: {token!r} repeats {key}; give it once")
+        values[key] = float(number) if key == "se" else int(number)
+    missing = [key for key in "rkseio" if key not in values]
+    if missing:
+        raise errors.InputError(
+            f"{where}: {', '.join(missing)} missing; only se and c may be left out"
+        )
+    values["c"] = _OPERATORS[values.get("c", 0)]
+    try:
+        return Row(**{_FIELDS[key]: value for key, value in values.items()})
+    except errors.InputError as error:
+        raise errors.InputError(f"{where}: {error}") from None

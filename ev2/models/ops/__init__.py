@@ -1,0 +1,1 @@
+"""Convolutions and memory-saving forms of them, chosen by platform."""

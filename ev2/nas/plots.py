@@ -1,0 +1,217 @@
+"""What a search has found as matplotlib figures: rows of `outcome` in, a figure out.
+
+`done` are the trials that are done, best reward first, one or more.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colors, ticker
+from matplotlib import figure as mpl_figure
+
+from ev2.models import arch
+from ev2.nas import space as spaces
+from ev2.report import plots
+
+_THEME = plots.LIGHT
+_BEST_PART = 3  # the best third
+_CELL_IN = (0.64, 0.46)  # width and height
+_WORDS = {arch.MBCONV: "MBConv", arch.FUSED_MBCONV: "Fused-\nMBConv"}
+# Title, and how a value is written, of each choice of a stage.
+_CHOICES = {
+    "operator": ("Operator", lambda value: _WORDS[value]),
+    "layers": (
+        "Layers added",
+        lambda value: f"{value:+d}" if value else "0",
+    ),
+    "kernel": ("Kernel", lambda value: f"{value}x{value}"),
+    "expand": ("Expand ratio", str),
+}
+
+Row = Mapping[str, Any]
+
+
+def reward(
+    done: Sequence[Row], pruned: Sequence[Row], failed: Sequence[Row]
+) -> mpl_figure.Figure:
+    """Returns the rewards in order of the trials, and the best so far.
+
+    The axis begins at the lowest of those that are done; what is lower stands on it.
+    """
+    figure = plots.new_figure(_THEME, 4.0)
+    axes = figure.subplots()
+    title = "Reward by trial"
+    if pruned or failed:
+        title += "; what lies below the axis stands on it"
+    plots.dress(axes, _THEME, title)
+    in_order = sorted(done, key=lambda row: row["trial"])
+    numbers, rewards = _column(in_order, "trial"), _column(in_order, "reward")
+    given = [row["reward"] or 0.0 for row in pruned]
+    low, high = rewards.min(), max([*rewards, *given])
+    margin = 0.1 * (high - low) or 0.01
+    low -= margin
+    axes.set_ylim(low, high + margin)
+    last = max(row["trial"] for row in (*done, *pruned, *failed))
+    so_far = np.maximum.accumulate(rewards)
+    steps = [*numbers, last], [*so_far, so_far[-1]]
+    axes.step(*steps, where="post", color=_THEME.train, label="best so far")
+    edge = np.full(len(failed), low)
+    _mark(axes, numbers, rewards, "o", color=_THEME.ema, label="done")
+    heights = np.maximum(given, low)
+    _mark(
+        axes, _column(pruned, "trial"), heights, "v", color=_THEME.raw, label="pruned"
+    )
+    _mark(
+        axes, _column(failed, "trial"), edge, "x", color=_THEME.text, label="failed (0)"
+    )
+    best = done[0]["trial"], done[0]["reward"]
+    side = "left" if best[0] < last / 10 else "center"  # off the numbers of the axis
+    plots.note(axes, best, f"{best[1]:.4f}", _THEME, ha=side, xytext=(0, 6))
+    axes.set_xlim(0, last + 1)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+    axes.set_xlabel("Trial", fontsize=plots.TEXT_PT, color=_THEME.text)
+    _legend(figure, 4)
+    return figure
+
+
+def _mark(axes, numbers, values, marker: str, **options) -> None:
+    """A mark for each trial, whole where it lies on the axis; none: no label either."""
+    if len(numbers):
+        axes.plot(
+            numbers, values, marker, markersize=5, clip_on=False, zorder=3, **options
+        )
+
+
+def pareto(
+    done: Sequence[Row], front: Sequence[Row], reference: Mapping[str, Any]
+) -> mpl_figure.Figure:
+    """Returns accuracy against step time, parameters as colour.
+
+    The front is of all three, so that points of it may lie below its line, which joins
+    those that are best in accuracy and step time alone.
+    """
+    figure = plots.new_figure(_THEME, 4.9, 6.4)
+    axes = figure.subplots()
+    plots.dress(axes, _THEME, "Top-1 accuracy (%), after the search's short training")
+    name = "front of accuracy and step time"
+    axes.step(*_join(front), where="post", color=_THEME.train, lw=1.2, label=name)
+    rings = {"facecolors": "none", "edgecolors": _THEME.train, "linewidths": 1.6}
+    name = "front of all three, with parameters"
+    axes.scatter(*_place(front), s=80, zorder=6, label=name, **rings)
+    params = _column(done, "params") / 1e6
+    points = axes.scatter(*_place(done), c=params, cmap="viridis", s=34, zorder=5)
+    name = f"best reward, trial {done[0]['trial']}"
+    star = {"marker": "*", "color": _THEME.text, "s": 700, "linewidths": 0}
+    axes.scatter(*_place(done[:1]), zorder=3, label=name, **star)
+    name = f"step time of {reference['name']}"
+    dashes = {"color": _THEME.text, "lw": 1, "linestyle": (0, (4, 3)), "zorder": 1}
+    axes.axvline(1000 * reference["step_seconds"], label=name, **dashes)
+    bar = figure.colorbar(points, ax=axes, aspect=30, pad=0.02)
+    bar.set_label("Parameters (million)", fontsize=plots.TEXT_PT, color=_THEME.text)
+    bar.outline.set_visible(False)  # pyright: ignore
+    bar.ax.tick_params(labelsize=plots.SMALL_PT, labelcolor=_THEME.muted, length=0)
+    axes.set_xlabel("Training step (ms)", fontsize=plots.TEXT_PT, color=_THEME.text)
+    _legend(figure, 2)
+    return figure
+
+
+def _place(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Step times in ms and accuracies in %."""
+    return 1000 * _column(rows, "step_seconds"), 100 * _column(rows, "accuracy")
+
+
+def _join(front: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Those of the front of the two alone, both rising."""
+    steps, accuracies = [], []
+    order = sorted(front, key=lambda row: (row["step_seconds"], -row["accuracy"]))
+    for step, accuracy in zip(*_place(order), strict=True):
+        if not accuracies or accuracy > accuracies[-1]:
+            steps.append(step)
+            accuracies.append(accuracy)
+    return steps, accuracies
+
+
+def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
+    """Returns how often the best third chose each value, beside all that are done.
+
+    A panel for each choice, a row for each stage; in the cells the share of the best
+    third in percent, and in brackets that of all. What nobody has is left grey.
+    """
+    best = done[: -(-len(done) // _BEST_PART)]
+    stages = len(space.choices) // len(_CHOICES)  # the backbone, if any, is none
+    widths = [max(2, len(space.choices[f"stage1_{key}"])) for key in _CHOICES]
+    size_in = 1.5 + _CELL_IN[1] * stages, 1.0 + _CELL_IN[0] * sum(widths)
+    figure = plots.new_figure(_THEME, *size_in)
+    panels = figure.subplots(1, len(_CHOICES), sharey=True, width_ratios=widths)
+    for axes, (key, (title, word)) in zip(panels, _CHOICES.items(), strict=True):
+        values = space.choices[f"stage1_{key}"]
+        shown = [count_shares(space, rows, key) for rows in (best, done)]
+        _draw_cells(axes, *shown)
+        plots.dress(axes, _THEME, title)
+        axes.set_facecolor(_THEME.band)
+        axes.grid(False)
+        axes.set_xticks(range(len(values)), [word(value) for value in values])
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+    panels[0].set_yticks(range(stages), [f"stage {s + 1}" for s in range(stages)])
+    figure.suptitle(
+        f"Share in the best third of the networks ({len(best)} of {len(done)}), %; "
+        "in brackets: in all of them",
+        fontsize=plots.TEXT_PT,
+        color=_THEME.text,
+        x=0.01,
+        ha="left",
+    )
+    return figure
+
+
+def count_shares(space: spaces.Space, rows: Sequence[Row], key: str) -> np.ndarray:
+    """Returns the share of each value of a choice: `[stages, values] float64`.
+
+    Of the networks that have the stage; NaN if none has it.
+    """
+    values = space.choices[f"stage1_{key}"]
+    counts = np.zeros((len(space.choices) // len(_CHOICES), len(values)))
+    for row in rows:
+        candidate = space.decode(row["arch"])
+        for stage in range(len(space.to_arch(candidate).rows)):
+            value = candidate[f"stage{stage + 1}_{key}"]
+            counts[stage, values.index(value)] += 1
+    total = counts.sum(axis=1, keepdims=True)
+    empty = np.full(counts.shape, np.nan)
+    return np.divide(counts, total, out=empty, where=total > 0)
+
+
+def _draw_cells(axes, best: np.ndarray, everyone: np.ndarray) -> None:
+    """The shares as a heat map with numbers."""
+    colour_map = colors.LinearSegmentedColormap.from_list(
+        "share", [_THEME.background, _THEME.ema]
+    )
+    shown = np.where(everyone > 0, best, np.nan)
+    axes.imshow(shown, cmap=colour_map, vmin=0, vmax=1, aspect="auto")
+    for (stage, value), share in np.ndenumerate(shown):
+        if np.isnan(share):
+            continue
+        colour = _THEME.background if share > 0.65 else _THEME.text
+        text = f"{100 * share:.0f} ({100 * everyone[stage, value]:.0f})"
+        place = {"ha": "center", "va": "center"}
+        axes.text(value, stage, text, fontsize=8, color=colour, **place)
+
+
+def _column(rows: Sequence[Row], key: str) -> np.ndarray:
+    """One key of all rows, `[rows] float64`."""
+    return np.array([row[key] for row in rows], float)
+
+
+def _legend(figure: mpl_figure.Figure, columns: int) -> None:
+    """Below the axes, where it covers nothing."""
+    figure.legend(
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=plots.SMALL_PT,
+        labelcolor=_THEME.text,
+        handletextpad=0.4,
+        columnspacing=1.4,
+    )

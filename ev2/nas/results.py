@@ -1,0 +1,293 @@
+"""What a search has found, for people and for programs.
+
+    search.json        all trials, the best, the Pareto front
+    best/1.py ...      the best networks as configs for `ev2 train`, best first
+    reward.png, pareto.png, choices.png
+
+A row is a dict of one trial: "trial" (from 1), "arch" (a text of `Space.encode`, "" if
+not proposed yet), "state" ("done", "pruned", "failed", "running", "waiting"), "reason",
+"reward", "accuracy" (share), "step_seconds", "params", "seconds" (wall time), "tries",
+"host" and "folder". What is not known is None.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ev2 import files
+from ev2.models import arch
+from ev2.nas import space as spaces
+
+_KEYS = (
+    *("trial", "arch", "state", "reason", "reward", "accuracy", "step_seconds"),
+    *("params", "seconds", "tries", "host", "folder"),
+)
+# As `ev2.sweeps.study` names the ends, which has Optuna with it.
+_DONE, _PRUNED, _FAILED = "done", "pruned", "failed"
+_STATES = (_DONE, _PRUNED, _FAILED, "running", "waiting")
+_SHOWN, _SHOWN_REASONS = 20, 5  # lines of the table; all are in search.json
+_REASON_CHARS = 100
+_WIDTH = 88  # of a line of a config
+_NONE_DONE = "no trial was trained to the end"
+
+Row = Mapping[str, Any]
+
+
+def rank(rows: Iterable[Row]) -> list[Row]:
+    """Returns the trials that are done, best reward first, then the earlier one."""
+    measured = ("reward", "accuracy", "step_seconds", "params")
+    done = [
+        row
+        for row in rows
+        if row["state"] == _DONE and all(row[key] is not None for key in measured)
+    ]
+    return sorted(done, key=lambda row: (-row["reward"], row["trial"]))
+
+
+def find_front(rows: Iterable[Row]) -> list[Row]:
+    """Returns the Pareto front of the trials that are done, best reward first.
+
+    No other one is as good in accuracy, step time and parameters and better in one of
+    them. Of equal ones all are in the front.
+    """
+    done = rank(rows)
+    costs = [(-row["accuracy"], row["step_seconds"], row["params"]) for row in done]
+    return [
+        row
+        for row, own in zip(done, costs, strict=True)
+        if not any(
+            other != own and all(a <= b for a, b in zip(other, own, strict=True))
+            for other in costs
+        )
+    ]
+
+
+def standing(rows: Sequence[Row]) -> str:
+    """Returns how many trials have ended, and the best: words for a line of a log."""
+    ended = sum(row["state"] in (_DONE, _PRUNED, _FAILED) for row in rows)
+    words = f"{ended} of {len(rows)} ended"
+    for best in rank(rows)[:1]:
+        words += f", best {best['reward']:.4f} (trial {best['trial']})"
+    return words
+
+
+def format_table(rows: Sequence[Row], *, space: spaces.Space) -> str:
+    """Returns the Pareto front for people, the best network, and how trials ended."""
+    return "\n".join([*_format_front(rows, space), *_format_ends(rows)])
+
+
+def _format_front(rows: Sequence[Row], space: spaces.Space) -> list[str]:
+    front = find_front(rows)
+    if not front:
+        return [_NONE_DONE]
+    head = ("trial", "reward", "top-1 %", "ms/step", "params M", "network")
+    table = [head, *(_cells(row, space) for row in front[:_SHOWN])]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["Pareto front of accuracy, step time and parameters, best reward first"]
+    for *figures, network in table:
+        cells = [cell.rjust(w) for cell, w in zip(figures, widths, strict=False)]
+        lines.append("  ".join([*cells, network]))
+    if len(front) > _SHOWN:
+        lines.append(f"... the first {_SHOWN} of {len(front)}; all are in search.json")
+    lines += ["F4k3x2: Fused-MBConv4, k3x3, 2 layers; M: MBConv", ""]
+    best = rank(rows)[0]
+    where = f", trials/{best['folder']}" if best["folder"] else ""
+    lines.append(f"best reward, trial {best['trial']}{where}: {_name(best)}")
+    return [*lines, *(f"  {stage}" for stage in _describe(best, space)), ""]
+
+
+def _cells(row: Row, space: spaces.Space) -> tuple[str, ...]:
+    letters = {arch.MBCONV: "M", arch.FUSED_MBCONV: "F"}
+    network = " ".join(
+        f"{letters[stage.operator]}{stage.expand}k{stage.kernel}x{stage.layers}"
+        for stage in space.to_arch(space.decode(row["arch"])).rows
+    )
+    if len(space.backbones) > 1:
+        network = f"{_name(row)}: {network}"
+    return (
+        str(row["trial"]),
+        f"{row['reward']:.4f}",
+        f"{100 * row['accuracy']:.2f}",
+        f"{1000 * row['step_seconds']:,.1f}",
+        f"{row['params'] / 1e6:.2f}",
+        network,
+    )
+
+
+def _name(row: Row) -> str:
+    """The backbone."""
+    return row["arch"].partition(":")[0]
+
+
+def _describe(row: Row, space: spaces.Space) -> Sequence[str]:
+    return spaces.describe(space, space.decode(row["arch"]))
+
+
+def _format_ends(rows: Sequence[Row]) -> list[str]:
+    """How many trials ended how, and why some failed."""
+    states = [row["state"] for row in rows]
+    counts = [f"{states.count(s)} {s}" for s in _STATES if s in states]
+    lines = [f"trials: {', '.join(counts)}; {len(rows)} in all"]
+    reasons: dict[str, list[int]] = {}
+    for row in rows:
+        if row["state"] == _FAILED:
+            reasons.setdefault(row["reason"], []).append(row["trial"])
+    for reason, failed in list(reasons.items())[:_SHOWN_REASONS]:
+        which = f"trial {failed[0]}"
+        which += f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        lines.append(f"failed, {which}: {reason[:_REASON_CHARS]}")
+    if len(reasons) > _SHOWN_REASONS:
+        more = len(reasons) - _SHOWN_REASONS
+        lines.append(f"failed for {more} other reasons: see search.json")
+    return lines
+
+
+def write(
+    folder: pathlib.Path,
+    rows: Sequence[Row],
+    *,
+    space: spaces.Space,
+    reference: Mapping[str, Any],
+    make_config: Callable[[spaces.Candidate], ConfigDict],
+    count: int,
+) -> list[str]:
+    """Writes search.json, the best configs and the pictures.
+
+    Args:
+        folder: for all of them; it is there.
+        rows: of all trials, in their order.
+        space: that was searched.
+        reference: "name", "step_seconds" and "params" of the network that the reward
+            compares with.
+        make_config: of a candidate: the recipe that trains it in full.
+        count: of best networks to write configs of.
+
+    Returns:
+        Lines for people: what was written, what not and why.
+    """
+    best = []
+    for place, row in enumerate(rank(rows)[:count], 1):
+        name = f"best/{place}.py"
+        (folder / name).parent.mkdir(exist_ok=True)
+        config = make_config(space.decode(row["arch"]))
+        text = _recipe(config, _describe_trial(row, space, reference, name))
+        files.write_atomically(folder / name, text.encode())
+        best.append({**_plain(row), "config": name})
+    found = {
+        "trials": [_plain(row) for row in rows],
+        "best": best,
+        "pareto": [row["trial"] for row in find_front(rows)],
+        "reference": dict(reference),
+        "space_size": space.size(),
+    }
+    path = folder / "search.json"
+    files.write_atomically(path, json.dumps(found, indent=1).encode())
+    lines = [f"all trials: {path}"]
+    for first in best[:1]:
+        path = folder / first["config"]
+        lines.append(f"best: ev2 train --config={path} --workdir=FOLDER")
+    return lines + _draw(folder, rows, space=space, reference=reference)
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return {key: row.get(key) for key in _KEYS}
+
+
+def _describe_trial(
+    row: Row, space: spaces.Space, reference: Mapping[str, Any], name: str
+) -> str:
+    """The docstring of a config."""
+    step, params = row["step_seconds"], row["params"]
+    stages = "\n".join(f"    {stage}" for stage in _describe(row, space))
+    return f"""\
+A network around {_name(row)}: trial {row["trial"]} of an architecture search.
+
+    ev2 train --config={name} --workdir=FOLDER    (where search.json is)
+
+{stages}
+
+Of the search, in which the network was trained for a short while:
+
+    reward          {row["reward"]:.4f}
+    top-1           {100 * row["accuracy"]:.2f} %
+    training step   {1000 * step:,.2f} ms, {step / reference["step_seconds"]:.2f} \
+times that of {reference["name"]}
+    parameters      {params:,}, {params / reference["params"]:.2f} times as many
+
+Top-1 of this recipe: not yet measured.
+"""
+
+
+def _recipe(config: ConfigDict, docstring: str) -> str:
+    """A Python file whose `get_config` returns the config."""
+    return f'''"""{docstring}"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe, locked."""
+    config = ConfigDict()
+{_assign("config", config)}
+    return config.lock()
+'''
+
+
+def _assign(name: str, section: ConfigDict) -> str:
+    """Lines that set every key, those of nested sections last."""
+    plain, nested = [], []
+    for key, value in section.items():
+        target = f"{name}.{key}"
+        if isinstance(value, ConfigDict):
+            nested += ["", f"    {target} = ConfigDict()", _assign(target, value)]
+        else:
+            room = _WIDTH - len(f"    {target} = ")
+            plain.append(f"    {target} = {_literal(value, room)}")
+    return "\n".join([*plain, *nested])
+
+
+def _literal(value: Any, room: int) -> str:
+    """The value as formatters write it; a sequence too long is one item a line."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, tuple | list):
+        return repr(value)
+    first, last = "()" if isinstance(value, tuple) else "[]"
+    items = [_literal(item, room) for item in value]
+    comma = "," if isinstance(value, tuple) and len(items) == 1 else ""
+    line = f"{first}{', '.join(items)}{comma}{last}"
+    if len(line) <= room:
+        return line
+    lines = "".join(f"        {item},\n" for item in items)
+    return f"{first}\n{lines}    {last}"
+
+
+def _draw(
+    folder: pathlib.Path,
+    rows: Sequence[Row],
+    *,
+    space: spaces.Space,
+    reference: Mapping[str, Any],
+) -> list[str]:
+    """Writes the pictures; returns a line for people."""
+    done = rank(rows)
+    if not done:
+        return [f"no plots: {_NONE_DONE}"]
+    from ev2.nas import plots as pictures
+    from ev2.report import plots  # matplotlib takes a second
+
+    ended = {
+        state: [row for row in rows if row["state"] == state]
+        for state in (_PRUNED, _FAILED)
+    }
+    drawn = {
+        "reward.png": pictures.reward(done, ended[_PRUNED], ended[_FAILED]),
+        "pareto.png": pictures.pareto(done, find_front(rows), reference),
+        "choices.png": pictures.choices(space, done),
+    }
+    for name, figure in drawn.items():
+        files.write_atomically(folder / name, plots.to_png(figure))
+    return [f"plots: {', '.join(str(folder / name) for name in drawn)}"]

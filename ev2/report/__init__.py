@@ -1,0 +1,1 @@
+"""One run for people to look at: figures and an HTML page."""

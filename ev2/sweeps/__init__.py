@@ -1,0 +1,1 @@
+"""Many runs: trials of a study, and chains of runs."""

@@ -1,0 +1,227 @@
+"""A forecast for people: the stages on a slice as a table, slices as table and plot."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker
+
+from ev2 import errors, files
+from ev2.report import plots
+from ev2.tpu import slices
+
+_HEADINGS = (
+    *("stage", "px", "images/device", "HBM GiB", "of", "TFLOP", "GB", "ms/step"),
+    *("images/s/device", "reduced MB", "hours", "compiled in"),
+)
+_SCALING_HEADINGS = (
+    *("slice", "devices", "batch", "ms/step", "reduced MB", "hours", "device-hours"),
+)
+
+
+def format_stages(table: dict[str, Any]) -> str:
+    """Returns the stages of `forecast.forecast` on its first slice, aligned."""
+    total = table["tpu"]
+    rows = [_stage_row(stage, total["devices"]) for stage in table["stages"]]
+    lines = _align([_HEADINGS, *rows])
+    lines.append(_summary(table))
+    lines += _remarks(table)
+    return "\n".join(lines)
+
+
+def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
+    tpu = stage["tpu"]
+    steps = stage["last_step"] - stage["first_step"]
+    used = tpu["hbm_bytes"] or tpu.get("wanted_bytes")
+    start = (
+        str(stage["index"]),
+        str(stage["image_size"]),
+        f"{stage['batch_size'] // devices:,}",
+        "?" if used is None else f"{used / slices.GIB:.2f}",
+        f"{tpu['hbm_available_bytes'] / slices.GIB:.2f}",
+    )
+    end = "cached" if tpu.get("cached") else f"{tpu['compile_seconds']:.0f} s"
+    if tpu["step_seconds"] is None:
+        return (*start, *("-",) * 6, end)
+    bound = ">" if tpu["step_seconds_from"] == "lower bound" else ""
+    return (
+        *start,
+        f"{tpu['flops'] / 1e12:.3g}",
+        f"{tpu['bytes_accessed'] / 1e9:.1f}",
+        f"{bound}{1e3 * tpu['step_seconds']:.1f}",
+        f"{tpu['images_per_second_per_device']:,.0f}",
+        f"{tpu['reduced_bytes'] / 1e6:.1f}",
+        f"{steps * tpu['step_seconds'] / 3600:.2f}",
+        end,
+    )
+
+
+def _summary(table: dict[str, Any]) -> str:
+    total, versions = table["tpu"], table["tpu"]["versions"]
+    where = f"{total['slice']}, {total['devices']:,} x {total['device_kind']}: "
+    by = f" (jax {versions['jax']}, libtpu {versions['libtpu']})"
+    if not total["fits"]:
+        return f"{where}does not fit{by}"
+    return (
+        f"{where}fits; {total['hours']:.2f} hours of training steps, "
+        f"{total['device_hours']:,.0f} device-hours{by}"
+    )
+
+
+def _remarks(table: dict[str, Any]) -> list[str]:
+    """A line for each stage that does not fit or has no true time."""
+    lines = []
+    for stage in table["stages"]:
+        tpu, size = stage["tpu"], f"{stage['image_size']} px"
+        if tpu["step_seconds_from"] == "lower bound":
+            lines.append(
+                f"{size}: the compiler's time is no positive number; > is what "
+                "arithmetic or memory traffic takes at the peak of the device"
+            )
+        if not tpu["fits"]:
+            largest = tpu["largest"]
+            lines.append(
+                f"{size}: no batch of a multiple of 8 images per device fits"
+                if largest is None
+                else f"{size}: does not fit; {largest['batch_per_device']} images per "
+                f"device do (batch_size {largest['batch_size']:,}), at "
+                f"{largest['images_per_second_per_device']:,.0f} images/s/device"
+            )
+    return lines
+
+
+def format_scaling(table: dict[str, Any]) -> str:
+    """Returns the slices of `forecast.forecast` as two tables; ms of the last stage."""
+    first = table["tpu"]
+    titles = {
+        "strong": "strong scaling: the same global batch",
+        "weak": f"weak scaling: the same {first['batch_size'] // first['devices']:,} "
+        "images per device",
+    }
+    lines = []
+    for name, title in titles.items():
+        found = sorted(table["scaling"][name], key=lambda row: row["devices"])
+        rows = [_scaling_row(row) for row in found]
+        size = table["stages"][-1]["image_size"]
+        lines += [f"{title}; ms/step and MB at {size} px"]
+        lines += _align([_SCALING_HEADINGS, *rows])
+    return "\n".join(lines)
+
+
+def _scaling_row(row: dict[str, Any]) -> tuple[str, ...]:
+    start = (row["slice"], f"{row['devices']:,}", f"{row['batch_size']:,}")
+    if not row["fits"]:
+        return (*start, "does not fit", "-", "-", "-")
+    return (
+        *start,
+        f"{1e3 * row['step_seconds'][-1]:.1f}",
+        f"{row['reduced_bytes'][-1] / 1e6:.1f}",
+        f"{row['hours']:.2f}",
+        f"{row['device_hours']:,.0f}",
+    )
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def choose_path(plot: str | None, json_path: str | None, count: int) -> str:
+    """Returns where the plot goes: as asked, or beside the JSON; "" for nowhere.
+
+    Raises:
+        InputError: a plot is asked for and there is one slice, or the file exists.
+    """
+    if plot and count < 2:
+        raise errors.InputError(
+            f"plot: {plot!r} is asked for and --tpu has one slice; give two or more"
+        )
+    if plot:
+        files.check_new("plot", plot)
+        return plot
+    beside = str(pathlib.Path(json_path).with_suffix(".png")) if json_path else ""
+    return beside if count > 1 else ""
+
+
+def write_plot(table: dict[str, Any], path: str) -> None:
+    """Writes `draw(table)` as PNG."""
+    files.write_atomically(path, plots.to_png(draw(table, plots.LIGHT)))
+
+
+def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
+    """Returns the figure of the scaling tables, by number of devices.
+
+    Panels: time of a step of the last stage, bytes between devices, hours,
+    device-hours; slices that the recipe does not fit are left out.
+    """
+    panels = (
+        (f"Step at {table['stages'][-1]['image_size']} px (ms)", _step_ms, "log"),
+        ("Reduced across devices per step (MB)", _reduced_mb, "linear"),
+        ("Hours of training steps", lambda row: row["hours"], "log"),
+        ("Device-hours", lambda row: row["device_hours"], "linear"),
+    )
+    series = (
+        ("strong", "same global batch", theme.ema, "o-"),
+        ("weak", "same batch per device", theme.train, "s--"),
+    )
+    drawn = plots.new_figure(theme, 5.2, 2 * plots.WIDTH_IN)
+    axes = drawn.subplots(2, 2, sharex=True)
+    for panel, (title, value, scale) in zip(axes.flat, panels, strict=True):
+        for name, label, colour, style in series:
+            rows = [row for row in table["scaling"][name] if row["fits"]]
+            rows.sort(key=lambda row: row["devices"])
+            panel.plot(
+                [row["devices"] for row in rows],
+                [value(row) for row in rows],
+                style,
+                color=colour,
+                label=label,
+            )
+        _dress(panel, title, sorted(_device_counts(table)), theme)
+        _scale_values(panel, scale)
+    axes.flat[0].legend(frameon=False, labelcolor=theme.text)
+    for panel in axes[-1]:
+        panel.set_xlabel("Devices", color=theme.muted)
+    drawn.suptitle(
+        f"{table['model']}, as its compiler sees it",
+        color=theme.text,
+        x=0.01,
+        ha="left",
+    )
+    return drawn
+
+
+def _device_counts(table: dict[str, Any]) -> set[int]:
+    return {row["devices"] for rows in table["scaling"].values() for row in rows}
+
+
+def _step_ms(row: dict[str, Any]) -> float:
+    return 1e3 * row["step_seconds"][-1]
+
+
+def _reduced_mb(row: dict[str, Any]) -> float:
+    return row["reduced_bytes"][-1] / 1e6
+
+
+def _dress(panel, title: str, counts: Sequence[int], theme: plots.Theme) -> None:
+    """The house look, devices on a logarithmic axis."""
+    plots.dress(panel, theme, title)
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_locator(ticker.FixedLocator(counts))
+    panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _scale_values(panel, scale: str) -> None:
+    """Values from 0 with room above, or on a logarithmic axis: halving is a line."""
+    if scale == "linear":
+        panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
+        return
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.4g}"))
+    panel.yaxis.set_minor_locator(ticker.NullLocator())

@@ -1,0 +1,396 @@
+"""python -m pytest tests/checkpoint/published/test_convert.py
+
+Published files to our variables. The small files are made from tensors of ours by each
+format's names; that names and arithmetic are the real ones is held by test_parity.py
+and, for the released checkpoints, by the lists in golden/: names and shapes of the
+variables that the released code saves.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+import ev2
+from ev2 import errors
+from ev2.checkpoint.published import convert
+from ev2.export import program
+from ev2.export import safetensors as exported
+from ev2.models import arch
+from tests.helpers import published_files as published
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+NAME = "efficientnetv2-tiny"
+MODEL = published.network()
+VARIABLES = published.random_variables(MODEL)
+AVERAGED = published.random_variables(MODEL, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    """Puts the small network in the table, where files are found to be of it."""
+    small = dataclasses.replace(arch.get(NAME), rows=arch.decode(published.BLOCKS))
+    monkeypatch.setitem(arch.table._TABLE, NAME, small)
+
+
+def of(scheme, variables=VARIABLES):
+    return published.tensors(scheme, MODEL, variables)
+
+
+def assert_same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def write_safetensors(path, values):
+    safetensors.save_file(values, path)
+
+
+@pytest.mark.parametrize(
+    "scheme, file, write",
+    [
+        ("keras", "old.h5", published.write_keras_h5),
+        ("keras", "new.weights.h5", published.write_keras_v3),
+        ("keras", "new.keras", published.write_keras_archive),
+        ("timm", "small.safetensors", write_safetensors),
+    ],
+)
+def test_format_and_network_are_found(scheme, file, write, tmp_path):
+    write(tmp_path / file, of(scheme))
+    found = convert.convert(str(tmp_path / file))
+    assert (found.model.name, found.model.num_classes) == (NAME, published.CLASSES)
+    assert_same(found.variables, VARIABLES)
+    report = found.report
+    leaves = len(jax.tree.leaves(VARIABLES))
+    assert (report["format"], report["matched"]) == (scheme, leaves)
+    assert report["missing"] == []
+    assert [note[:17] for note in report["notes"]] == (
+        ["taken as timm's t"] if scheme == "timm" else []
+    )
+    kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(VARIABLES))
+    depthwise = 3  # the only kernels that TensorFlow's axes need to be turned for
+    assert report["transposed"] == (depthwise if scheme == "keras" else kernels)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A checkpoint as the released code saves it, and its prefix."""
+    (tmp_path / "released").mkdir()
+    prefix = tmp_path / "released" / "model.ckpt-7"
+    raw, averaged = of("released"), of("released", AVERAGED)
+    published.write_released(prefix, "efficientnetv2-own", raw, averaged)
+    return prefix
+
+
+def test_averages_are_what_a_released_checkpoint_gives(released, tmp_path):
+    archive = tmp_path / "released.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(released.parent, "somewhere/inside")
+    for path in (released, released.parent, archive):
+        found = convert.convert(str(path))
+        assert_same(found.variables, AVERAGED)
+        raw = convert.convert(str(path), averaged=False)
+        assert_same(raw.variables, VARIABLES)
+    skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
+    assert skipped["global_step"] == "not of the network"
+    stem = "efficientnetv2-own/stem/conv2d/kernel"
+    assert skipped[stem] == "raw; the average is used"
+    assert f"{stem}/RMSProp" in skipped
+
+
+@pytest.mark.parametrize("name", ["efficientnetv2-b0", "efficientnet-b2"])
+def test_the_released_names_are_covered(name, tmp_path):
+    listed = json.loads((GOLDEN / f"{name}.json").read_text())["variables"]
+    random = np.random.default_rng(0)
+    raw = {  # in (0, 1): variances are among them
+        name: random.random(shape, np.float32) * 0.1
+        for name, shape in listed
+        if name != "global_step"
+    }
+    averaged = {key: value + 1 for key, value in raw.items()}
+    plain = {key.partition("/")[2]: value for key, value in averaged.items()}
+    published.write_released(
+        tmp_path / "model",
+        name,
+        {key.partition("/")[2]: value for key, value in raw.items()},
+        plain,
+    )
+    found = convert.convert(str(tmp_path), name)
+    assert found.report["matched"] == len(averaged)
+    assert found.model.num_classes == 1000
+    stem = found.variables["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(stem, plain["stem/conv2d/kernel"])
+    assert all(leaf.min() >= 1 for leaf in jax.tree.leaves(found.variables))
+
+
+def test_the_newest_of_several_checkpoints_is_taken(tmp_path):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for step in (9999, 10000):  # by number, not by name
+        values = of("released") | {"head_1/dense/bias": np.full(5, step, np.float32)}
+        prefix = folder / f"model.ckpt-{step}"
+        published.write_released(prefix, "own", of("released"), values)
+    (folder / "checkpoint").unlink()
+    with tarfile.open(tmp_path / "released.tgz", "w:gz") as tar:
+        tar.add(folder, "released")
+
+    def bias(path):
+        return convert.convert(str(path)).variables["params"]["classifier"]["bias"][0]
+
+    assert bias(folder) == bias(tmp_path / "released.tgz") == 10000
+    # Where there is a file that names one, it decides, in an archive too.
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-9999"\n')
+    with tarfile.open(tmp_path / "named.tgz", "w:gz") as tar:
+        tar.add(folder, "released")
+    assert bias(folder) == bias(tmp_path / "named.tgz") == 9999
+    (folder / "checkpoint").write_bytes(b"\xff\xfe")
+    assert bias(folder) == 10000
+
+
+def test_what_is_folded_leaves_the_logits_alone(tmp_path):
+    # Biases before a normalization, another epsilon, BGR: all that Keras's ResNets do
+    # otherwise, against the sums done here.
+    blocks = ("r1_k3_s1_e4_i64_o32_c3", "r2_k3_s2_e4_i32_o64_c3")
+    model = ev2.create_model("resnet50", num_classes=5, blocks=blocks)
+    variables = published.random_variables(model)
+    values = published.tensors("keras_resnet", model, variables)
+    values["conv1_conv/bias"] = np.linspace(-1, 1, 64, dtype=np.float32)
+    values["conv3_block1_2_conv/bias"] = np.linspace(-1, 1, 16, dtype=np.float32)
+    own = dataclasses.replace(
+        arch.get("resnet50"),
+        rows=tuple(
+            dataclasses.replace(row, operator=arch.BOTTLENECK)
+            for row in model.arch.rows
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(arch.table._TABLE, "resnet50", own)
+        published.write_keras_v3(tmp_path / "resnet.weights.h5", values)
+        found = convert.convert(str(tmp_path / "resnet.weights.h5"))
+    assert found.model.arch.rows == model.arch.rows  # the stride in the first 1x1
+    stats = found.variables["batch_stats"]
+    wanted = (
+        variables["batch_stats"]["stem"]["norm"]["mean"] - values["conv1_conv/bias"]
+    )
+    np.testing.assert_allclose(stats["stem"]["norm"]["mean"], wanted)
+    kernel = found.variables["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, :, ::-1], values["conv1_conv/kernel"])
+    assert len(found.report["notes"]) == 3
+    assert found.preprocessing["mean"] == (123.68, 116.779, 103.939)
+
+
+def test_another_epsilon_is_folded_into_the_scale(tmp_path):
+    write_safetensors(tmp_path / "small.safetensors", of("timm"))
+    path = str(tmp_path / "small.safetensors")
+    found = convert.convert(path, padding="symmetric").variables
+    norm, stats = (v["stem"]["norm"] for v in (found["params"], found["batch_stats"]))
+    before = VARIABLES["params"]["stem"]["norm"]["scale"]
+    np.testing.assert_allclose(
+        norm["scale"] / np.sqrt(stats["var"] + 1e-3),
+        before / np.sqrt(stats["var"] + 1e-5),
+        rtol=1e-6,
+    )
+    assert convert.convert(path, padding="symmetric").model.arch.padding == "symmetric"
+
+
+def test_a_new_head_only_when_asked(tmp_path):
+    path = str(tmp_path / "small.safetensors")
+    write_safetensors(tmp_path / "small.safetensors", of("timm"))
+    with pytest.raises(errors.InputError, match="num_classes: 7, but .* 5 classes"):
+        convert.convert(path, num_classes=7)
+    found = convert.convert(path, num_classes=7, new_head=True)
+    assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
+    assert_same(found.variables["params"]["head"], VARIABLES["params"]["head"])
+    assert {row["name"] for row in found.report["skipped"]} == {
+        *("classifier.weight", "classifier.bias")
+    }
+    bare = convert.convert(path, num_classes=0)
+    assert "classifier" not in bare.variables["params"]
+    assert bare.model.num_classes == 0
+
+
+@pytest.mark.parametrize("classes", [1000, 21_843])
+def test_heads_of_imagenet(classes, tmp_path):
+    values = of("timm") | {
+        "classifier.weight": np.ones((classes, 256), np.float32),
+        "classifier.bias": np.arange(classes, dtype=np.float32),
+    }
+    write_safetensors(tmp_path / "small.safetensors", values)
+    model, variables, meta = ev2.load_pretrained(str(tmp_path / "small.safetensors"))
+    assert model.num_classes == classes == len(meta["class_names"])
+    assert variables["params"]["classifier"]["kernel"].shape == (256, classes)
+    # 1,000 are ILSVRC2012's, by WordNet id; nobody has a sure list of the 21,843.
+    assert meta["class_names"][1] == ("n01443537" if classes == 1000 else "1")
+
+
+def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
+    values = {k: v for k, v in of("keras").items() if "predictions" not in k}
+    values |= {"dense/kernel": np.ones((256, 3)), "dense/bias": np.ones(3)}
+    published.write_keras_v3(tmp_path / "own.keras.h5", values)
+    path = str(tmp_path / "own.keras.h5")
+    with pytest.raises(errors.InputError, match="it has dense/bias too"):
+        convert.convert(path, NAME)
+    found = convert.convert(path, NAME, num_classes=7, new_head=True)
+    assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
+    skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
+    assert skipped["dense/kernel"] == "no place in ours"
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    bad = np.full((16, 3, 3, 3), np.nan, np.float32)
+    write_safetensors(tmp_path / "bad.safetensors", spoilt(conv_stem__weight=bad))
+    with pytest.raises(errors.InputError, match="conv_stem.weight is not finite"):
+        convert.convert(str(tmp_path / "bad.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "scheme, padding",
+    [("keras", "symmetric"), ("efficientnet_pytorch", "symmetric")],
+)
+def test_padding_is_refused_where_the_format_has_its_own(scheme, padding, tmp_path):
+    if scheme == "keras":
+        path = tmp_path / "own.h5"
+        published.write_keras_h5(path, of("keras"))
+    else:
+        path = tmp_path / "own.safetensors"
+        blocks = ("r1_k3_s1_e1_i16_o16", "r1_k3_s2_e6_i16_o24")
+        model = published.network(blocks=blocks)
+        values = published.tensors(scheme, model, published.random_variables(model))
+        write_safetensors(path, values)
+    with pytest.raises(errors.InputError, match=f"padding: .* not that of {scheme}"):
+        convert.convert(str(path), padding=padding)
+
+
+def test_a_file_that_was_exported_brings_everything_back(tmp_path):
+    source = program.Program(
+        model=MODEL,
+        variables=VARIABLES,
+        mean=(1, 2, 3),
+        std=(4, 5, 6),
+        image_size=40,
+        meta={
+            "model": {"name": NAME, "num_classes": 5, "blocks": published.BLOCKS},
+            "preprocessing": {"mean": [1, 2, 3], "std": [4, 5, 6], "image_size": 40},
+            "class_names": list("abcde"),
+        },
+    )
+    exported.write(source, tmp_path / "own.safetensors")
+    model, variables, meta = ev2.load_pretrained(tmp_path / "own.safetensors")
+    assert_same(variables, VARIABLES)
+    assert model.arch.rows == MODEL.arch.rows
+    assert meta["class_names"] == list("abcde")
+    found = meta["preprocessing"]
+    assert (found["mean"], found["std"]) == ([1, 2, 3], [4, 5, 6])
+    assert found["image_size"] == 40
+
+
+def test_a_file_without_a_classifier_gives_features(tmp_path):
+    values = {k: v for k, v in of("timm").items() if not k.startswith("classifier")}
+    write_safetensors(tmp_path / "small.safetensors", values)
+    found = convert.convert(str(tmp_path / "small.safetensors"))
+    assert found.model.num_classes == 0
+    assert "classifier" not in found.variables["params"]
+
+
+def spoilt(**changes):
+    values = of("timm")
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del values[name]
+        else:
+            values[name] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    "values, name, complaint",
+    [
+        (
+            spoilt(conv_stem__weight=np.zeros((8, 3, 3, 3), np.float32)),
+            NAME,
+            r"conv_stem.weight is \(8, 3, 3, 3\), not \(16, 3, 3, 3\)",
+        ),
+        (spoilt(bn1__running_var=None), NAME, "it has no bn1.running_var"),
+        (spoilt(blocks__0__9__bn=np.zeros(3)), NAME, "it has blocks.0.9.bn too"),
+        (of("timm"), "efficientnetv2-b0", f"the file fits {NAME}"),
+        (of("timm"), "resnet50", "'resnet50' is a ResNet, and the file is of an Eff"),
+        ({"layer.weight": np.zeros(3)}, "", "tensors called layer.weight"),
+        (of("timm"), "efficientnetv2-q", "model.name: 'efficientnetv2-q'"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(values, name, complaint, tmp_path):
+    write_safetensors(tmp_path / "small.safetensors", values)
+    with pytest.raises(errors.InputError, match=complaint) as error:
+        convert.convert(str(tmp_path / "small.safetensors"), name)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_and_dangerous_files_are_refused(tmp_path, released):
+    whole = tmp_path / "whole.safetensors"
+    write_safetensors(whole, of("timm"))
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:5000])
+    published.write_keras_v3(tmp_path / "whole.h5", of("keras"))
+    cut = (tmp_path / "whole.h5").read_bytes()[:3000]
+    (tmp_path / "cut.h5").write_bytes(cut)
+    (tmp_path / "cut.keras").write_bytes(cut)
+    (tmp_path / "cut.tgz").write_bytes(cut)
+    data = next(released.parent.glob("*.data-*"))
+    data.write_bytes(data.read_bytes()[:100])
+    (tmp_path / "code.pth").write_bytes(
+        b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00true\x85R."
+    )
+    cases = {
+        "cut.safetensors": "cut or damaged",
+        "cut.h5": "cut or damaged",
+        "cut.keras": "cut or damaged",
+        "cut.tgz": "cut or damaged",
+        "released": "cut or damaged",
+        "code.pth": "os.system",
+        "nothing.h5": "does not exist",
+        "small.txt": "is not a weight file",
+    }
+    (tmp_path / "small.txt").write_text("weights")
+    for name, complaint in cases.items():
+        with pytest.raises(errors.InputError, match=complaint) as error:
+            convert.convert(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_averages_says_so(tmp_path):
+    published.write_released(tmp_path / "model", "own", of("released"), {})
+    with pytest.raises(errors.InputError, match="no averaged values"):
+        convert.convert(str(tmp_path))
+    assert_same(convert.convert(str(tmp_path), averaged=False).variables, VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "mean, variance, wanted",
+    [
+        # A network of one's own: the layer is taken at its word.
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ((0.0,) * 3, (255.0,) * 3)),
+        # The published ones: the deviation stands where the variance belongs.
+        (
+            *((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        ),
+    ],
+)
+def test_what_keras_says_of_its_input(mean, variance, wanted, tmp_path):
+    layer = "normalization_3"  # Keras counts the layers made so far
+    values = of("keras") | {
+        f"{layer}/mean": np.array(mean, np.float32),
+        f"{layer}/variance": np.array(variance, np.float32),
+    }
+    published.write_keras_h5(tmp_path / "own.h5", values)
+    small = dataclasses.replace(arch.get(NAME), name="efficientnet-b0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(arch.table._TABLE, "efficientnet-b0", small)
+        found = convert.convert(str(tmp_path / "own.h5"), "efficientnet-b0")
+    np.testing.assert_allclose(found.preprocessing["mean"], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(found.preprocessing["std"], wanted[1], rtol=1e-6)

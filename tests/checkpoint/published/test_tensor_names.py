@@ -1,0 +1,121 @@
+"""pytest tests/checkpoint/published/test_tensor_names.py
+
+Foreign names of our tensors. `golden/timm.json` holds names and shapes as timm 1.0.31
+gives them (`timm.create_model(NAME).state_dict()`, without the step counts of the
+normalizations); with timm installed they are read again.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import ev2
+from ev2 import errors
+from ev2.checkpoint.published import tensor_names as names
+from ev2.models import arch as architectures
+from tests.helpers import tiny_run as tiny
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "timm.json"
+TIMM = {
+    "efficientnetv2-b0": "tf_efficientnetv2_b0",
+    "efficientnet-b0": "tf_efficientnet_b0",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "resnet50": "resnet50",
+}
+
+
+def shapes(model):
+    """`{path: shape}` of a network's variables."""
+    tree = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def as_torch(model):
+    """`{foreign name: shape}` of a network under timm's names and axes."""
+    ours = shapes(model)
+    table = list(names.timm(model.arch).tensors(model.arch))
+    assert {tensor.path for tensor in table} == set(ours)
+    return {t.name: list(t.shape_of_theirs(ours[t.path])) for t in table}
+
+
+@pytest.mark.parametrize("name", sorted(TIMM))
+def test_names_and_shapes_are_those_of_timm(name):
+    golden = json.loads(GOLDEN.read_text())[TIMM[name]]
+    assert as_torch(ev2.create_model(name)) == golden
+
+
+@pytest.mark.parametrize("name", sorted(TIMM))
+def test_the_golden_names_are_what_timm_says(name):
+    timm = pytest.importorskip(
+        "timm", reason="timm is not installed; pip install -e '.[peers]'"
+    )
+    state = timm.create_model(TIMM[name]).state_dict()
+    theirs = {
+        key: list(value.shape)
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert theirs == json.loads(GOLDEN.read_text())[TIMM[name]]
+
+
+@pytest.mark.parametrize("name", ev2.list_models())
+def test_every_tensor_has_one_name_of_its_own(name):
+    arch = architectures.get(name)
+    ours = set(shapes(ev2.create_model(name)))
+    fits = {
+        "released": "silu",
+        "keras": "silu",
+        "keras_resnet": "",  # the stride is elsewhere: the next test
+        "timm": "silu relu6",
+        "torchvision": "silu",
+        "torch_resnet": "relu",
+        "efficientnet_pytorch": "silu relu6" if "v2" not in name else "",
+    }
+    for scheme, activations in fits.items():
+        if arch.activation in activations.split():
+            table = list(names.SCHEMES[scheme].tensors(arch))
+            assert {t.path for t in table} == ours
+            assert len({t.name for t in table}) == len(table) == len(ours)
+
+
+def test_a_stride_that_a_format_does_not_have_is_refused():
+    rows = ("r1_k3_s2_e4_i64_o256_c3",)
+    arch = architectures.get("resnet50", rows)
+    named = [t.name for t in names.SCHEMES["keras_resnet"].tensors(arch)]
+    assert "conv2_block1_1_conv/bias" in named
+    with pytest.raises(errors.InputError, match="c3' has no name in this format"):
+        list(names.timm(arch).tensors(arch))
+
+
+def test_block_strings_have_names_too():
+    model = ev2.create_model("efficientnetv2-tiny", blocks=tiny.BLOCKS)
+    found = as_torch(model)
+    assert found["blocks.0.0.conv.weight"] == [16, 16, 3, 3]
+    assert found["blocks.1.0.conv_dw.weight"] == [32, 1, 3, 3]
+    assert found["blocks.1.0.se.conv_reduce.weight"] == [4, 32, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "framework, kind, shape, place, theirs",
+    [
+        # The element at `place` of ours, and where the file has it.
+        ("torch", "conv", (2, 3, 5, 7), (1, 2, 4, 6), (6, 4, 1, 2)),
+        ("torch", "depthwise", (2, 3, 1, 7), (1, 2, 0, 6), (6, 0, 1, 2)),
+        ("torch", "dense", (2, 3), (1, 2), (2, 1)),
+        ("torch", "vector", (4,), (3,), (3,)),
+        ("tensorflow", "conv", (2, 3, 5, 7), (1, 2, 4, 6), (1, 2, 4, 6)),
+        ("tensorflow", "depthwise", (2, 3, 1, 7), (1, 2, 0, 6), (1, 2, 6, 0)),
+        ("tensorflow", "dense", (2, 3), (1, 2), (1, 2)),
+    ],
+)
+def test_axes_move_and_move_back(framework, kind, shape, place, theirs):
+    tensor = names.Tensor(name="n", path=("params",), kind=kind, framework=framework)
+    ours = np.arange(np.prod(shape)).reshape(shape)
+    moved = tensor.to_theirs(ours)
+    assert moved[theirs] == ours[place]
+    assert moved.shape == tensor.shape_of_theirs(shape)
+    np.testing.assert_array_equal(tensor.to_ours(moved), ours)

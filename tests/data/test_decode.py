@@ -1,0 +1,273 @@
+"""Run: pytest tests/data/test_decode.py
+
+Decoding against PIL, orientation for all eight values, boxes and resizing by hand.
+"""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from ev2 import config as defaults
+from ev2 import errors
+from ev2.data import decode as image
+
+TRANSPOSE = Image.Transpose
+UPRIGHT = {
+    2: TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: TRANSPOSE.ROTATE_180,
+    4: TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: TRANSPOSE.TRANSPOSE,
+    6: TRANSPOSE.ROTATE_270,
+    7: TRANSPOSE.TRANSVERSE,
+    8: TRANSPOSE.ROTATE_90,
+}
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """37 x 50, smooth so that JPEG keeps it, without any symmetry."""
+    y, x = np.mgrid[0:37, 0:50]
+    channels = [5 * x, 6 * y, 3 * x + 2 * y]
+    return Image.fromarray(np.stack(channels, -1).clip(0, 255).astype(np.uint8))
+
+
+def _encode(picture: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    orientation = tf.constant(image.exif_orientation(encoded), tf.int32)
+    return image.decode(tf.constant(encoded), orientation).numpy()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "tolerance"),
+    [
+        ("RGB", "PNG", 0),
+        ("L", "PNG", 0),
+        ("P", "PNG", 0),
+        ("RGBA", "PNG", 0),
+        ("LA", "PNG", 0),
+        ("RGB", "BMP", 0),
+        ("RGB", "JPEG", 3),
+        ("L", "JPEG", 1),
+        ("CMYK", "JPEG", 3),
+        ("P", "GIF", 0),
+    ],
+)
+def test_kinds_of_pictures_as_pil(picture, mode, kind, tolerance):
+    encoded = _encode(picture.convert(mode), kind)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), int)
+    decoded = _decode(encoded)
+    assert decoded.dtype == np.uint8 and decoded.shape == (37, 50, 3)
+    assert np.abs(decoded - expected).max() <= tolerance
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    wide = np.array([[0, 255, 256, 511], [4096, 32768, 65280, 65535]], np.uint16)
+    decoded = _decode(_encode(Image.fromarray(wide), "PNG"))
+    np.testing.assert_array_equal(decoded[..., 0], wide >> 8)
+
+
+def test_first_frame_of_a_gif(picture):
+    first = picture.convert("P")
+    frames = {"save_all": True, "append_images": [ImageOps.invert(picture)]}
+    expected = np.asarray(first.convert("RGB"))
+    np.testing.assert_array_equal(_decode(_encode(first, "GIF", **frames)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_exif_orientation_turns_upright(picture, orientation, order):
+    exif = Image.Exif()
+    exif.endian = {"little": "<", "big": ">"}[order]
+    exif[0x010F] = "maker"  # an entry before the one that counts
+    exif[0x0112] = orientation
+    encoded = _encode(picture, "JPEG", exif=exif)
+    assert image.exif_orientation(encoded) == orientation
+    stored = Image.fromarray(image.decode(tf.constant(encoded), tf.constant(1)).numpy())
+    if orientation in UPRIGHT:
+        stored = stored.transpose(UPRIGHT[orientation])
+    np.testing.assert_array_equal(_decode(encoded), np.asarray(stored))
+
+
+def test_no_orientation_is_upright(picture):
+    jpeg = _encode(picture, "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = _encode(picture, "JPEG", exif=exif)
+    place = turned.index(b"Exif\0\0")
+    for encoded in (
+        jpeg,
+        _encode(picture, "PNG"),
+        b"",
+        b"\xff\xd8",
+        jpeg[:30],
+        turned[: place + 20],  # cut inside the directory
+        turned[: place + 6] + b"XX" + turned[place + 8 :],  # no byte order
+    ):
+        assert image.exif_orientation(encoded) == 1
+
+
+def test_corrupt_files_are_errors(picture):
+    jpeg, png = _encode(picture, "JPEG"), _encode(picture, "PNG")
+    for encoded in (b"", b"no picture", jpeg[:-200], png[: len(png) // 2], jpeg[:3]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            _decode(encoded)
+
+
+def test_only_whole_jpegs_are_decoded_in_part(picture):
+    jpeg = _encode(picture, "JPEG")
+    assert image.can_decode_part(jpeg)
+    assert image.can_decode_part(jpeg + b"\0" * 100)  # some cameras append bytes
+    assert not image.can_decode_part(jpeg[:-200])
+    assert not image.can_decode_part(_encode(picture, "PNG"))
+    assert not image.can_decode_part(b"")
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:0"}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_part_of_a_jpeg_equals_the_cut_whole(picture, mode, options):
+    encoded = tf.constant(_encode(picture.convert(mode), "JPEG", quality=60, **options))
+    for box in ((0, 0, 37, 50), (3, 5, 20, 31), (30, 44, 7, 6), (17, 16, 1, 1)):
+        part, cut = (
+            image.decode_part(
+                encoded, tf.constant(1), tf.constant(whole), lambda _, box=box: box
+            )
+            for whole in (False, True)
+        )
+        assert part.shape == cut.shape == (box[2], box[3], 3)
+        difference = np.abs(part.numpy().astype(int) - cut.numpy())
+        if options == {"subsampling": "4:2:0"}:  # halved chroma, interpolated
+            assert difference.max() <= 8
+            difference = difference[:, 1:-1]
+        assert difference.max(initial=0) == 0
+
+
+def test_random_boxes_lie_inside_and_keep_their_ranges():
+    shape = tf.constant([300, 400, 3])
+    boxes = set()
+    for position in range(200):
+        y, x, height, width = (
+            int(v)
+            for v in image.random_box(
+                shape, seed=[0, position], area=(0.25, 0.5), aspect=(0.75, 4 / 3)
+            )
+        )
+        assert 0 <= y <= y + height <= 300 and 0 <= x <= x + width <= 400
+        assert 0.24 <= height * width / 120_000 <= 0.51
+        assert 0.73 <= width / height <= 1.36
+        boxes.add((y, x, height, width))
+    assert len(boxes) > 190
+    again = image.random_box(shape, seed=[0, 7], area=(0.25, 0.5), aspect=(0.75, 4 / 3))
+    assert tuple(int(v) for v in again) in boxes
+
+
+def test_center_box_by_hand():
+    # 375 * 128 / (128 + 32) = 300; (375 - 300 + 1) // 2 = 38; (500 - 300 + 1) // 2.
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=32)
+    assert [int(v) for v in box] == [38, 100, 300, 300]
+    box = image.center_box(tf.constant([1, 9, 3]), image_size=28, padding=32)
+    assert [int(v) for v in box] == [0, 4, 1, 1]
+    # 375 * 128 / (128 + 64) = 250; no padding, the whole short side.
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=64)
+    assert [int(v) for v in box] == [63, 125, 250, 250]
+    box = image.center_box(tf.constant([375, 500, 3]), image_size=128, padding=0)
+    assert [int(v) for v in box] == [0, 63, 375, 375]
+
+
+def test_center_crop_takes_the_configured_padding():
+    data = defaults.get_config().data
+    data.eval_crop = "center"
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[10:30, 10:30] = 200  # the central 8 / (8 + 8) of the side
+    encoded = _encode(Image.fromarray(pixels), "PNG")
+    darkest = {}
+    for padding in (0, 8, 32):
+        data.eval_crop_padding = padding
+        cropped = image.eval_picture(encoded, 1, True, image_size=8, data=data)
+        darkest[padding] = int(cropped.numpy().min())
+    assert darkest == {0: 0, 8: 200, 32: 200}
+
+
+def test_resize_by_hand():
+    row = np.array([[[0] * 3, [200] * 3]], np.uint8)  # 1 x 2
+    grown = image.resize(tf.constant(row), 4, "bilinear").numpy()
+    assert grown.shape == (4, 4, 3)
+    assert grown[0, :, 0].tolist() == [0, 50, 150, 200]
+    flat = np.full((9, 5, 3), 77, np.uint8)
+    for interpolation in image.INTERPOLATIONS:
+        assert np.unique(image.resize(tf.constant(flat), 28, interpolation)) == [77]
+
+
+def test_bicubic_overshoot_is_clipped():
+    edge = np.zeros((8, 8, 3), np.uint8)
+    edge[:, 4:] = 255
+    grown = image.resize(tf.constant(edge), 32, "bicubic").numpy()
+    assert grown[0, 0, 0] == 0 and grown[0, -1, 0] == 255
+    assert (np.diff(grown[0, 12:20, 0].astype(int)) >= 0).all()  # no wrap-around
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("eval_crop", image.EVAL_CROPS)
+def test_eager_equals_graph(picture, kind, eval_crop):
+    data = defaults.get_config().data
+    data.eval_crop = eval_crop
+    encoded = _encode(picture, kind)
+    whole = tf.constant(not image.can_decode_part(encoded))
+
+    def both(encoded, orientation, whole):
+        train = image.train_picture(
+            encoded, orientation, whole, [1, 2], True, image_size=28, data=data
+        )
+        evaluation = image.eval_picture(
+            encoded, orientation, whole, image_size=28, data=data
+        )
+        return train, evaluation
+
+    arguments = (tf.constant(encoded), tf.constant(1), whole)
+    for eager, graph in zip(
+        both(*arguments), tf.function(both, autograph=False)(*arguments), strict=True
+    ):
+        assert eager.shape == (28, 28, 3) and eager.dtype == tf.uint8
+        np.testing.assert_array_equal(eager, graph)
+
+
+def test_mirroring(picture):
+    data = defaults.get_config().data
+    plain, mirrored = (
+        image.train_picture(
+            _encode(picture, "PNG"), 1, True, [1, 2], flip, image_size=16, data=data
+        ).numpy()
+        for flip in (False, True)
+    )
+    np.testing.assert_array_equal(plain[:, ::-1], mirrored)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interpolation", "nearest"),
+        ("eval_crop", "crop"),
+        ("crop_area", (0.0, 1.0)),
+        ("crop_area", (0.5, 1.5)),
+        ("crop_aspect", (2.0, 1.0)),
+    ],
+)
+def test_bad_input(key, value):
+    config = defaults.get_config()
+    config.data[key] = value
+    with pytest.raises(errors.InputError, match=f"data.{key}"):
+        image.check(config)

@@ -1,0 +1,334 @@
+"""pytest tests/evaluation/test_predict.py
+
+Pictures named: values against the network itself, order, and every kind of bad file.
+"""
+
+import io
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ev2 import errors, sharding
+from ev2.checkpoint import manager as checkpoint
+from ev2.cli import main as cli
+from ev2.data import image_paths as pictures
+from ev2.evaluation import predict
+from ev2.train import step
+from tests.helpers import tiny_run as tiny
+
+SIDE = 16
+NAMES = ("n01440764", "n01443537", "my cat", "n02012849", "rose", "7")
+SHOWN = ("tench", "goldfish", "my cat", "crane (bird)", "rose", "7")
+IDS = ("n01440764", "n01443537", None, "n02012849", None, None)
+
+
+def _config(**changes):
+    basis = {"eval.image_size": SIDE, "data.mean": (120.0, 115.0, 100.0)}
+    return tiny.make_config(**(basis | changes))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint whose averaged weights are twice the raw ones in the classifier."""
+    workdir = tmp_path_factory.mktemp("run")
+
+    def double(variables):
+        params = dict(variables["params"])
+        params["classifier"] = jax.tree.map(lambda x: 2 * x, params["classifier"])
+        return {**variables, "params": params}
+
+    return str(workdir), tiny.save_checkpoint(workdir, _config(), NAMES, ema=double)
+
+
+def _pixels(seed: int) -> np.ndarray:
+    """Noise that network and resizing see alike: it has the network's size."""
+    return np.random.RandomState(seed).randint(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+
+
+def _encode(pixels: np.ndarray, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _write(folder, count: int) -> list[str]:
+    paths = [folder / f"{i:02}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        path.write_bytes(_encode(_pixels(i), "PNG"))
+    return [str(path) for path in paths]
+
+
+def _expected(variables, pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    """Probabilities `[N, classes]` of pictures `[N, S, S, 3]`, step by step."""
+    model, _, meta = checkpoint.load_pretrained(variables[0])
+    mean, std = (
+        np.array(meta["preprocessing"][k], np.float32) for k in ("mean", "std")
+    )
+    logits = model.apply(variables[1], (pixels - mean) / std)
+    exponentials = np.exp(factor * np.asarray(logits, np.float64))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("weights", "factor"), [("raw", 1.0), ("ema", 2.0)])
+def test_the_networks_own_probabilities_in_the_order_given(
+    saved, tmp_path, weights, factor
+):
+    paths = _write(tmp_path, 11)[::-1]
+    pixels = np.stack([_pixels(i) for i in range(11)][::-1])
+    expected = _expected(saved, pixels, factor)
+    # Batches of 8, the simulated devices: the second one is padded.
+    results = list(predict.predict(saved[0], paths, weights=weights, batch_size=3))
+    assert [result["path"] for result in results] == paths
+    for result, probabilities in zip(results, expected, strict=True):
+        order = np.argsort(-probabilities)[:5]
+        assert [place["index"] for place in result["top"]] == order.tolist()
+        for place in result["top"]:
+            index = place["index"]
+            assert place["name"] == SHOWN[index] and place.get("id") == IDS[index]
+            assert place["probability"] == pytest.approx(
+                probabilities[index], rel=1e-4, abs=1e-6
+            )
+    assert len({result["top"][0]["index"] for result in results}) > 1
+
+
+def test_top_is_at_most_all_classes(saved, tmp_path):
+    assert list(predict.predict(saved[0], [])) == []
+    paths = _write(tmp_path, 1)
+    for top, shown in ((1, 1), (6, 6), (1000, 6)):
+        (result,) = predict.predict(saved[0], paths, top=top)
+        assert len(result["top"]) == shown
+    assert sum(p["probability"] for p in result["top"]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_one_device_gives_what_eight_give(saved, tmp_path, monkeypatch):
+    paths = _write(tmp_path, 5)
+    eight = list(predict.predict(saved[0], paths, batch_size=2))
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(predict.jax, "local_devices", lambda: devices)
+    sizes = []
+    to_global = sharding.to_global
+
+    def note_size(mesh, batch):
+        sizes.append(len(batch["image"]))
+        return to_global(mesh, batch)
+
+    monkeypatch.setattr(sharding, "to_global", note_size)
+    one = list(predict.predict(saved[0], paths, batch_size=2))
+    assert sizes == [2, 2, 2]
+    _assert_alike(one, eight)
+
+
+def _assert_alike(results, others):
+    """The same classes, and probabilities equal but for rounding."""
+    for mine, theirs in zip(results, others, strict=True):
+        for a, b in zip(mine["top"], theirs["top"], strict=True):
+            assert a | {"probability": 0} == b | {"probability": 0}
+            assert a["probability"] == pytest.approx(b["probability"], rel=1e-4)
+
+
+def test_one_program_for_all_batches(saved, tmp_path, monkeypatch):
+    traced = []
+    normalize = step.normalize
+
+    def note(images, mean, std):
+        traced.append(images.shape)
+        return normalize(images, mean, std)
+
+    monkeypatch.setattr(step, "normalize", note)
+    list(predict.predict(saved[0], _write(tmp_path, 19), batch_size=8))
+    assert traced == [(8, SIDE, SIDE, 3)]
+
+
+def test_preprocessing_is_the_checkpoints(tmp_path):
+    """EXIF and crop follow the checkpoint, not what the program would do by itself."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.asarray(Image.fromarray(_pixels(0)).resize((SIDE, SIDE)))
+    plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
+    plain.write_bytes(_encode(pixels, "JPEG"))
+    turned.write_bytes(_encode(pixels, "JPEG", exif=exif))
+    framed = np.zeros((24, 24, 3), np.uint8)  # 16 / (16 + 8) of 24 is the middle
+    framed[4:20, 4:20] = _pixels(1)
+    (tmp_path / "framed.png").write_bytes(_encode(framed, "PNG"))
+    (tmp_path / "middle.png").write_bytes(_encode(_pixels(1), "PNG"))
+
+    def tops(name, **changes):
+        workdir = tmp_path / name
+        tiny.save_checkpoint(workdir, _config(**changes), NAMES)
+        names = ("plain.jpg", "turned.jpg", "framed.png", "middle.png")
+        paths = [str(tmp_path / n) for n in names]
+        return [result["top"] for result in predict.predict(str(workdir), paths)]
+
+    plain, turned, framed, middle = tops("as-stored")
+    assert turned == plain and framed != middle
+    plain, turned, *_ = tops("upright", **{"data.exif": True})
+    assert turned != plain
+    center = {"data.eval_crop": "center", "data.eval_crop_padding": 8}
+    *_, framed, middle = tops("center", **center)
+    resized = {"data.eval_crop": "center", "data.eval_crop_padding": 0}
+    *_, whole, middle = tops("whole", **resized)
+    assert framed == middle != whole
+
+
+BAD = {
+    "text.jpg": (b"this is a text", "not a picture of a known kind"),
+    "zero.png": (b"", "the file is empty"),
+    "cut.jpg": (_encode(_pixels(0), "JPEG")[:-200], "the JPEG is cut short or damaged"),
+    "cut.png": (_encode(_pixels(0), "PNG")[:-200], "the PNG is cut short or damaged"),
+    "mid.png": (
+        _encode(_pixels(0), "PNG").replace(b"IDAT", b"XDAT"),
+        "the PNG is damaged",
+    ),
+    "wave.webp": (b"RIFF\x24\0\0\0WAVEfmt ", "not a picture of a known kind"),
+}
+
+
+def test_bad_files_are_named_and_the_rest_done(saved, tmp_path):
+    good = _write(tmp_path, 9)
+    paths = []
+    for name, (content, _) in BAD.items():
+        (tmp_path / name).write_bytes(content)
+        paths += [str(tmp_path / name), good[len(paths) // 2]]
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path / "gone", tmp_path / "link.png")
+    for name in ("missing.png", "pipe.png", "link.png"):
+        paths += [str(tmp_path / name), good[len(paths) // 2]]
+    results = list(predict.predict(saved[0], paths, batch_size=8))
+    reasons = [reason for _, reason in BAD.values()]
+    reasons += ["no such file", "not a file", "cannot be read (No such file"]
+    assert [result["path"] for result in results] == paths
+    for result, reason in zip(results[::2], reasons, strict=True):
+        assert set(result) == {"path", "error"} and result["error"].startswith(reason)
+    _assert_alike(results[1::2], predict.predict(saved[0], good))
+
+
+def test_output_that_is_not_finite_is_an_error(tmp_path):
+    def spoil(variables):
+        return jax.tree.map(lambda x: x * np.float32(np.nan), variables)
+
+    tiny.save_checkpoint(tmp_path / "run", _config(), NAMES, ema=spoil)
+    (result,) = predict.predict(str(tmp_path / "run"), _write(tmp_path, 1))
+    assert result["error"] == "the network's output is not finite"
+
+
+def test_find_pictures(tmp_path):
+    for name in ("a/2.JPG", "a/1.png", "a/b/0.webp", "a/notes.txt", "a/.hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a/.git").mkdir()
+    (tmp_path / "a/.git/x.png").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "[1].png").write_bytes(b"x")
+
+    def found(*arguments):
+        paths = pictures.find_pictures([str(tmp_path / a) for a in arguments])
+        return [os.path.relpath(path, tmp_path) for path in paths]
+
+    assert found("**/*.webp") == ["a/b/0.webp"]
+    os.symlink(tmp_path / "a", tmp_path / "a/b/again")  # a circle
+    assert found("a") == ["a/1.png", "a/2.JPG", "a/b/0.webp"]
+    assert found("a/notes.txt", "a/1.png") == ["a/notes.txt", "a/1.png"]
+    assert found("a/*.txt", "[1].png") == ["a/notes.txt", "[1].png"]
+    assert found("a/[b]") == ["a/b/0.webp", "a/b/again/1.png", "a/b/again/2.JPG"]
+    assert found("empty", "x*", "gone") == ["empty", "x*", "gone"]
+    reasons = [pictures.why_not(str(tmp_path / n)) for n in ("empty", "x*", "gone")]
+    assert [reason[:15] for reason in reasons] == [
+        "the folder hold",
+        "nothing matches",
+        "no such file",
+    ]
+
+
+def _run(capsys, *argv):
+    code = cli.main(["predict", *argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_command_prints_a_table_or_json_lines(saved, tmp_path, capsys):
+    paths = _write(tmp_path, 3)
+    (tmp_path / "02.png").write_bytes(b"")
+    flag = f"--checkpoint={saved[0]}"
+    code, out, err = _run(capsys, flag, str(tmp_path), "--top=2", "--json")
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["path"] for line in lines] == paths
+    assert [len(line.get("top", ())) for line in lines] == [2, 2, 0]
+    assert lines[2] == {"path": paths[2], "error": "the file is empty"}
+    assert err == "ev2: 2 of 3 named; 1 could not be read\n"
+    code, out, err = _run(capsys, flag, "--top=2", *paths)
+    first = lines[0]["top"]
+    assert out.splitlines()[:4] == [
+        paths[0],
+        f"{first[0]['probability']:>9.2%}  {first[0]['name']}",
+        f"{first[1]['probability']:>9.2%}  {first[1]['name']}",
+        paths[1],
+    ]
+    assert out.splitlines()[-2:] == [paths[2], "  not read: the file is empty"]
+
+
+def test_progress_bar_is_for_more_than_one_batch(saved, tmp_path, capsys):
+    paths = _write(tmp_path, 12)
+    flag = f"--checkpoint={saved[0]}"
+    code, out, err = _run(capsys, flag, "--json", "--batch_size=8", *paths)
+    assert code == 0 and out.count("\n") == 12
+    assert "12/12" in err and "img/s" in err
+    code, _, err = _run(capsys, flag, "--batch_size=12", *paths)
+    assert code == 0 and err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "printed", "message"),
+    [
+        (["text.jpg"], 2, "text.jpg': not a picture of a known kind"),
+        (["zero.png", "text.jpg"], 4, "zero.png': the file is empty; and 1 more"),
+        (["empty"], 0, "empty': the folder holds no pictures"),
+        (["*.gif", "gone"], 0, "*.gif': nothing matches; give files, folders or globs"),
+        ([], 0, "IMAGE: none; write ev2 predict IMAGE"),
+        (["text.jpg", "--image_size=7"], 0, "image_size: 7 is not allowed; give 8"),
+        (["text.jpg", "--top=0"], 0, "top: 0 is not allowed; give 1 or more"),
+        (["text.jpg", "--batch_size=0"], 0, "batch_size: 0 is not allowed; give 1"),
+        (["text.jpg", "--weights=best"], 0, "weights"),
+        (["text.jpg", "--json=out.json"], 0, "json"),
+        (["text.jpg", "--checkpoint=/nowhere"], 0, "'/nowhere' holds no complete"),
+        (
+            ["text.jpg", "zero.png", "--batch_size=1", "--checkpoint=/nowhere"],
+            0,  # and no bar
+            "'/nowhere' holds no complete",
+        ),
+    ],
+)
+def test_bad_input(saved, tmp_path, capsys, monkeypatch, argv, printed, message):
+    (tmp_path / "text.jpg").write_text("this is a text")
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = _run(capsys, f"--checkpoint={saved[0]}", *argv)
+    assert code == 2 and out.count("\n") == printed
+    assert err.startswith("ev2: ") and err.count("\n") == 1 and message in err
+
+
+def test_features_have_no_classes(saved, monkeypatch):
+    class Features:
+        num_classes = 0
+
+    monkeypatch.setattr(
+        checkpoint, "load_pretrained", lambda path, weights: (Features, {}, {})
+    )
+    with pytest.raises(errors.InputError, match="features and no classes"):
+        predict.predict("run", ["a.png"])
+
+
+def test_names_of_files_need_not_be_text(saved, tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    with open(path, "wb") as file:
+        file.write(_encode(_pixels(0), "PNG"))
+    flag = f"--checkpoint={saved[0]}"
+    code, out, _ = _run(capsys, flag, path)
+    assert code == 0 and out.startswith(f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n")
+    code, out, _ = _run(capsys, flag, "--json", path)
+    assert code == 0 and json.loads(out)["path"] == path

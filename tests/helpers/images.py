@@ -1,0 +1,70 @@
+"""Small pictures for tests of the data room, and the config of their source."""
+
+import io
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+from PIL import Image
+
+from ev2 import config as defaults
+
+
+def make_config(**values) -> ConfigDict:
+    """Returns the defaults with `values` of `data.*` keys."""
+    config = defaults.get_config()
+    config.data.update(values)
+    return config
+
+
+def png(value: int) -> bytes:
+    """A PNG of 4 x 4 px whose red is `value`."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def record(encoded: bytes, *labels: int) -> bytes:
+    """A record in ImageNet's layout, of labels counted from 1."""
+    example = tf.train.Example()
+    feature = example.features.feature
+    feature["image/encoded"].bytes_list.value.append(encoded)
+    feature["image/class/label"].int64_list.value.extend(labels)
+    return example.SerializeToString()
+
+
+def write_pngs(root, names) -> None:
+    """Writes pictures 0, 1, 2... as the files `names` below `root`."""
+    for value, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value))
+
+
+def red(encoded: bytes) -> int:
+    """The red of the first pixel, which tells pictures of `png` apart."""
+    return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
+
+
+def ramps(side: int) -> np.ndarray:
+    """Smooth colours with noise, so that every operation changes something.
+
+    `[side, side, 3]` uint8.
+    """
+    rng = np.random.RandomState(0)
+    ramp = np.linspace(30, 200, side)
+    channels = [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], ramp[:, None] / 2]
+    smooth = np.stack(np.broadcast_arrays(*channels), -1)
+    return np.clip(smooth + rng.randint(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def difference(actual, expected) -> int:
+    """The largest difference of two pictures, in grey levels."""
+    return int(np.abs(np.asarray(actual, int) - np.asarray(expected, int)).max())
+
+
+def one_line(raised) -> str:
+    """The message of what `pytest.raises` caught, which must be one line."""
+    text = str(raised.value)
+    assert "\n" not in text
+    return text

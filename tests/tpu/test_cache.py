@@ -1,0 +1,100 @@
+"""python -m pytest tests/tpu/test_cache.py"""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from ev2.tpu import cache as tpu_cache
+from ev2.tpu import compile as tpu
+from tests import test_boundaries
+
+JOB = tpu.Job(
+    config={"model": {"name": "x"}},
+    num_classes=10,
+    image_size=8,
+    batch_size=16,
+    slice_name="v3-8",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+class Compiler:
+    """Counts what it is asked for."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def __call__(self, job):
+        self.jobs.append(job)
+        return {"fits": True, "step_seconds": 0.1 * len(self.jobs)}
+
+
+def test_the_second_time_nothing_is_compiled(tmp_path):
+    compiler = Compiler()
+    find = tpu_cache.cached(compiler)
+    first, second = find(JOB), find(JOB)
+    assert first == {"fits": True, "step_seconds": 0.1, "cached": False}
+    assert second == {**first, "cached": True}
+    assert compiler.jobs == [JOB]
+    assert [path.suffix for path in (tmp_path / "ev2" / "tpu").iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 32},
+        {"image_size": 12},
+        {"num_classes": 11},
+        {"slice_name": "v3-32"},
+        {"config": {"model": {"name": "y"}}},
+    ],
+)
+def test_another_job_is_another_step(change):
+    other = dataclasses.replace(JOB, **change)
+    assert tpu_cache.make_key(other) != tpu_cache.make_key(JOB)
+
+
+def test_versions_flags_and_sources_matter(monkeypatch):
+    keys = {tpu_cache.make_key(JOB)}
+    with monkeypatch.context() as patch:
+        patch.setenv("LIBTPU_INIT_ARGS", "--xla_something")
+        keys.add(tpu_cache.make_key(JOB))
+    with monkeypatch.context() as patch:
+        patch.setattr(tpu_cache, "get_versions", lambda: {"libtpu": "1"})
+        keys.add(tpu_cache.make_key(JOB))
+    with monkeypatch.context() as patch:
+        patch.setattr(tpu_cache, "_digest_sources", lambda: "0")
+        keys.add(tpu_cache.make_key(JOB))
+    assert len(keys) == 4
+
+
+def test_a_damaged_file_is_compiled_again():
+    compiler = Compiler()
+    find = tpu_cache.cached(compiler)
+    find(JOB)
+    path = tpu_cache.get_folder() / f"{tpu_cache.make_key(JOB)}.json"
+    path.write_text(path.read_text()[:20])
+    assert not find(JOB)["cached"] and find(JOB)["cached"]
+    assert len(compiler.jobs) == 2
+
+
+def test_the_sources_are_all_that_the_step_imports():
+    imports = test_boundaries.IMPORTS
+    reached, waiting = set(), ["ev2.tpu.compile", "ev2.train.compile"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += [f.module for f in imports[module] if f.module in imports]
+    root = test_boundaries.ROOT / "ev2"
+    paths = {test_boundaries.MODULES[module].relative_to(root) for module in reached}
+    paths = {path for path in paths if path.name != "__init__.py"}
+    sources = {pathlib.Path(name) for name in tpu_cache.SOURCES}
+    assert all((root / name).exists() for name in sources)
+    assert {p for p in paths if not sources & {p, *p.parents}} == set()
+    assert all(any(s in (p, *p.parents) for p in paths) for s in sources)
