@@ -14,7 +14,7 @@ growing with the size. Both on the embedded Fashion-MNIST. `pretraining`: a fold
 pictures learnt from weights of CIFAR-10 (`ev2 prepare cifar10`), and from nothing.
 
 Hardware: 2 CPU cores; two minutes a run of `sizes`, three to five of the others on one
-core. Top-1 (ev2/bench/RESULTS.md has all): fixed size 88.1 %, progressive 82.0 %; the
+core. Top-1 (docs/results.md has all): fixed size 88.1 %, progressive 82.0 %; the
 cells of Table 13 82.3, 82.4, 78.9, 80.4 %; Imagenette from CIFAR-10 63.4 %, else
 61.2 %.
 Source: the questions are the paper's, all values ours. A network of 147,370 parameters,

@@ -10,7 +10,7 @@ EfficientNet-B4's size, 10 epochs each, minival, the reward and its exponents. O
 the reduced size of 224 px, the numbers of layers, the normalization of step time and
 parameters by EfficientNet-B4, and the step time from the compiler of a v3-32.
 
-Hardware: tiny 2 CPU cores, see ev2/bench/RESULTS.md; imagenet not yet measured.
+Hardware: tiny 2 CPU cores, see docs/results.md; imagenet not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 Every trial is a whole `ev2 train` in a folder of its own. The same command on any
 number of machines, with one --storage, starts workers that share the trials; started
-again, it goes on. launch/README.md has the rest.
+again, it goes on. docs/sweeps.md has the rest.
 
 Exit codes: 0 all trials have ended, 2 bad input (one line; nothing was created), 1 no
 trial came to a score, or workers failed, 75 told to stop (SIGTERM), 130 Ctrl-C; after

@@ -2,7 +2,7 @@
 
     python launch/tpu.py create|run|status|logs|resume|fetch|delete --name=NAME ...
 
-launch/README.md goes from an empty project to a fetched checkpoint. With --dry_run a
+docs/tpu-pods.md goes from an empty project to a fetched checkpoint. With --dry_run a
 command prints what it would run, and runs nothing.
 
 Exit codes: 0 done, 2 bad input (one line; nothing was created), 1 Cloud or a worker

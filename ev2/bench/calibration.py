@@ -1,7 +1,7 @@
 """The compiler's hours beside the paper's: `ev2 bench calibration PLAN.json...`
 
     ev2 plan --config=configs/imagenet1k.py:s --tpu=v3-32 --json=runs/s.json
-    ev2 bench calibration runs/*.json                 # ev2/bench/RESULTS.md has more
+    ev2 bench calibration runs/*.json                 # docs/results.md has more
 
 The paper measured hours on 32 TPU v3 cores; the compiler counts the arithmetic and the
 memory traffic of training steps, not waiting for pictures or for other cores, nor

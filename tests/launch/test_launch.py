@@ -19,7 +19,7 @@ import time
 import pytest
 
 from launch import tpu, workers
-from tests.helpers import fake_gcloud, readme
+from tests.helpers import documented, fake_gcloud
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLACE = ("--name=pod", "--zone=europe-west4-a", "--project=ours")
@@ -336,7 +336,7 @@ def test_changes_are_shipped_only_when_allowed(cloud, launch, checkout, tmp_path
     assert shipped.read_text() == "jax==0.10.3\n"
 
 
-# The README's commands, each with the file in tests/golden that it prints.
+# The documented commands, each with the file in tests/golden that it prints.
 GOLDENS = {
     "create": "launch_create.txt",
     "run": "launch_run.txt",
@@ -348,16 +348,20 @@ GOLDENS = {
 }
 
 
-def test_readme_shows_every_verb():
-    assert {words[0] for words in readme.commands("launch/tpu.py")} == set(tpu.VERBS)
+def test_documentation_shows_every_command():
+    assert {words[0] for words in documented.launch_commands("launch/tpu.py")} == set(
+        tpu.VERBS
+    )
 
 
-def test_readme_commands_print_their_goldens(checkout, capfd, monkeypatch, tmp_path):
+def test_documented_commands_print_their_goldens(
+    checkout, capfd, monkeypatch, tmp_path
+):
     """UPDATE_GOLDENS=1 writes them anew."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)  # where no runs/ lies that fetch would not replace
     printed: dict[str, str] = {}
-    for words in readme.commands("launch/tpu.py"):
+    for words in documented.launch_commands("launch/tpu.py"):
         capfd.readouterr()
         dry = [words[0], "--dry_run", f"--source={checkout}", *words[1:]]
         assert tpu.main(dry) == 0

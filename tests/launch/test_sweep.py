@@ -22,7 +22,7 @@ from ev2.sweeps import runner as trial
 from ev2.sweeps import study as tries
 from ev2.sweeps import trial_files
 from launch import results, space, sweep, sweep_tpu
-from tests.helpers import fake_gcloud, readme
+from tests.helpers import documented, fake_gcloud
 
 ROOT = pathlib.Path(__file__).parents[2]
 GRID = {"optimizer.lr": [0.01, 0.02, 0.04], "progressive.image_size": [(8, 9), (9, 9)]}
@@ -421,14 +421,14 @@ def test_another_node_begins_in_a_new_folder(tmp_path):
     assert "resume" in command and "--config.seed=1" not in command
 
 
-def test_readme_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_path):
+def test_documented_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_path):
     """UPDATE_GOLDENS=1 writes it anew."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
     for name in ("configs",):
         (tmp_path / name).symlink_to(ROOT / name)
     printed = ""
-    commands = readme.commands("launch/sweep.py")
+    commands = documented.launch_commands("launch/sweep.py")
     for words in commands:
         capfd.readouterr()
         assert sweep.main(["--dry_run", f"--source={checkout}", *words]) == 0
@@ -443,7 +443,7 @@ def test_readme_commands_print_their_golden(checkout, capfd, monkeypatch, tmp_pa
     assert printed == path.read_text()
     assert (
         collections.Counter(
-            "--tpus" in str(w) for w in readme.commands("launch/sweep.py")
+            "--tpus" in str(w) for w in documented.launch_commands("launch/sweep.py")
         )[True]
         == 1
     )
