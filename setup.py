@@ -42,6 +42,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
         "safetensors>=0.5",
+        "tabulate>=0.9",
         "tensorboard>=2.20",  # clu's writers import it without asking for it
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

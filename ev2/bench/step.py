@@ -155,7 +155,7 @@ def _compile(job: step_peers.Job, slice_name: str) -> dict[str, Any]:
     devices = slices.find(slice_name).devices
     if job.peer == "ev2":
         figures = tpu_cache.cached(tpu.compile_apart)(
-            tpu.Job(
+            tpu.CompileRequest(
                 config=make_config(job.network, job.dtype),
                 num_classes=CLASSES,
                 image_size=job.image_size,

@@ -84,7 +84,7 @@ def measure(
     slice_ = _check(slice_name, batch_size, image_size)
     networks = {line.name: fuse(line.last) for line in _PAPER}
     jobs = {
-        name: tpu.Job(
+        name: tpu.CompileRequest(
             config=_make_config(network),
             num_classes=step.CLASSES,
             image_size=image_size,
@@ -134,7 +134,7 @@ def _check(slice_name: str, batch_size: int, image_size: int) -> slices.Slice:
     return slice_
 
 
-def fuse(last: int) -> arch.Arch:
+def fuse(last: int) -> arch.ArchSpec:
     """Returns EfficientNet-B4 with Fused-MBConv in rows 1 to `last`, 0 for none."""
     base = arch.get(_MODEL)
     rows = [
@@ -144,20 +144,20 @@ def fuse(last: int) -> arch.Arch:
             kernel=_FUSED_KERNELS.get(number, row.kernel),
             se_ratio=0.0,
         )
-        for number, row in enumerate(base.rows[:last], 1)
+        for number, row in enumerate(base.stages[:last], 1)
     ]
-    return dataclasses.replace(base, rows=(*rows, *base.rows[last:]))
+    return dataclasses.replace(base, stages=(*rows, *base.stages[last:]))
 
 
-def _make_config(network: arch.Arch) -> dict[str, Any]:
+def _make_config(network: arch.ArchSpec) -> dict[str, Any]:
     config = step.make_config(_MODEL, _DTYPE)
-    own = network.rows == arch.get(_MODEL).rows
-    config["model"]["blocks"] = [] if own else list(arch.encode(network.rows))
+    own = network.stages == arch.get(_MODEL).stages
+    config["model"]["blocks"] = [] if own else list(arch.encode(network.stages))
     return config
 
 
 def _make_row(
-    line: _Line, network: arch.Arch, image_size: int, found: dict[str, Any]
+    line: _Line, network: arch.ArchSpec, image_size: int, found: dict[str, Any]
 ) -> dict[str, Any]:
     speed = found["images_per_second_per_device"]
     return {

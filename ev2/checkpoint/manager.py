@@ -261,8 +261,8 @@ def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
     known = len(imagenet) == model.num_classes
     known = known and not converted.new_head  # a new one means what it will learn
     names = imagenet if known else class_names.numbers(model.num_classes)
-    rows = model.arch.rows
-    own = arch.get(model.name).rows
+    rows = model.arch.stages
+    own = arch.get(model.name).stages
     return {
         "model": {
             "name": model.name,

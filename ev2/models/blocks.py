@@ -27,7 +27,7 @@ class MBConv(nn.Module):
     Source: paper, Figure 2 and Table 4. SE width from the block's input channels.
     """
 
-    row: arch.Row
+    row: arch.StageSpec
     conv: Any
     depthwise: Any
     norm: Any
@@ -65,7 +65,7 @@ class FusedMBConv(nn.Module):
     Source: paper, Figure 2; the ratio-1 form is the released code's.
     """
 
-    row: arch.Row
+    row: arch.StageSpec
     conv: Any
     norm: Any
     activation: Any
@@ -106,7 +106,7 @@ class Bottleneck(nn.Module):
     (v1.5 and the zero).
     """
 
-    row: arch.Row
+    row: arch.StageSpec
     conv: Any
     norm: Any
 
@@ -133,6 +133,6 @@ class Bottleneck(nn.Module):
         return nn.relu(shortcut + drop_path(x))
 
 
-def has_skip(row: arch.Row) -> bool:
+def has_skip(row: arch.StageSpec) -> bool:
     """Returns whether the block's input can be added to its output as it is."""
     return row.stride == 1 and row.in_channels == row.out_channels

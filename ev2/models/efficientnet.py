@@ -37,7 +37,7 @@ class EfficientNet(nn.Module):
         bn_frozen: as `norms.BatchNorm.frozen`.
     """
 
-    arch: architectures.Arch
+    arch: architectures.ArchSpec
     num_classes: int
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99
@@ -99,7 +99,7 @@ class EfficientNet(nn.Module):
         classifier = layers.Classifier(self.num_classes, name="classifier")
         return classifier(x, dropout=dropout, rng=dropout_rng)
 
-    def _block(self, row: architectures.Row, **options: Any) -> nn.Module:
+    def _block(self, row: architectures.StageSpec, **options: Any) -> nn.Module:
         if row.operator == architectures.FUSED_MBCONV:
             return blocks.FusedMBConv(row, **options)
         depthwise = functools.partial(

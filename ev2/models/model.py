@@ -34,7 +34,7 @@ class Model:
 
     name: str
     num_classes: int
-    arch: architectures.Arch
+    arch: architectures.ArchSpec
     module: nn.Module
 
     @property

@@ -32,7 +32,7 @@ class ResNet(nn.Module):
     Source: He et al., CVPR 2016, Table 1.
     """
 
-    arch: architectures.Arch
+    arch: architectures.ArchSpec
     num_classes: int
     dtype: Any = jnp.float32
     bn_momentum: float = 0.99

@@ -184,7 +184,7 @@ def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:
 
 def _reference(config: ConfigDict) -> str:
     found = arch.get(config.reward.reference)
-    return f"{found.name}:{','.join(arch.encode(found.rows))}"
+    return f"{found.name}:{','.join(arch.encode(found.stages))}"
 
 
 def _refuse(key: str, value: Any, allowed: str) -> None:

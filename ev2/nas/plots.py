@@ -175,7 +175,7 @@ def count_shares(space: spaces.Space, rows: Sequence[Row], key: str) -> np.ndarr
     counts = np.zeros((len(space.choices) // len(_CHOICES), len(values)))
     for row in rows:
         candidate = space.decode(row["arch"])
-        for stage in range(len(space.to_arch(candidate).rows)):
+        for stage in range(len(space.to_arch(candidate).stages)):
             value = candidate[f"stage{stage + 1}_{key}"]
             counts[stage, values.index(value)] += 1
     total = counts.sum(axis=1, keepdims=True)

@@ -38,7 +38,7 @@ def apply(recipe: ConfigDict, text: str) -> ConfigDict:
     config = copy.deepcopy(recipe)
     config.model.name = name
     # The published network itself stays without, so that its files fit as well.
-    same = arch.decode(blocks.split(",")) == arch.get(name).rows
+    same = arch.decode(blocks.split(",")) == arch.get(name).stages
     config.model.blocks = () if same else tuple(blocks.split(","))
     return config
 
@@ -76,7 +76,7 @@ def weigh(
         spread = statistics.pstdev(seconds) / median
         return {**cost, "step_seconds": median, "step_spread": spread}
     figures = tpu_cache.cached(tpu.compile_apart)(
-        tpu.Job(
+        tpu.CompileRequest(
             config=tpu.step_config(config),
             num_classes=num_classes,
             image_size=how.image_size,

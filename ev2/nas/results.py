@@ -103,7 +103,7 @@ def _cells(row: Row, space: spaces.Space) -> tuple[str, ...]:
     letters = {arch.MBCONV: "M", arch.FUSED_MBCONV: "F"}
     network = " ".join(
         f"{letters[stage.operator]}{stage.expand}k{stage.kernel}x{stage.layers}"
-        for stage in space.to_arch(space.decode(row["arch"])).rows
+        for stage in space.to_arch(space.decode(row["arch"])).stages
     )
     if len(space.backbones) > 1:
         network = f"{_name(row)}: {network}"

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from ev2 import errors
 from ev2.models.arch.cost import count_multiply_adds, count_params
-from ev2.models.arch.spec import FUSED_MBCONV, Arch, Row
+from ev2.models.arch.spec import FUSED_MBCONV, ArchSpec, StageSpec
 from ev2.models.arch.table import get, round_channels
 
 # Factors of `grow` by size. Depths: those in steps of 0.05, or the middle one of them,
@@ -38,8 +38,8 @@ _NUM_CLASSES = 1000  # with which networks are compared
 
 
 def grow(
-    found: Arch, *, width: float, depth: float, late_depth: float, resolution: float
-) -> Arch:
+    found: ArchSpec, *, width: float, depth: float, late_depth: float, resolution: float
+) -> ArchSpec:
     """Returns `found` made larger, under the same name and with the same head.
 
     Stages are late from the one before the last of stride 2: in S the stages 5 and 6.
@@ -61,18 +61,18 @@ def grow(
         found, width=width, depth=depth, late_depth=late_depth, resolution=resolution
     )
     stem = _widen(found.stem_channels, width)
-    rows: list[Row] = []
+    rows: list[StageSpec] = []
     for row, widening in _deepen(found, depth, late_depth):
         before = rows[-1].out_channels if rows else stem
         after = _widen(row.out_channels, width * widening)
         rows.append(dataclasses.replace(row, in_channels=before, out_channels=after))
     image_size = min(round(found.eval_image_size * resolution), _MAX_IMAGE_SIZE)
     return dataclasses.replace(
-        found, stem_channels=stem, rows=tuple(rows), eval_image_size=image_size
+        found, stem_channels=stem, stages=tuple(rows), eval_image_size=image_size
     )
 
 
-def _check(found: Arch, **factors: float) -> None:
+def _check(found: ArchSpec, **factors: float) -> None:
     for key, value in factors.items():
         if not 1 <= value < math.inf:
             raise errors.InputError(
@@ -89,15 +89,17 @@ def _widen(channels: int, factor: float) -> int:
     return round_channels(channels, factor, at_least_90_percent=False)
 
 
-def _deepen(found: Arch, depth: float, late_depth: float) -> list[tuple[Row, float]]:
+def _deepen(
+    found: ArchSpec, depth: float, late_depth: float
+) -> list[tuple[StageSpec, float]]:
     """Rows of the new depth, in the old width, each with its own factor to that."""
-    last = max((i for i, row in enumerate(found.rows) if row.stride == 2), default=0)
+    last = max((i for i, row in enumerate(found.stages) if row.stride == 2), default=0)
     rows = []
-    for index, row in enumerate(found.rows):
+    for index, row in enumerate(found.stages):
         factor = late_depth if index >= last - 1 else depth
         layers = _round_up(row.layers * factor)
         rows.append((dataclasses.replace(row, layers=layers), 1.0))
-    row, gained = rows[-1][0], rows[-1][0].layers - found.rows[-1].layers
+    row, gained = rows[-1][0], rows[-1][0].layers - found.stages[-1].layers
     split = min(_round_up(_SPLIT_LAYERS * row.layers), gained)
     if row.stride == 2 and split:
         stays = dataclasses.replace(row, layers=row.layers - split)
@@ -110,7 +112,7 @@ def _round_up(layers: float) -> int:
     return math.ceil(layers - 1e-9)  # 25 layers times 2.2 are 55, not 56
 
 
-def compare(grown: Arch, published: Arch) -> dict[str, tuple[int, int]]:
+def compare(grown: ArchSpec, published: ArchSpec) -> dict[str, tuple[int, int]]:
     """Returns figures of two networks by their name, such as "stage 1 layers".
 
     Multiply-adds are those at each network's evaluation size. A stage that a network
@@ -120,20 +122,20 @@ def compare(grown: Arch, published: Arch) -> dict[str, tuple[int, int]]:
     return {key: (first.get(key, 0), second.get(key, 0)) for key in first | second}
 
 
-def _measure(network: Arch) -> dict[str, int]:
+def _measure(network: ArchSpec) -> dict[str, int]:
     figures = {
         "parameters": count_params(network, _NUM_CLASSES),
         "multiply-adds": count_multiply_adds(network, _NUM_CLASSES),
         "evaluation size, px": network.eval_image_size,
         "stem channels": network.stem_channels,
     }
-    for stage, row in enumerate(network.rows, 1):
+    for stage, row in enumerate(network.stages, 1):
         figures[f"stage {stage} channels"] = row.out_channels
         figures[f"stage {stage} layers"] = row.layers
     return figures
 
 
-def format_growth(found: Arch) -> str:
+def format_growth(found: ArchSpec) -> str:
     """Returns `found` and what it grows to for people, stages below each other.
 
     Beside EfficientNetV2-S, whose M and L are published, those stand too, and how far
@@ -143,7 +145,7 @@ def format_growth(found: Arch) -> str:
     for size, factors in GROWN.items():
         grown = grow(found, **factors)
         columns[size.upper()] = grown
-        if found.rows == get("efficientnetv2-s").rows:
+        if found.stages == get("efficientnetv2-s").stages:
             published = get(f"efficientnetv2-{size}")
             columns[f"published {size.upper()}"] = published
             differences.append(_describe_difference(size, grown, published))
@@ -151,7 +153,7 @@ def format_growth(found: Arch) -> str:
     return "\n".join([title, "", *_format_columns(columns), *differences])
 
 
-def _describe_difference(size: str, grown: Arch, published: Arch) -> str:
+def _describe_difference(size: str, grown: ArchSpec, published: ArchSpec) -> str:
     figures = compare(grown, published)
     words = [
         f"{key} {own / theirs - 1:+.1%}"
@@ -164,12 +166,12 @@ def _describe_difference(size: str, grown: Arch, published: Arch) -> str:
     return f"{size.upper()} to the published {size.upper()}: {', '.join(words)}"
 
 
-def _format_columns(columns: Mapping[str, Arch]) -> Sequence[str]:
+def _format_columns(columns: Mapping[str, ArchSpec]) -> Sequence[str]:
     """Lines of a table: a network is a column, named in the first line."""
     networks = list(columns.values())
     table = [["stage", *columns], ["stem", *(str(n.stem_channels) for n in networks)]]
-    longest = max(networks, key=lambda network: len(network.rows))
-    for stage, row in enumerate(longest.rows):
+    longest = max(networks, key=lambda network: len(network.stages))
+    for stage, row in enumerate(longest.stages):
         cells = [_describe_stage(network, stage) for network in networks]
         table.append([f"{stage + 1} {_describe_kind(row)}", *cells])
     counted = [_measure(network) for network in networks]
@@ -184,13 +186,13 @@ def _format_columns(columns: Mapping[str, Arch]) -> Sequence[str]:
     ]
 
 
-def _describe_stage(network: Arch, stage: int) -> str:
-    if stage >= len(network.rows):
+def _describe_stage(network: ArchSpec, stage: int) -> str:
+    if stage >= len(network.stages):
         return "-"
-    row = network.rows[stage]
+    row = network.stages[stage]
     return f"{row.out_channels} x{row.layers}"
 
 
-def _describe_kind(row: Row) -> str:
+def _describe_kind(row: StageSpec) -> str:
     name = "Fused-MBConv" if row.operator == FUSED_MBCONV else "MBConv"
     return f"{name}{row.expand} k{row.kernel}x{row.kernel} s{row.stride}"

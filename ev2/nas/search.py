@@ -27,9 +27,8 @@ import optuna
 from ml_collections import ConfigDict
 
 from ev2 import errors, files
-from ev2.models import arch
 from ev2.nas import config as asking
-from ev2.nas import controllers, proxy, reward, rows
+from ev2.nas import controllers, proxy, reward, rows, scale_up
 from ev2.nas import results as outcome
 from ev2.sweeps import runner as trial
 from ev2.sweeps import storage as places
@@ -334,7 +333,7 @@ def _finish(
     print(outcome.format_table(found, space=asked.space))
     if best := outcome.rank(found)[:1]:
         network = asked.space.to_arch(asked.space.decode(best[0]["arch"]))
-        print(f"\n{arch.format_growth(network)}\n")
+        print(f"\n{scale_up.format_growth(network)}\n")
     print("\n".join(lines))
     if not any(row["state"] == tries.DONE for row in found):
         raise errors.CheckError("no candidate came to a reward; see the reasons above")

@@ -97,7 +97,7 @@ class Space:
     @functools.cached_property
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """What there is to choose from, by the name of the choice, in one order."""
-        stages = max(len(arch.get(name).rows) for name in self.backbones)
+        stages = max(len(arch.get(name).stages) for name in self.backbones)
         backbone = {"backbone": self.backbones} if len(self.backbones) > 1 else {}
         return backbone | {
             f"stage{stage}_{key}": values
@@ -114,7 +114,7 @@ class Space:
         total = 0
         for name in self.backbones:
             product = 1
-            for row in arch.get(name).rows:
+            for row in arch.get(name).stages:
                 layers = {max(1, row.layers + offset) for offset in self.layers}
                 product *= len(layers) * len(self.operators)
                 product *= len(self.kernels) * len(self.expands)
@@ -135,7 +135,7 @@ class Space:
         for name in self.backbones:
             own = {"backbone": name} if "backbone" in rest else {}
             stages = []
-            for stage, row in enumerate(arch.get(name).rows, 1):
+            for stage, row in enumerate(arch.get(name).stages, 1):
                 # Of offsets that give as many layers, one.
                 offsets = {max(1, row.layers + n): n for n in self.layers}.values()
                 kinds = itertools.product(
@@ -150,11 +150,11 @@ class Space:
         """The name of the network that a candidate varies."""
         return candidate.get("backbone", self.backbones[0])
 
-    def to_arch(self, candidate: Mapping[str, Any]) -> arch.Arch:
+    def to_arch(self, candidate: Mapping[str, Any]) -> arch.ArchSpec:
         """Returns the network that a candidate means, as the backbone it is named."""
         base = arch.get(self.backbone(candidate))
         rows = []
-        for stage, row in enumerate(base.rows, 1):
+        for stage, row in enumerate(base.stages, 1):
             chosen = functools.partial(_look_up, candidate, stage)
             operator = chosen("operator")
             changed = dataclasses.replace(
@@ -166,7 +166,7 @@ class Space:
                 se_ratio=_SE_RATIO if operator == arch.MBCONV else 0.0,
             )
             rows.append(changed)
-        return dataclasses.replace(base, rows=tuple(rows))
+        return dataclasses.replace(base, stages=tuple(rows))
 
     def encode(self, candidate: Mapping[str, Any]) -> str:
         """Returns the one text of the network: backbone, then its block strings.
@@ -174,7 +174,7 @@ class Space:
         As `efficientnetv2-tiny:r1_k3_s1_e1_i16_o16_c1,r1_k3_s2_e4_i16_o32_c1,...`.
         """
         found = self.to_arch(candidate)
-        return f"{found.name}:{','.join(arch.encode(found.rows))}"
+        return f"{found.name}:{','.join(arch.encode(found.stages))}"
 
     def decode(self, text: str) -> Candidate:
         """Returns a candidate that `encode` gives this text of.
@@ -188,7 +188,7 @@ class Space:
         candidate = {key: values[0] for key, values in self.choices.items()}
         if "backbone" in candidate:
             candidate["backbone"] = name
-        for stage, (row, own) in enumerate(zip(rows, base.rows, strict=False), 1):
+        for stage, (row, own) in enumerate(zip(rows, base.stages, strict=False), 1):
             candidate |= {
                 f"stage{stage}_operator": row.operator,
                 f"stage{stage}_kernel": row.kernel,
@@ -263,5 +263,5 @@ def describe(space: Space, candidate: Mapping[str, Any]) -> Sequence[str]:
     return [
         f"{names[row.operator]}{row.expand} k{row.kernel}x{row.kernel}, "
         f"{row.out_channels}, x{row.layers}"
-        for row in space.to_arch(candidate).rows
+        for row in space.to_arch(candidate).stages
     ]

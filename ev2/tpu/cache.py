@@ -20,7 +20,12 @@ from ev2.tpu import compile as tpu
 # Files and folders of ev2 that the step is made from; a test follows the imports.
 SOURCES = ("models", "errors.py", "evaluation/metrics.py", "progressive.py")
 SOURCES += ("sharding.py", "tpu/compile.py", "tpu/slices.py", "train/compile.py")
-SOURCES += ("train/early_stopping.py", "train/losses.py", "train/mixup.py")
+SOURCES += (
+    "train/device_peaks.py",
+    "train/early_stopping.py",
+    "train/losses.py",
+    "train/mixup.py",
+)
 SOURCES += ("train/optimizer.py", "train/state.py", "train/step.py")
 SOURCES += ("train/validate.py",)
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -38,7 +43,7 @@ def get_versions() -> dict[str, str]:
     return {name: installed.get(name, "") for name in ("jax", "jaxlib", "libtpu")}
 
 
-def make_key(job: tpu.Job) -> str:
+def make_key(job: tpu.CompileRequest) -> str:
     """Returns the name of the job's figures: hex digits."""
     known = {
         "job": dataclasses.asdict(job),
@@ -60,7 +65,7 @@ def _digest_sources() -> str:
     return digest.hexdigest()
 
 
-def read(job: tpu.Job) -> dict[str, Any] | None:
+def read(job: tpu.CompileRequest) -> dict[str, Any] | None:
     """Returns the figures of the job with `"cached": True`, or None."""
     try:
         kept = json.loads((get_folder() / f"{make_key(job)}.json").read_text())
@@ -70,11 +75,11 @@ def read(job: tpu.Job) -> dict[str, Any] | None:
 
 
 def cached(
-    compile_job: Callable[[tpu.Job], dict[str, Any]],
-) -> Callable[[tpu.Job], dict[str, Any]]:
+    compile_job: Callable[[tpu.CompileRequest], dict[str, Any]],
+) -> Callable[[tpu.CompileRequest], dict[str, Any]]:
     """Returns `compile_job` that keeps what it finds; figures gain "cached"."""
 
-    def find(job: tpu.Job) -> dict[str, Any]:
+    def find(job: tpu.CompileRequest) -> dict[str, Any]:
         kept = read(job)
         if kept is not None:
             return kept

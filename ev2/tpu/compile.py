@@ -45,7 +45,7 @@ _COLLECTIVE = re.compile(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class CompileRequest:
     """One step to compile; everything that its figures depend on but versions.
 
     Attributes:
@@ -110,7 +110,7 @@ def get_devices(slice_: slices.Slice) -> list[Any]:
     return described.devices
 
 
-def compile_step(job: Job) -> dict[str, Any]:
+def compile_step(job: CompileRequest) -> dict[str, Any]:
     """Returns what the compiler says about one training step; see `read_figures`.
 
     Where the step does not fit, "fits" is False, "wanted_bytes" is what it asked for
@@ -183,7 +183,7 @@ def read_figures(
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    available = int(slice_.generation.hbm_gib * slices.GIB)
+    available = slice_.generation.hbm_bytes
     flops, accessed = cost["flops"], cost["bytes accessed"]
     seconds, source = step_seconds(
         cost.get("optimal_seconds", math.nan), flops, accessed, slice_.generation
@@ -243,12 +243,12 @@ def _unfit(slice_: slices.Slice, message: str, seconds: float) -> dict[str, Any]
         "fits": False,
         **dict.fromkeys(unknown),
         "wanted_bytes": int(float(wanted[1]) * _SCALES[wanted[2]]) if wanted else None,
-        "hbm_available_bytes": int(slice_.generation.hbm_gib * slices.GIB),
+        "hbm_available_bytes": slice_.generation.hbm_bytes,
         "compile_seconds": round(seconds, 1),
     }
 
 
-def compile_apart(job: Job) -> dict[str, Any]:
+def compile_apart(job: CompileRequest) -> dict[str, Any]:
     """Returns `compile_step(job)`, from a process of its own; see `run_apart`."""
     what = f"{job.image_size} px on {job.slice_name}"
     return run_apart("ev2.tpu.compile", dataclasses.asdict(job), what)
@@ -284,4 +284,4 @@ def run_apart(module: str, task: Any, what: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_step(Job(**json.loads(sys.stdin.read())))))
+    print(json.dumps(compile_step(CompileRequest(**json.loads(sys.stdin.read())))))

@@ -23,7 +23,7 @@ from ev2.tpu import slices
 from ev2.train import compile as programs
 from ev2.train import plan
 
-Compile = Callable[[tpu.Job], dict[str, Any]]
+Compile = Callable[[tpu.CompileRequest], dict[str, Any]]
 _Key = TypeVar("_Key", bound=Hashable)
 
 _PROCESS_BYTES = 8 * slices.GIB  # of a compiling process, at its peak
@@ -39,9 +39,9 @@ class _Run:
     table: dict[str, Any]  # from plan.make_plan
     num_classes: int
 
-    def job(self, stage: dict[str, Any], batch_size: int = 0) -> tpu.Job:
+    def job(self, stage: dict[str, Any], batch_size: int = 0) -> tpu.CompileRequest:
         """What to compile for a stage; another global batch where it is given."""
-        return tpu.Job(
+        return tpu.CompileRequest(
             config=tpu.step_config(self.config),
             num_classes=self.num_classes,
             image_size=stage["image_size"],
@@ -97,7 +97,7 @@ def forecast(
     table["tpu"] = {
         **_totals(first, figures),
         "device_kind": first.slice.generation.device_kind,
-        "hbm_available_bytes": int(first.slice.generation.hbm_gib * slices.GIB),
+        "hbm_available_bytes": first.slice.generation.hbm_bytes,
         "versions": tpu_cache.get_versions(),
     }
     if weak:
@@ -161,7 +161,7 @@ def _describe(key: tuple[str, int, int]) -> str:
 
 
 def compile_all(
-    jobs: Mapping[_Key, tpu.Job],
+    jobs: Mapping[_Key, tpu.CompileRequest],
     compile_job: Compile,
     *,
     describe: Callable[[_Key], str],

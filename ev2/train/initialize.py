@@ -145,7 +145,7 @@ def _check_network(model: models.Model, source: Source) -> None:
     for key, value in {
         "name": lambda m: m.name,
         "padding": lambda m: m.arch.padding,
-        "blocks": lambda m: arch.encode(m.arch.rows),
+        "blocks": lambda m: arch.encode(m.arch.stages),
     }.items():
         theirs, ours = value(source.model), value(model)
         if ours != theirs:

@@ -11,7 +11,7 @@ import jax
 import tqdm
 
 from ev2 import progressive
-from ev2.tpu import slices
+from ev2.train import device_peaks
 from ev2.train import workdir as run_folder
 
 _IN_FLIGHT_STEPS = 3
@@ -45,7 +45,7 @@ class Logbook:
         )
         self._window: list[dict[str, jax.Array]] = []
         self._running: collections.deque[jax.Array] = collections.deque()
-        self._peak = slices.peak_flops_per_second(jax.devices()[0].device_kind)
+        self._peak = device_peaks.peak_flops_per_second(jax.devices()[0].device_kind)
         self._flops, self._stage_seconds, self._stage_images = 0.0, 0.0, 0
         self._start_window()
 

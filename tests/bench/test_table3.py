@@ -25,7 +25,7 @@ class FakeCompiler:
     def __init__(self, speeds):
         self.speeds, self.jobs = speeds, []
 
-    def __call__(self, job: tpu.Job):
+    def __call__(self, job: tpu.CompileRequest):
         self.jobs.append(job)
         blocks = job.config["model"]["blocks"]
         speed = self.speeds[sum(block.endswith("_c1") for block in blocks)]
@@ -68,7 +68,7 @@ def test_parameters_and_flops_are_the_papers(last, params, multiply_adds):
 
 
 def test_only_the_first_rows_are_fused():
-    rows, own = fused.fuse(5).rows, arch.get("efficientnet-b4").rows
+    rows, own = fused.fuse(5).stages, arch.get("efficientnet-b4").stages
     assert [row.operator for row in rows] == ["fused_mbconv"] * 5 + ["mbconv"] * 2
     assert [row.kernel for row in rows] == [3, 3, 3, 3, 5, 5, 3]
     assert [row.se_ratio for row in rows] == [0.0] * 5 + [0.25] * 2

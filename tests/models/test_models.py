@@ -413,7 +413,7 @@ def test_a_rate_needs_a_key(variables, images):
 
 
 def test_blocks_replace_the_rows():
-    blocks = arch.encode(arch.get("efficientnetv2-tiny").rows)[:2]
+    blocks = arch.encode(arch.get("efficientnetv2-tiny").stages)[:2]
     model = models.create_model("efficientnetv2-tiny", blocks=blocks)
     assert model.arch.num_blocks == 2
     assert model.eval_image_size == 28

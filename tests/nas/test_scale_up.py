@@ -10,14 +10,14 @@ import pytest
 
 from ev2 import errors
 from ev2.models import arch
-from ev2.nas import scale_up as growth
+from ev2.nas import scale_up
 
 S = arch.get("efficientnetv2-s")
 NONE = {"width": 1.0, "depth": 1.0, "late_depth": 1.0, "resolution": 1.0}
 
 
 def rows(network):
-    return [(row.out_channels, row.layers, row.stride) for row in network.rows]
+    return [(row.out_channels, row.layers, row.stride) for row in network.stages]
 
 
 # Worked out by hand from Table 4: widths times 1.15 or 1.45, to multiples of 8; the
@@ -30,22 +30,22 @@ def rows(network):
     ],
 )
 def test_s_grown(size, stem, channels, layers):
-    network = arch.grow(S, **growth.GROWN[size])
-    assert [row.out_channels for row in network.rows] == channels
-    assert [row.layers for row in network.rows] == layers
-    assert [row.stride for row in network.rows] == [1, 2, 2, 2, 1, 2, 1]
-    assert [row.expand for row in network.rows] == [1, 4, 4, 4, 6, 6, 6]
-    assert [row.se_ratio for row in network.rows] == [0, 0, 0, *[0.25] * 4]
+    network = scale_up.grow(S, **scale_up.GROWN[size])
+    assert [row.out_channels for row in network.stages] == channels
+    assert [row.layers for row in network.stages] == layers
+    assert [row.stride for row in network.stages] == [1, 2, 2, 2, 1, 2, 1]
+    assert [row.expand for row in network.stages] == [1, 4, 4, 4, 6, 6, 6]
+    assert [row.se_ratio for row in network.stages] == [0, 0, 0, *[0.25] * 4]
     assert (network.stem_channels, network.head_channels) == (stem, 1280)
     assert network.eval_image_size == 480
     assert network.name == "efficientnetv2-s"
 
 
-@pytest.mark.parametrize("size", growth.GROWN)
+@pytest.mark.parametrize("size", scale_up.GROWN)
 def test_s_grown_is_as_deep_as_the_published_and_nearly_as_large(size):
     published = arch.get(f"efficientnetv2-{size}")
-    network = arch.grow(S, **growth.GROWN[size])
-    figures = growth.compare(network, published)
+    network = scale_up.grow(S, **scale_up.GROWN[size])
+    figures = scale_up.compare(network, published)
     assert len(figures) == 4 + 2 * 7
     for key, (own, theirs) in figures.items():
         near = 0 if key.endswith(("layers", "px")) else 0.06
@@ -53,34 +53,36 @@ def test_s_grown_is_as_deep_as_the_published_and_nearly_as_large(size):
         assert own == pytest.approx(theirs, rel=near), key
 
 
-@pytest.mark.parametrize("size", growth.GROWN)
+@pytest.mark.parametrize("size", scale_up.GROWN)
 def test_no_other_width_is_nearer_to_the_published(size):
     published = arch.get(f"efficientnetv2-{size}")
 
     def distance(width):
-        network = arch.grow(S, **{**growth.GROWN[size], "width": width})
+        network = scale_up.grow(S, **{**scale_up.GROWN[size], "width": width})
         ratios = {
             key: abs(math.log(own / theirs))
-            for key, (own, theirs) in growth.compare(network, published).items()
+            for key, (own, theirs) in scale_up.compare(network, published).items()
         }
         channels = [ratios[f"stage {stage} channels"] for stage in range(1, 8)]
         return ratios["parameters"] + ratios["multiply-adds"] + sum(channels) / 7
 
     widths = [n / 20 for n in range(20, 34)]
-    assert min(widths, key=distance) == growth.GROWN[size]["width"]
+    assert min(widths, key=distance) == scale_up.GROWN[size]["width"]
 
 
 def test_why_no_width_is_exact():
     # L's widths are twice B0's; from S's, stages 2 and 3 want different factors.
-    large = [row.out_channels for row in arch.get("efficientnetv2-l").rows]
-    base = [row.out_channels for row in arch.get("efficientnetv2-b0").rows]
+    large = [row.out_channels for row in arch.get("efficientnetv2-l").stages]
+    base = [row.out_channels for row in arch.get("efficientnetv2-b0").stages]
     assert large == [2 * channels for channels in [*base, 320]]
     fitting = [
         width
         for width in [n / 1000 for n in range(1000, 2000)]
-        if rows(arch.grow(S, **{**NONE, "width": width}))[1][0] == large[1]
+        if rows(scale_up.grow(S, **{**NONE, "width": width}))[1][0] == large[1]
     ]
-    third = {rows(arch.grow(S, **{**NONE, "width": width}))[2][0] for width in fitting}
+    third = {
+        rows(scale_up.grow(S, **{**NONE, "width": width}))[2][0] for width in fitting
+    }
     assert len(fitting) > 100 and large[2] not in third
 
 
@@ -89,7 +91,7 @@ def test_why_no_width_is_exact():
 )
 def test_factors_of_one_change_nothing(name):
     found = arch.get(name)
-    grown = arch.grow(found, **NONE)
+    grown = scale_up.grow(found, **NONE)
     assert grown == dataclasses.replace(
         found, eval_image_size=min(480, found.eval_image_size)
     )
@@ -104,8 +106,8 @@ def test_factors_of_one_change_nothing(name):
     ],
 )
 def test_only_late_stages_get_more_layers(name, layers):
-    grown = arch.grow(arch.get(name), **{**NONE, "late_depth": 2.0})
-    assert [row.layers for row in grown.rows] == layers
+    grown = scale_up.grow(arch.get(name), **{**NONE, "late_depth": 2.0})
+    assert [row.layers for row in grown.stages] == layers
 
 
 # B0 has 1, 2, 2, 3, 5, 8 layers: 9 of 8 times 1.1 give a fifth, 2, of which 1 is new.
@@ -119,7 +121,7 @@ def test_only_late_stages_get_more_layers(name, layers):
 )
 def test_the_last_stage_splits_as_far_as_it_has_grown(late_depth, last):
     found = arch.get("efficientnetv2-b0")
-    grown = arch.grow(found, **{**NONE, "late_depth": late_depth})
+    grown = scale_up.grow(found, **{**NONE, "late_depth": late_depth})
     assert rows(grown)[5:] == last
 
 
@@ -127,8 +129,8 @@ def test_layers_are_rounded_up_but_for_what_floats_add():
     blocks = ["r25_k3_s1_e1_i16_o16_c1", "r1_k3_s1_e4_i16_o16", "r1_k3_s2_e4_i16_o16"]
     found = arch.get("efficientnetv2-tiny", blocks)
     for depth, layers in ((2.2, 55), (2.21, 56)):
-        grown = arch.grow(found, **{**NONE, "depth": depth})
-        assert [row.layers for row in grown.rows] == [layers, 1, 1]
+        grown = scale_up.grow(found, **{**NONE, "depth": depth})
+        assert [row.layers for row in grown.stages] == [layers, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -141,31 +143,33 @@ def test_layers_are_rounded_up_but_for_what_floats_add():
     ],
 )
 def test_evaluation_stops_at_480_px(name, resolution, size):
-    grown = arch.grow(arch.get(name), **{**NONE, "resolution": resolution})
+    grown = scale_up.grow(arch.get(name), **{**NONE, "resolution": resolution})
     assert grown.eval_image_size == size
 
 
 def test_a_grown_network_is_built_from_its_block_strings():
-    grown = arch.grow(S, **growth.GROWN["l"])
-    assert arch.get("efficientnetv2-l", arch.encode(grown.rows)).rows == grown.rows
+    grown = scale_up.grow(S, **scale_up.GROWN["l"])
+    assert (
+        arch.get("efficientnetv2-l", arch.encode(grown.stages)).stages == grown.stages
+    )
 
 
 @pytest.mark.parametrize("key", NONE)
 @pytest.mark.parametrize("value", [0.99, -2, math.inf, math.nan])
 def test_a_factor_that_shrinks_is_refused(key, value):
     with pytest.raises(errors.InputError) as error:
-        arch.grow(S, **{**NONE, key: value})
+        scale_up.grow(S, **{**NONE, key: value})
     allowed = "give a number, 1 or more"
     assert str(error.value) == f"grow.{key}: {value!r} is not allowed; {allowed}"
 
 
 def test_a_resnet_is_refused():
     with pytest.raises(errors.InputError, match="grow.found: resnet50 is a ResNet"):
-        arch.grow(arch.get("resnet50"), **NONE)
+        scale_up.grow(arch.get("resnet50"), **NONE)
 
 
 def test_compare_counts_a_missing_stage_as_nothing():
-    figures = growth.compare(S, arch.get("efficientnetv2-m"))
+    figures = scale_up.compare(S, arch.get("efficientnetv2-m"))
     assert figures["parameters"] == (21_458_488, 54_139_356)
     assert figures["evaluation size, px"] == (384, 480)
     assert figures["stage 5 layers"] == (9, 14)
@@ -174,7 +178,7 @@ def test_compare_counts_a_missing_stage_as_nothing():
 
 
 def test_the_table_of_s_has_the_published_beside():
-    lines = growth.format_growth(S).splitlines()
+    lines = scale_up.format_growth(S).splitlines()
     assert lines[0].startswith("efficientnetv2-s and what it grows to")
     assert lines[2].split() == [
         *("stage", "found", "M", "published", "M", "L", "published", "L")
@@ -197,7 +201,7 @@ def test_the_table_of_s_has_the_published_beside():
 
 
 def test_the_table_of_another_network_has_its_own_columns_alone():
-    lines = growth.format_growth(arch.get("efficientnetv2-tiny")).splitlines()
+    lines = scale_up.format_growth(arch.get("efficientnetv2-tiny")).splitlines()
     assert lines[2].split() == ["stage", "found", "M", "L"]
     assert lines[-1].split() == ["evaluation,", "px", "28", "35", "35"]
     assert "published" not in "\n".join(lines)

@@ -49,7 +49,7 @@ def changed(before, after):
 @pytest.mark.parametrize("name", JOINT.backbones)
 def test_the_published_networks_are_points_of_one_space(name):
     network = arch.get(name)
-    candidate = JOINT.decode(f"{name}:{','.join(arch.encode(network.rows))}")
+    candidate = JOINT.decode(f"{name}:{','.join(arch.encode(network.stages))}")
     assert candidate["backbone"] == name
     assert JOINT.to_arch(candidate) == network
     assert JOINT.is_valid(candidate)
@@ -102,8 +102,8 @@ def test_texts_round_trip(space):
 def test_what_the_backbone_fixes_stays():
     candidate = TINY.sample(random.Random(2))
     base, found = arch.get("efficientnetv2-tiny"), TINY.to_arch(candidate)
-    assert [(r.stride, r.in_channels, r.out_channels) for r in found.rows] == [
-        (r.stride, r.in_channels, r.out_channels) for r in base.rows
+    assert [(r.stride, r.in_channels, r.out_channels) for r in found.stages] == [
+        (r.stride, r.in_channels, r.out_channels) for r in base.stages
     ]
     assert (found.stem_channels, found.head_channels, found.name) == (
         *(16, 256),
@@ -139,7 +139,7 @@ def test_size_counts_networks_not_candidates():
 )
 def test_two_candidates_of_one_network_have_one_text(space, text, change):
     network = arch.get("efficientnetv2-s")
-    text = text or f"efficientnetv2-s:{','.join(arch.encode(network.rows))}"
+    text = text or f"efficientnetv2-s:{','.join(arch.encode(network.stages))}"
     candidate = space.decode(text)
     alias = candidate | change
     assert alias != candidate and space.encode(alias) == text
@@ -180,7 +180,7 @@ def test_draws_and_changes_keep_to_the_bounds():
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_bounds_are_part_of_what_is_allowed(more):
-    rows = arch.get("efficientnetv2-tiny").rows
+    rows = arch.get("efficientnetv2-tiny").stages
     candidate = TINY.decode(f"efficientnetv2-tiny:{','.join(arch.encode(rows))}")
     low = dataclasses.replace(TINY, num_classes=10, min_params=COUNT + more)
     high = dataclasses.replace(TINY, num_classes=10, max_params=COUNT + more)
@@ -236,7 +236,7 @@ def test_bounds_that_hold_no_network_are_named(monkeypatch):
 def test_parameters_are_those_of_the_model():
     rng = random.Random(10)
     for candidate in (TINY.sample(rng), TINY.sample(rng)):
-        blocks = arch.encode(TINY.to_arch(candidate).rows)
+        blocks = arch.encode(TINY.to_arch(candidate).stages)
         model = ev2.create_model("efficientnetv2-tiny", blocks=blocks)
         shapes = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), 32))
         leaves = jax.tree.leaves(shapes["params"])
@@ -278,8 +278,8 @@ def test_what_a_space_refuses(values, complaint):
     [
         ("", "arch: backbone: '' is not known"),
         (TEXT.replace("tiny", "s"), "arch: backbone: 'efficientnetv2-s' is not known"),
-        ("efficientnetv2-tiny", "model.blocks[0] '': '' is no token"),
-        ("efficientnetv2-tiny:r1_x1", "model.blocks[0] 'r1_x1': 'x1' is no token"),
+        ("efficientnetv2-tiny", "model.blocks[0] '': '' is not a token"),
+        ("efficientnetv2-tiny:r1_x1", "model.blocks[0] 'r1_x1': 'x1' is not a token"),
         (TEXT.replace("_k5", "_k7"), "arch: "),  # no kernel of the space
         (TEXT.replace("_e6", "_e5"), "arch: "),
         (TEXT.replace("r3", "r4"), "arch: "),  # an offset of 3

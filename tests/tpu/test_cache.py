@@ -9,7 +9,7 @@ from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu
 from tests import test_boundaries
 
-JOB = tpu.Job(
+JOB = tpu.CompileRequest(
     config={"model": {"name": "x"}},
     num_classes=10,
     image_size=8,

@@ -100,9 +100,9 @@ def test_what_does_not_fit_says_what_it_wanted():
     assert set(figures) == {*known, "wanted_bytes"}
 
 
-def make_job(config: ConfigDict, **changes) -> tpu.Job:
+def make_job(config: ConfigDict, **changes) -> tpu.CompileRequest:
     usual = {"num_classes": 10, "image_size": 32, "batch_size": 64}
-    return tpu.Job(
+    return tpu.CompileRequest(
         config=tpu.step_config(config), slice_name="v3-8", **(usual | changes)
     )
 

@@ -28,7 +28,7 @@ class FakeCompiler:
     def __init__(self, most=10**9, seconds_from="compiler"):
         self.most, self.seconds_from, self.jobs = most, seconds_from, []
 
-    def __call__(self, job: tpu.Job):
+    def __call__(self, job: tpu.CompileRequest):
         self.jobs.append(job)
         images = job.batch_size // slices.find(job.slice_name).devices
         available = {"hbm_available_bytes": 16 * 2**30, "compile_seconds": 60.0}

@@ -53,17 +53,3 @@ def test_names_that_no_slice_has(name, said):
     with pytest.raises(errors.InputError) as error:
         slices.find(name)
     assert said in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "kind, peak",
-    [
-        ("TPU v3", 61.5e12),
-        ("TPU v5 lite", 197e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("cpu", None),
-    ],
-)
-def test_peak_of_a_device(kind, peak):
-    assert slices.peak_flops_per_second(kind) == peak

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from ev2 import progressive
-from ev2.tpu import slices
+from ev2.train import device_peaks
 from ev2.train import logger as logbook
 from ev2.train import workdir as run_folder
 from tests.helpers import tiny_run as tiny
@@ -17,7 +17,7 @@ def test_utilization_is_written_where_the_peak_is_known(
     tmp_path, monkeypatch, peak, share
 ):
     """Two steps of 500 operations: 1,000 over the seconds, of a peak of 1,000."""
-    monkeypatch.setattr(slices, "peak_flops_per_second", lambda kind: peak)
+    monkeypatch.setattr(device_peaks, "peak_flops_per_second", lambda kind: peak)
     config = tiny.make_config()
     stages = progressive.make_stages(config, 48)
     folder = run_folder.RunFolder(str(tmp_path), config)

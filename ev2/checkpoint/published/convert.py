@@ -158,7 +158,7 @@ def _create(
             f"{kinds[not is_resnet]} ({scheme} names); give its own name, or none"
         )
     if scheme == "keras_resnet":  # its stride is in the first 1x1
-        rows = architectures.get(name).rows
+        rows = architectures.get(name).stages
         v1 = architectures.BOTTLENECK_V1
         blocks = architectures.encode(dataclasses.replace(r, operator=v1) for r in rows)
     return models.create_model(
@@ -338,7 +338,7 @@ def _fold(
     return notes
 
 
-def _epsilon(scheme: str, arch: architectures.Arch) -> float:
+def _epsilon(scheme: str, arch: architectures.ArchSpec) -> float:
     """The epsilon that the weights were trained with."""
     symmetric = arch.padding == "symmetric"
     if scheme == "timm" and symmetric:
@@ -350,7 +350,7 @@ def _epsilon(scheme: str, arch: architectures.Arch) -> float:
     return names.SCHEMES[scheme].epsilon
 
 
-def _own_epsilon(arch: architectures.Arch) -> float:
+def _own_epsilon(arch: architectures.ArchSpec) -> float:
     return resnet.BN_EPSILON if arch.is_resnet else efficientnet.BN_EPSILON
 
 

@@ -30,7 +30,7 @@ _TORCHVISION = {
 }
 
 
-def of_published(scheme: str, arch: architectures.Arch) -> dict[str, Any]:
+def of_published(scheme: str, arch: architectures.ArchSpec) -> dict[str, Any]:
     """Returns the preprocessing of the weights published under a naming scheme.
 
     Args:

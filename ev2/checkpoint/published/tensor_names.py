@@ -96,13 +96,13 @@ class Scheme:
     epsilon: float
     conv_bias: bool = False
 
-    def tensors(self, arch: architectures.Arch) -> Iterator[Tensor]:
+    def tensors(self, arch: architectures.ArchSpec) -> Iterator[Tensor]:
         """Yields every tensor of the network, the classifier's last."""
-        last = len(arch.rows) + 1
+        last = len(arch.stages) + 1
         for module in _OUTER_FIRST if arch.is_resnet else _OUTER_FIRST + _HEAD:
             yield from self._leaves(module, self.outer[module].format(last=last))
         index = 0
-        for number, row in enumerate(arch.rows):
+        for number, row in enumerate(arch.stages):
             for layer, block in enumerate(row.blocks):
                 prefix = self.prefix(number, layer, index)
                 for module, name in _modules(block, self.blocks).items():
@@ -139,7 +139,7 @@ def _leaves_of(path: tuple[str, ...], conv_bias: bool) -> list[tuple[str, str]]:
     return [("kernel", kind)] + ([("bias", "vector")] if has_bias else [])
 
 
-def _modules(block: architectures.Row, names: dict) -> dict[str, str]:
+def _modules(block: architectures.StageSpec, names: dict) -> dict[str, str]:
     """Our modules of a block and the scheme's names of them."""
     form = block.operator
     if block.expand == 1 and not block.is_bottleneck:
@@ -308,6 +308,6 @@ SCHEMES = {
 }
 
 
-def timm(arch: architectures.Arch) -> Scheme:
+def timm(arch: architectures.ArchSpec) -> Scheme:
     """Returns the scheme of timm's file of a network."""
     return SCHEMES["torch_resnet" if arch.is_resnet else "timm"]

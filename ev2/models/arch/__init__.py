@@ -1,8 +1,8 @@
-"""Architectures as rows of a table: what each network is, with nothing to run.
+"""Architectures as data: tables of stages, their block strings and their cost.
 
-A `Row` is one line of such a table ("stage" in the paper), an `Arch` is a stem, rows
-and a head. Rows can also be written as block strings, the language of architecture
-search and of the released code: `decode(encode(rows)) == rows` for every network.
+A `StageSpec` is one stage of a table such as the paper's Table 4; an `ArchSpec` is a
+stem, stages and a head. Block strings are the notation of the released code and of
+architecture search: `decode(encode(stages)) == stages` for every network.
 
 Standard library only.
 """
@@ -15,30 +15,27 @@ from ev2.models.arch.spec import (
     FUSED_MBCONV,
     MBCONV,
     PADDINGS,
-    Arch,
-    Row,
+    ArchSpec,
+    StageSpec,
     decode,
     encode,
 )
 from ev2.models.arch.table import get, list_models, round_channels
-from ev2.nas.scale_up import format_growth, grow
 
 __all__ = [
     "BOTTLENECK",
     "BOTTLENECK_V1",
+    "DTYPES",
     "FUSED_MBCONV",
     "MBCONV",
-    "DTYPES",
     "PADDINGS",
-    "Arch",
-    "Row",
+    "ArchSpec",
+    "StageSpec",
     "count_multiply_adds",
     "count_params",
     "decode",
     "encode",
-    "format_growth",
     "get",
-    "grow",
     "list_models",
     "round_channels",
 ]

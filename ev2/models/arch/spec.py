@@ -1,4 +1,4 @@
-"""`Row`, `Arch`, and rows as block strings.
+"""Specification of a network, `StageSpec` and `ArchSpec`, and its block strings.
 
 Standard library only.
 """
@@ -13,23 +13,22 @@ MBCONV = "mbconv"
 FUSED_MBCONV = "fused_mbconv"
 BOTTLENECK = "bottleneck"
 BOTTLENECK_V1 = "bottleneck_v1"
-
-# In this order block strings number them: the first two as the released code does
-# (`conv_type`), the others are ours.
+# In the order of their numbers in block strings. The first two are numbered as in the
+# released code (`conv_type`), the last two are ours.
 _OPERATORS = (MBCONV, FUSED_MBCONV, BOTTLENECK, BOTTLENECK_V1)
 
-# "same" is TensorFlow's: an odd pixel goes to the bottom and the right. "symmetric"
-# is PyTorch's: kernel // 2 on every side. They differ where the stride is 2.
+# "same" is TensorFlow's padding: an odd pixel goes to the bottom and the right.
+# "symmetric" is PyTorch's: kernel // 2 on every side. They differ at stride 2.
 PADDINGS = ("same", "symmetric")
-DTYPES = ("float32", "bfloat16")  # in which a network computes
+DTYPES = ("float32", "bfloat16")  # compute dtypes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of an architecture table: `layers` blocks of one kind.
+class StageSpec:
+    """A stage of a network: `layers` blocks of one kind.
 
-    The first block has `stride` and maps `in_channels` to `out_channels`; the
-    others have stride 1 and keep the width.
+    The first block has `stride` and maps `in_channels` to `out_channels`; later blocks
+    have stride 1 and keep the width. A single block is a stage of one layer.
 
     Attributes:
         operator: `MBCONV`, `FUSED_MBCONV`, `BOTTLENECK` (ResNet, the stride in its
@@ -38,8 +37,8 @@ class Row:
         kernel: side of the spatial convolution in pixels, odd.
         stride: 1 or 2.
         expand: hidden width over input width; in a bottleneck, output over hidden.
-        in_channels: width of what enters the first block.
-        out_channels: width of what leaves every block.
+        in_channels: input width of the first block.
+        out_channels: output width of every block.
         se_ratio: squeeze-and-excite width over input width, in [0, 1]; 0 for none.
 
     Raises:
@@ -64,18 +63,23 @@ class Row:
         self._check("se_ratio", 0 <= self.se_ratio <= 1, "from 0 to 1")
         if self.is_bottleneck:
             self._check("se_ratio", self.se_ratio == 0, "0 in a bottleneck")
-            whole = self.out_channels % self.expand == 0
-            self._check("expand", whole, f"a divisor of {self.out_channels}")
+            divides = self.out_channels % self.expand == 0
+            self._check("expand", divides, f"a divisor of {self.out_channels}")
 
-    def _check(self, key: str, good: bool, allowed: str) -> None:
-        if not good:
+    def _check(self, key: str, valid: bool, allowed: str) -> None:
+        if not valid:
             value = getattr(self, key)
             raise errors.InputError(f"{key} {value} is not allowed; use {allowed}")
 
     @property
     def is_bottleneck(self) -> bool:
-        """Whether this is a row of a ResNet."""
+        """Whether the blocks are those of a ResNet."""
         return self.operator in (BOTTLENECK, BOTTLENECK_V1)
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the first block's input can be added to its output unchanged."""
+        return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
     def se_channels(self) -> int:
@@ -90,34 +94,34 @@ class Row:
         return self.in_channels * self.expand
 
     @property
-    def blocks(self) -> tuple["Row", ...]:
-        """The blocks in order, each as a row of one layer."""
+    def blocks(self) -> tuple["StageSpec", ...]:
+        """The blocks in order."""
         first = dataclasses.replace(self, layers=1)
         later = dataclasses.replace(first, stride=1, in_channels=self.out_channels)
         return (first,) + (later,) * (self.layers - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arch:
-    """A network: stem, rows, head. What the rows do not say is in `ev2.models.model`.
+class ArchSpec:
+    """A network: stem, stages, head.
 
     Attributes:
         name: as in `list_models`.
         stem_channels: width of the first convolution, of stride 2.
-        rows: at least one, each starting at the width the one before ends with.
+        stages: at least one; the input width of each is the output width before it.
         head_channels: width of the last 1x1 convolution; 0 for none (ResNet).
-        eval_image_size: side in pixels the network is evaluated at by default.
+        eval_image_size: default image size of evaluation, px.
         activation: "silu", "relu6" (EfficientNet-Lite) or "relu" (ResNet).
         padding: one of `PADDINGS`.
 
     Raises:
-        InputError: if the rows do not chain or mix bottlenecks with others, or the
-            padding is not known.
+        InputError: if the widths of stages do not match, bottlenecks are mixed with
+            other blocks, or the padding is unknown.
     """
 
     name: str
     stem_channels: int
-    rows: tuple[Row, ...]
+    stages: tuple[StageSpec, ...]
     head_channels: int
     eval_image_size: int
     activation: str = "silu"
@@ -125,21 +129,21 @@ class Arch:
 
     def __post_init__(self) -> None:
         errors.check_choice("model.padding", self.padding, PADDINGS)
-        width = self.stem_channels
-        for index, row in enumerate(self.rows):
-            where = f"model.blocks[{index}] {_encode_row(row)!r}"
-            if row.in_channels != width:
-                before = f"model.blocks[{index - 1}]" if index else "stem"
+        width, before = self.stem_channels, "stem"
+        for index, stage in enumerate(self.stages):
+            key = f"model.blocks[{index}]"
+            where = f"{key} {encode([stage])[0]!r}"
+            if stage.in_channels != width:
                 raise errors.InputError(
-                    f"{where}: i{row.in_channels} is not the width that the {before} "
+                    f"{where}: i{stage.in_channels} is not the width that the {before} "
                     f"of {self.name} ends with; use i{width}"
                 )
-            if row.is_bottleneck != self.is_resnet:
+            if stage.is_bottleneck != self.is_resnet:
                 allowed = "c2 or c3" if self.is_resnet else "c0 or c1 (MBConv)"
                 raise errors.InputError(
-                    f"{where}: {row.operator} does not fit {self.name}; use {allowed}"
+                    f"{where}: {stage.operator} does not fit {self.name}; use {allowed}"
                 )
-            width = row.out_channels
+            width, before = stage.out_channels, key
 
     @property
     def is_resnet(self) -> bool:
@@ -148,16 +152,16 @@ class Arch:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all rows together: what stochastic depth counts over."""
-        return sum(row.layers for row in self.rows)
+        """Number of blocks in all stages, over which stochastic depth ramps up."""
+        return sum(stage.layers for stage in self.stages)
 
     @property
-    def named_blocks(self) -> tuple[tuple[str, Row], ...]:
-        """All blocks in order, as `("stage1_block0", row of one layer)` and so on."""
+    def named_blocks(self) -> tuple[tuple[str, StageSpec], ...]:
+        """All blocks in order by name: "stage1_block0" and so on."""
         return tuple(
-            (f"stage{r}_block{b}", block)
-            for r, row in enumerate(self.rows, start=1)
-            for b, block in enumerate(row.blocks)
+            (f"stage{s}_block{b}", block)
+            for s, stage in enumerate(self.stages, start=1)
+            for b, block in enumerate(stage.blocks)
         )
 
 
@@ -168,8 +172,8 @@ _FIELDS = {
 }
 
 
-def encode(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Returns one block string per row, such as `r4_k3_s2_e4_i24_o48_c1`.
+def encode(stages: Iterable[StageSpec]) -> tuple[str, ...]:
+    """Returns one block string per stage, such as `r4_k3_s2_e4_i24_o48_c1`.
 
     Tokens are joined by `_`, each a key and a number, each key once:
 
@@ -181,34 +185,29 @@ def encode(rows: Iterable[Row]) -> tuple[str, ...]:
 
     Source: released code, effnetv2_configs.py. Differs: c2 and c3 are ours.
     """
-    return tuple(_encode_row(row) for row in rows)
+    strings = []
+    for stage in stages:
+        string = f"r{stage.layers}_k{stage.kernel}_s{stage.stride}_e{stage.expand}"
+        string += f"_i{stage.in_channels}_o{stage.out_channels}"
+        string += f"_se{stage.se_ratio!r}" if stage.se_ratio else ""
+        operator = _OPERATORS.index(stage.operator)
+        strings.append(string + (f"_c{operator}" if operator else ""))
+    return tuple(strings)
 
 
-def _encode_row(row: Row) -> str:
-    string = (
-        f"r{row.layers}_k{row.kernel}_s{row.stride}_e{row.expand}"
-        f"_i{row.in_channels}_o{row.out_channels}"
-    )
-    if row.se_ratio:
-        string += f"_se{row.se_ratio!r}"
-    if row.operator != MBCONV:
-        string += f"_c{_OPERATORS.index(row.operator)}"
-    return string
+def decode(strings: Iterable[str]) -> tuple[StageSpec, ...]:
+    """Returns the stages of block strings; InputError names a bad token."""
+    return tuple(_decode_stage(i, string) for i, string in enumerate(strings))
 
 
-def decode(strings: Iterable[str]) -> tuple[Row, ...]:
-    """Returns the rows that `strings` describe; InputError names a bad token."""
-    return tuple(_decode_row(i, string) for i, string in enumerate(strings))
-
-
-def _decode_row(index: int, string: str) -> Row:
+def _decode_stage(index: int, string: str) -> StageSpec:
     where = f"model.blocks[{index}] {string!r}"
     values = {}
     for token in str(string).split("_"):
         match = _TOKEN.fullmatch(token)
         if not match:
             raise errors.InputError(
-                f"{where}: {token!r} is no token; use r, k, s, e, i, o with a whole "
+                f"{where}: {token!r} is not a token; use r, k, s, e, i, o with a whole "
                 "number, se with a ratio, c with 0, 1, 2 or 3: r4_k3_s2_e4_i24_o48_c1"
             )
         key, number = filter(None, match.groups())
@@ -222,6 +221,6 @@ def _decode_row(index: int, string: str) -> Row:
         )
     values["c"] = _OPERATORS[values.get("c", 0)]
     try:
-        return Row(**{_FIELDS[key]: value for key, value in values.items()})
+        return StageSpec(**{_FIELDS[key]: value for key, value in values.items()})
     except errors.InputError as error:
         raise errors.InputError(f"{where}: {error}") from None

@@ -165,14 +165,14 @@ def test_what_is_folded_leaves_the_logits_alone(tmp_path):
         arch.get("resnet50"),
         rows=tuple(
             dataclasses.replace(row, operator=arch.BOTTLENECK)
-            for row in model.arch.rows
+            for row in model.arch.stages
         ),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.table._TABLE, "resnet50", own)
         published.write_keras_v3(tmp_path / "resnet.weights.h5", values)
         found = convert.convert(str(tmp_path / "resnet.weights.h5"))
-    assert found.model.arch.rows == model.arch.rows  # the stride in the first 1x1
+    assert found.model.arch.stages == model.arch.stages  # the stride in the first 1x1
     stats = found.variables["batch_stats"]
     wanted = (
         variables["batch_stats"]["stem"]["norm"]["mean"] - values["conv1_conv/bias"]
@@ -282,7 +282,7 @@ def test_a_file_that_was_exported_brings_everything_back(tmp_path):
     exported.write(source, tmp_path / "own.safetensors")
     model, variables, meta = ev2.load_pretrained(tmp_path / "own.safetensors")
     assert_same(variables, VARIABLES)
-    assert model.arch.rows == MODEL.arch.rows
+    assert model.arch.stages == MODEL.arch.stages
     assert meta["class_names"] == list("abcde")
     found = meta["preprocessing"]
     assert (found["mean"], found["std"]) == ([1, 2, 3], [4, 5, 6])

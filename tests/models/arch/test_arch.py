@@ -25,7 +25,8 @@ def test_s_is_table_4_of_the_paper():
     network = arch.get("efficientnetv2-s")
     # operator, expand, stride, channels, layers
     assert [
-        (r.operator, r.expand, r.stride, r.out_channels, r.layers) for r in network.rows
+        (r.operator, r.expand, r.stride, r.out_channels, r.layers)
+        for r in network.stages
     ] == [
         ("fused_mbconv", 1, 1, 24, 2),
         ("fused_mbconv", 4, 2, 48, 4),
@@ -34,8 +35,8 @@ def test_s_is_table_4_of_the_paper():
         ("mbconv", 6, 1, 160, 9),
         ("mbconv", 6, 2, 256, 15),
     ]
-    assert [r.se_ratio for r in network.rows] == [0, 0, 0, 0.25, 0.25, 0.25]
-    assert {r.kernel for r in network.rows} == {3}
+    assert [r.se_ratio for r in network.stages] == [0, 0, 0, 0.25, 0.25, 0.25]
+    assert {r.kernel for r in network.stages} == {3}
     assert (network.stem_channels, network.head_channels) == (24, 1280)
     assert network.num_blocks == len(network.named_blocks) == 40
 
@@ -81,8 +82,8 @@ def test_round_channels(channels, width, v1, v2):
 def test_compound_scaling(name, stem, channels, layers, head):
     network = arch.get(name)
     assert network.stem_channels == stem
-    assert [row.out_channels for row in network.rows] == channels
-    assert [row.layers for row in network.rows] == layers
+    assert [row.out_channels for row in network.stages] == channels
+    assert [row.layers for row in network.stages] == layers
     assert network.head_channels == head
 
 
@@ -104,12 +105,12 @@ def test_evaluation_sizes():
 def test_lite_is_v1_without_what_phones_do_slowly():
     lite, v1 = arch.get("efficientnet-lite4"), arch.get("efficientnet-b4")
     assert (lite.stem_channels, lite.head_channels) == (32, 1280)  # not scaled
-    assert {row.se_ratio for row in lite.rows} == {0.0} and lite.activation == "relu6"
-    assert [row.out_channels for row in lite.rows] == [
-        row.out_channels for row in v1.rows
+    assert {row.se_ratio for row in lite.stages} == {0.0} and lite.activation == "relu6"
+    assert [row.out_channels for row in lite.stages] == [
+        row.out_channels for row in v1.stages
     ]
-    layers = [row.layers for row in v1.rows]
-    assert [row.layers for row in lite.rows] == [1, *layers[1:-1], 1]
+    layers = [row.layers for row in v1.stages]
+    assert [row.layers for row in lite.stages] == [1, *layers[1:-1], 1]
 
 
 def test_padding_is_the_networks_own_unless_told():
@@ -134,8 +135,8 @@ def test_a_row_is_its_blocks():
 @pytest.mark.parametrize("name", arch.list_models())
 def test_block_strings_round_trip(name):
     network = arch.get(name)
-    strings = arch.encode(network.rows)
-    assert arch.decode(strings) == network.rows
+    strings = arch.encode(network.stages)
+    assert arch.decode(strings) == network.stages
     assert arch.encode(arch.decode(strings)) == strings
     assert arch.get(name, strings) == network
 
@@ -143,12 +144,12 @@ def test_block_strings_round_trip(name):
 @pytest.mark.parametrize("ratio", [0.1, 1 / 3, 1e-5, 1.0])
 def test_any_ratio_round_trips(ratio):
     (row,) = arch.decode(["r1_k3_s1_e1_i8_o8"])
-    row = arch.Row(**{**vars(row), "se_ratio": ratio})
+    row = arch.StageSpec(**{**vars(row), "se_ratio": ratio})
     assert arch.decode(arch.encode([row])) == (row,)
 
 
 def test_block_strings_are_the_released_notation():
-    assert arch.encode(arch.get("efficientnetv2-s").rows) == (
+    assert arch.encode(arch.get("efficientnetv2-s").stages) == (
         "r2_k3_s1_e1_i24_o24_c1",
         "r4_k3_s2_e4_i24_o48_c1",
         "r4_k3_s2_e4_i48_o64_c1",
@@ -186,7 +187,7 @@ def test_block_strings_are_the_released_notation():
 )
 def test_multiply_adds_are_the_published(name, printed, rel):
     network = arch.get(name)
-    blocks = [block.replace("_c2", "_c3") for block in arch.encode(network.rows)]
+    blocks = [block.replace("_c2", "_c3") for block in arch.encode(network.stages)]
     network = arch.get(name, blocks)
     counted = arch.count_multiply_adds(network, 1000)
     assert counted == pytest.approx(printed * 1e9, rel=rel)
@@ -240,12 +241,12 @@ def test_tokens_may_come_in_any_order():
 @pytest.mark.parametrize(
     "string, complaint",
     [
-        ("r1_k3_s1_e4_i16_o16_x3", "'x3' is no token"),
-        ("r1_k3_s1_e4_i16_o16_c5", "'c5' is no token"),
-        ("r1_k3_s1_e4.5_i16_o16", "'e4.5' is no token"),
+        ("r1_k3_s1_e4_i16_o16_x3", "'x3' is not a token"),
+        ("r1_k3_s1_e4_i16_o16_c5", "'c5' is not a token"),
+        ("r1_k3_s1_e4.5_i16_o16", "'e4.5' is not a token"),
         ("r1_k3_s1_e4_i16_o16_r2", "'r2' repeats r"),
         ("r1_k3_s1_e4_i16", "o missing"),
-        ("", "'' is no token"),
+        ("", "'' is not a token"),
         ("r0_k3_s1_e4_i16_o16", "layers 0 is not allowed; use 1 or more"),
         ("r1_k4_s1_e4_i16_o16", "kernel 4 is not allowed; use an odd number"),
         ("r1_k3_s3_e4_i16_o16", "stride 3 is not allowed; use 1 or 2"),
