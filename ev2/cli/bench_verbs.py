@@ -139,15 +139,6 @@ def _step(values: flags.FlagValues) -> None:
     print(step.format_table(figures))
 
 
-def _convolution(values: flags.FlagValues) -> None:
-    from ev2.bench import convolution
-
-    rows = convolution.measure()
-    if values.json:
-        verb.write_json(values.json, rows)
-    print(convolution.format_table(rows))
-
-
 def _define_fused(values: flags.FlagValues, argv: Sequence[str]) -> None:
     del argv
     flags.DEFINE_string("tpu", "v3-8", "Slice of TPU v3.", flag_values=values)
@@ -220,9 +211,6 @@ VERBS = {
         "our logits beside those of others", _define_parity, _parity
     ),
     "bench step": verb.Verb("a step and inference, beside others", _define_step, _step),
-    "bench convolution": verb.Verb(
-        "our forms beside XLA's, here", _define_json, _convolution
-    ),
     "bench calibration": verb.Verb(
         "plans for v3-32 beside the paper's hours",
         _define_json,

@@ -1,7 +1,7 @@
 """Convolutions whose form and gradient suit the platform; chosen at lowering.
 
 XLA's own convolution is what an accelerator wants. On CPU three of its parts are many
-times slower than they need be (`ev2 bench convolution` shows by how much):
+times slower than they need be (measured in docs/results.md):
 
 - a depthwise convolution, which is a sum of shifted products here, and so is its
   gradient by the input;
