@@ -28,8 +28,9 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from ev2 import data, errors, progressive
+from ev2 import errors, progressive
 from ev2.bench import peers
+from ev2.data import pipeline, sources
 from ev2.data import sources as source
 
 
@@ -53,7 +54,7 @@ def measure(
     """
     if images < 1:
         raise errors.InputError(f"images: {images} is not allowed; give 1 or more")
-    info = data.describe(config)
+    info = sources.describe(config)
     by_size = {
         stage.image_size: stage
         for stage in progressive.make_stages(config, info.num_train_images)
@@ -145,7 +146,7 @@ def _batches(config: Any, stage, images: int) -> Iterator[int]:
         last_step=steps,
         batch_size=peers.BATCH,
     )
-    for batch in data.make_train_data(config, stage, first_step=0):
+    for batch in pipeline.make_train_data(config, stage, first_step=0):
         yield len(batch["image"])
 
 

@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from ev2 import errors, files
-from ev2.checkpoint import class_names
 from ev2.checkpoint import integrity as intact
 from ev2.checkpoint.published import convert
 from ev2.checkpoint.published import formats as readers
+from ev2.data import imagenet_classes
 from ev2.models import arch
 from ev2.models import model as models
 from ev2.train import multihost as processes
@@ -257,10 +257,12 @@ def make_meta(
 def make_published_meta(converted: convert.Converted) -> dict[str, Any]:
     """Returns the meta data of a published file, of the form of `make_meta`."""
     model = converted.model
-    imagenet = tuple(row.id for row in class_names.imagenet1k())
+    imagenet = tuple(row.id for row in imagenet_classes.imagenet1k())
     known = len(imagenet) == model.num_classes
     known = known and not converted.new_head  # a new one means what it will learn
-    names = imagenet if known else class_names.numbers(model.num_classes)
+    names = (
+        imagenet if known else imagenet_classes.default_class_names(model.num_classes)
+    )
     rows = model.arch.stages
     own = arch.get(model.name).stages
     return {

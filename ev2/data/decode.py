@@ -7,9 +7,8 @@ Random choices arrive as a seed, so a picture is a function of its arguments.
 import functools
 from typing import Any
 
-import tensorflow as tf
-
 from ev2 import errors
+from ev2.data.tensorflow import tf
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 EVAL_CROPS = ("resize", "center")

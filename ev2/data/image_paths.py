@@ -1,7 +1,7 @@
 """Pictures that a person names: files, folders and globs, without classes.
 
 What cannot be read is not an error here but a picture that is missing from the result:
-`why_not` then says in words what is wrong with it.
+`unreadable_reason` then says in words what is wrong with it.
 """
 
 import glob
@@ -24,13 +24,13 @@ _KINDS = {
 }
 
 
-def find_pictures(arguments: Sequence[str]) -> list[str]:
+def find_images(arguments: Sequence[str]) -> list[str]:
     """Returns the paths that the arguments stand for, in their order.
 
     A file stands for itself, whatever its name; a folder for the pictures in it and in
     its folders, by their extensions and sorted by path, hidden ones left out; anything
     else for what it matches as a glob ("**" crosses folders), sorted. An argument that
-    stands for nothing is kept as it is, for `why_not` to say so.
+    stands for nothing is kept as it is, for `unreadable_reason` to say so.
     """
     paths = []
     for argument in arguments:
@@ -97,7 +97,7 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def why_not(path: str) -> str:
+def unreadable_reason(path: str) -> str:
     """Returns why `path` cannot be read as a picture, in a few words."""
     if os.path.isdir(path):
         if not os.access(path, os.R_OK | os.X_OK):
@@ -111,10 +111,10 @@ def why_not(path: str) -> str:
         encoded = files.read_file(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return _why_not_decoded(encoded)
+    return _decode_problem(encoded)
 
 
-def _why_not_decoded(encoded: bytes) -> str:
+def _decode_problem(encoded: bytes) -> str:
     if not encoded:
         return "the file is empty"
     for start, (kind, end) in _KINDS.items():

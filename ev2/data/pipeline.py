@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from ev2.data import decode as image
 from ev2.data import image_paths as pictures
 from ev2.data import sources as source
 from ev2.data.augment import augment
+from ev2.data.tensorflow import tf
 
 STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step
@@ -200,7 +200,7 @@ def make_eval_data(
     return _once(config.data, opened, image_size, batch_size, rows)
 
 
-def make_picture_data(
+def make_predict_data(
     preprocessing: Mapping[str, Any],
     paths: Sequence[str],
     *,
@@ -210,7 +210,7 @@ def make_picture_data(
     """Returns the pictures at `paths` once, in order, as an evaluation sees them.
 
     Labels are 0. A picture that cannot be read has mask 0, and no warning is given:
-    `pictures.why_not` says what is wrong with it.
+    `pictures.unreadable_reason` says what is wrong with it.
 
     Args:
         preprocessing: "interpolation", "eval_crop", "eval_crop_padding" and "exif", as

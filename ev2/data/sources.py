@@ -14,19 +14,18 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 from google.protobuf import message
 
 from ev2 import errors
-from ev2.checkpoint import class_names
 from ev2.data import file_list as listed
 from ev2.data import image_folder as folder
+from ev2.data import imagenet_classes, tfrecord
 from ev2.data import storage as files
-from ev2.data import tfrecord
+from ev2.data.tensorflow import tf
 
 SOURCES = ("embedded", "tfds", "folder", "csv", "tar", "tfrecord", "synthetic")
 SPLITS = ("eval", "train", "all", "watch")
-OWN_PICTURES = ("folder", *listed.KINDS)  # may come without a split
+OWN_IMAGES = ("folder", *listed.KINDS)  # may come without a split
 EMBEDDED = "fashion_mnist"
 EMBEDDED_FOLDER = os.path.join(os.path.dirname(__file__), EMBEDDED)
 # Splits of the pictures inside the package: files, and which of their four shards.
@@ -40,7 +39,7 @@ SYNTHETIC_SIDE = 32  # px
 
 
 @dataclasses.dataclass(frozen=True)
-class Info:
+class DatasetInfo:
     """What a run needs to know of its data before reading any of it."""
 
     num_train_images: int
@@ -72,7 +71,7 @@ class Source(Protocol):
         ...
 
 
-def describe(config: Any) -> Info:
+def describe(config: Any) -> DatasetInfo:
     """Returns counts and class names of the configured data.
 
     Declared counts are taken as they are, without touching the data, for sources
@@ -90,11 +89,11 @@ def describe(config: Any) -> Info:
     if data.source in ("tfds", "tfrecord", "synthetic") and all(counts):
         names = _read_names(data)
         if names is None or len(names) != data.num_classes:
-            names = class_names.numbers(data.num_classes)
-        return Info(*counts, names)
+            names = imagenet_classes.default_class_names(data.num_classes)
+        return DatasetInfo(*counts, names)
     train, evaluation = open_source(config, "train"), open_source(config, "eval")
     names = train.class_names
-    return Info(len(train), len(evaluation), len(names), names)
+    return DatasetInfo(len(train), len(evaluation), len(names), names)
 
 
 def _read_names(data: Any) -> tuple[str, ...] | None:
@@ -139,9 +138,9 @@ def open_source(config: Any, split: str) -> Source:
     """
     data = config.data
     errors.check_choice("data.source", data.source, SOURCES)
-    if split == "all" and data.source not in OWN_PICTURES:
+    if split == "all" and data.source not in OWN_IMAGES:
         raise errors.InputError(
-            f"split: 'all' is for data.source {', '.join(OWN_PICTURES)}, not"
+            f"split: 'all' is for data.source {', '.join(OWN_IMAGES)}, not"
             f" {data.source!r}; choose eval or train"
         )
     split_name = data.train_split if split == "train" else data.eval_split
@@ -231,7 +230,7 @@ def _open_shards(
                 "data.num_classes: 0, but TFRecord shards do not name their classes;"
                 f" give the number, or put labels.txt (a name per line) into {path}"
             )
-        names = class_names.numbers(num_classes)
+        names = imagenet_classes.default_class_names(num_classes)
     _check_max_labels(path, max_labels)
     records = tfrecord.open_records(paths, keep_index=keep_index)
     return RecordSource(records, names, max_labels=max_labels)
@@ -350,7 +349,7 @@ class SyntheticSource:
                     f"data.{key}: {value}, but data.source 'synthetic' has no files to"
                     " count; give a number above 0"
                 )
-        self.class_names = class_names.numbers(num_classes)
+        self.class_names = imagenet_classes.default_class_names(num_classes)
         self._num_images = num_images
         self._split = split
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
+from ev2.data.tensorflow import tf
 
 READ_THREADS = 16  # reads in flight; a read from storage waits far more than it works
 MIN_READS_PER_TASK = 16  # below this, handing work to a thread costs more than a read

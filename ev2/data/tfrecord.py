@@ -16,11 +16,11 @@ import zipfile
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from ev2 import errors
 from ev2.data import storage as files
+from ev2.data.tensorflow import tf
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 LENGTH = struct.Struct("<Q")

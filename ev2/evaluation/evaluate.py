@@ -11,9 +11,10 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ev2 import data, errors, sharding
+from ev2 import errors, sharding
 from ev2.checkpoint import class_names
 from ev2.checkpoint import manager as checkpoint
+from ev2.data import imagenet_classes, pipeline, sources
 from ev2.evaluation import metrics, ranking
 from ev2.models import model as models
 from ev2.train import step
@@ -80,7 +81,7 @@ def evaluate(
       weights: `{name: variables}`, evaluated side by side in one pass.
       config: data source and `eval.{image_size, batch_size}`.
       mesh: devices to run on.
-      split: see `data.make_eval_data`.
+      split: see `pipeline.make_eval_data`.
       classes: `[data classes]` int32, the network's class of each of the data's; None
         where they are the same.
       progress: whether to draw a progress bar.
@@ -132,8 +133,8 @@ def rank(
     return ranking.mean_average_precision(model, weights, config, mesh, batches)
 
 
-def _open(config: ConfigDict, mesh: Mesh, split: str) -> data.Batches:
-    return data.make_eval_data(
+def _open(config: ConfigDict, mesh: Mesh, split: str) -> pipeline.Batches:
+    return pipeline.make_eval_data(
         config,
         image_size=config.eval.image_size,
         batch_size=_global_batch(config, mesh),
@@ -143,7 +144,7 @@ def _open(config: ConfigDict, mesh: Mesh, split: str) -> data.Batches:
     )
 
 
-def _on_mesh(batches: data.Batches, mesh: Mesh, classes: np.ndarray | None):
+def _on_mesh(batches: pipeline.Batches, mesh: Mesh, classes: np.ndarray | None):
     labelled = batches if classes is None else _relabel(batches, classes)
     return prefetch_to_mesh(labelled, mesh)
 
@@ -204,7 +205,7 @@ def evaluate_checkpoint(
     own.eval.image_size = image_size or own.eval.image_size
     check.check(own)
     split = split or _default_split(meta, own)
-    classes = _find_classes(path, meta, data.read_class_names(own, split))
+    classes = _find_classes(path, meta, sources.read_class_names(own, split))
     mesh = sharding.make_mesh()
     eval_step = make_compiled_eval_step(model, own, mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
@@ -233,8 +234,8 @@ def _default_split(meta: dict[str, Any], config: ConfigDict) -> str:
     links have other paths, and pictures that were learnt must not count as a test.
     """
     run = meta["config"]
-    learnt_from_own = run is not None and run["data"]["source"] in data.OWN_PICTURES
-    return "all" if data.is_undivided(config) and not learnt_from_own else "eval"
+    learnt_from_own = run is not None and run["data"]["source"] in sources.OWN_IMAGES
+    return "all" if sources.is_undivided(config) and not learnt_from_own else "eval"
 
 
 def _find_classes(
@@ -249,11 +250,13 @@ def _find_classes(
     found = class_names.find(names, known)
     unknown = [name for name, place in zip(names, found, strict=True) if place is None]
     if unknown and len(names) == len(known):
-        unnamed = class_names.numbers(len(names))
+        unnamed = imagenet_classes.default_class_names(len(names))
         if names == unnamed or (tuple(known) == unnamed and unknown == list(names)):
             found, unknown = list(range(len(names))), []  # one side is numbered only
     if unknown:
-        shown = ", ".join(class_names.readable(name) for name in known[:_NAMES_SHOWN])
+        shown = ", ".join(
+            imagenet_classes.readable(name) for name in known[:_NAMES_SHOWN]
+        )
         raise errors.InputError(
             f"checkpoint: {path!r} does not know {len(unknown):,} of the data's "
             f"{len(names):,} classes, the first being {unknown[0]!r}; name them as its "

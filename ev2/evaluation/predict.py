@@ -12,9 +12,9 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from ev2 import data, errors, sharding
-from ev2.checkpoint import class_names
+from ev2 import errors, sharding
 from ev2.checkpoint import manager as checkpoint
+from ev2.data import image_paths, imagenet_classes, pipeline
 from ev2.models import model as models
 from ev2.train import step
 
@@ -33,7 +33,7 @@ def print_predictions(
 
     Args:
       path: see `checkpoint.load_pretrained`.
-      images: files, folders and globs; see `data.find_pictures`.
+      images: files, folders and globs; see `image_paths.find_images`.
       json_lines: one JSON object per picture on stdout, else a table for people.
       batch_size, options: as `predict`.
 
@@ -41,7 +41,7 @@ def print_predictions(
       InputError: as `predict`, or no picture at all could be read.
     """
     check_options(batch_size=batch_size, **options)
-    paths = data.find_pictures(images)
+    paths = image_paths.find_images(images)
     _check_paths(paths)
     results = predict(path, paths, batch_size=batch_size, **options)
     failed = []
@@ -91,9 +91,9 @@ def _check_paths(paths: Sequence[str]) -> None:
     if not paths:
         raise errors.InputError("IMAGE: none; give files, folders or globs of pictures")
     if not any(os.path.isfile(path) for path in paths):
+        reason = image_paths.unreadable_reason(paths[0])
         raise errors.InputError(
-            f"IMAGE: {paths[0]!r}: {data.why_not(paths[0])}; give files, folders or"
-            " globs of pictures"
+            f"IMAGE: {paths[0]!r}: {reason}; give files, folders or globs of pictures"
         )
 
 
@@ -138,7 +138,7 @@ def predict(
     variables = jax.device_put(variables, sharding.replicated(mesh))
     # All batches have one shape, for one program; few pictures do not fill it up.
     devices = mesh.devices.size
-    batches = data.make_picture_data(
+    batches = pipeline.make_predict_data(
         preprocessing,
         paths,
         image_size=image_size or preprocessing["image_size"],
@@ -153,7 +153,7 @@ def predict(
 
 
 def _results(
-    batches: data.Batches,
+    batches: pipeline.Batches,
     paths: Sequence[str],
     run_step: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     names: list[str],
@@ -166,7 +166,7 @@ def _results(
                 if batch["mask"][row]:
                     yield {"path": path, **_top(likely[row], classes[row], names)}
                 else:
-                    yield {"path": path, "error": data.why_not(path)}
+                    yield {"path": path, "error": image_paths.unreadable_reason(path)}
 
 
 def _make_compiled_step(
@@ -190,11 +190,11 @@ def _top(
     top = []
     for index, probability in zip(classes.tolist(), probabilities, strict=True):
         name = names[index]
-        known = {"id": name} if class_names.is_wordnet_id(name) else {}
+        known = {"id": name} if imagenet_classes.is_wordnet_id(name) else {}
         top.append(
             {
                 "index": index,
-                "name": class_names.readable(name),
+                "name": imagenet_classes.readable(name),
                 **known,
                 "probability": float(f"{probability:.6g}"),
             }

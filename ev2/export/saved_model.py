@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ev2 import quiet
 from ev2.export import program as programs
 from ev2.export import stablehlo
 
 
 def write(program: programs.Program, path: pathlib.Path) -> None:
     """Writes `program` to the folder `path`."""
-    tf = quiet.import_tensorflow()
     from jax.experimental import jax2tf
+
+    from ev2.data.tensorflow import tf
 
     convert = jax2tf.convert(
         program.apply,
@@ -51,6 +51,7 @@ def write(program: programs.Program, path: pathlib.Path) -> None:
 def load(path: pathlib.Path, program: programs.Program) -> Callable:
     """Returns the function, uint8 pictures to logits, that `path` holds."""
     del program
-    tf = quiet.import_tensorflow()
+    from ev2.data.tensorflow import tf
+
     serve = tf.saved_model.load(str(path)).signatures["serving_default"]
     return lambda images: np.asarray(serve(images=tf.constant(images))["logits"])

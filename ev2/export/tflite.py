@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ev2 import quiet
 from ev2.export import program as programs
 
 # Lowered as for an accelerator, which the converter neither knows nor asks.
@@ -21,8 +20,9 @@ _PLATFORMS = ("tpu",)
 
 def write(program: programs.Program, path: pathlib.Path) -> None:
     """Writes `program` to the file `path`, for one picture at a time."""
-    tf = quiet.import_tensorflow()
     from jax.experimental import jax2tf
+
+    from ev2.data.tensorflow import tf
 
     convert = jax2tf.convert(
         programs.as_convolutions(program.logits),
@@ -43,7 +43,8 @@ def load(path: pathlib.Path, program: programs.Program) -> Callable:
     It calls the interpreter once per picture.
     """
     del program
-    tf = quiet.import_tensorflow()
+    from ev2.data.tensorflow import tf
+
     with warnings.catch_warnings():
         # It says that it will move to a package of its own, which pins TensorFlow.
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")

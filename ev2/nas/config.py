@@ -83,10 +83,10 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
     try:
         _check_values(config)
         check.check_recipe(config.proxy)
-        from ev2 import data  # load TensorFlow, which workers do without
+        from ev2.data import sources  # load TensorFlow, which workers do without
         from ev2.train import setup as job  # load TensorFlow, which workers do without
 
-        num_classes = data.describe(config.proxy).num_classes
+        num_classes = sources.describe(config.proxy).num_classes
         space = _make_space(config, num_classes)
     except errors.InputError:
         raise

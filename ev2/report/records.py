@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ev2 import errors
-from ev2.checkpoint import class_names
+from ev2.data import imagenet_classes
 
 Record = dict[str, Any]
 
@@ -67,7 +67,7 @@ class Run:
     def class_names(self) -> list[str]:
         """Names of the classes for people; numbers where the run has no names."""
         given = self.plan.get("class_names") or []
-        names = [class_names.readable(name) for name in given]
+        names = [imagenet_classes.readable(name) for name in given]
         classes = self.plan.get("num_classes", 0)
         if self.confusion is not None:
             classes = max(classes, len(self.confusion))

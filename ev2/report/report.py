@@ -97,7 +97,8 @@ def _draw_samples(run: records.Run) -> tuple[list[class_plots.Samples], str]:
 
 
 def _read_samples(run: records.Run) -> list[class_plots.Samples]:
-    from ev2 import data, progressive  # late: loads TensorFlow
+    from ev2 import progressive
+    from ev2.data import pipeline  # late: loads TensorFlow
 
     config = ml_collections.ConfigDict(_with_tuples(run.config))
     if "max_labels" not in config.data:  # a run of before there was this key
@@ -111,7 +112,7 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
         # Augmentation follows the position in the run, so a smaller batch holds
         # the same first images and spares decoding the others.
         few = dataclasses.replace(stage, batch_size=SAMPLES_PER_STAGE + SPARE_SAMPLES)
-        batches = data.make_train_data(config, few, first_step=stage.first_step)
+        batches = pipeline.make_train_data(config, few, first_step=stage.first_step)
         try:
             batch = next(iter(batches))
         finally:

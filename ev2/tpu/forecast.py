@@ -147,9 +147,9 @@ def _make_run(config: ConfigDict, slice_: slices.Slice) -> _Run:
 def _count_classes(config: ConfigDict) -> int:
     if config.data.num_classes:
         return config.data.num_classes
-    from ev2 import data  # loads TensorFlow
+    from ev2.data import sources  # loads TensorFlow
 
-    return data.describe(config).num_classes
+    return sources.describe(config).num_classes
 
 
 def _key(run: _Run, stage: dict[str, Any]) -> tuple[str, int, int]:

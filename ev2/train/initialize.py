@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ev2 import errors
 from ev2.checkpoint import class_names
 from ev2.checkpoint import manager as checkpoint
+from ev2.data import imagenet_classes
 from ev2.models import arch
 from ev2.models import model as models
 from ev2.train import workdir as run_folder
@@ -160,7 +161,7 @@ def _why_new_head(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
     """Why the classifier of `theirs` does not serve `ours`; "" if it does."""
     if len(ours) != len(theirs):
         return f"{len(ours):,} classes, there {len(theirs):,}"
-    unnamed = class_names.numbers(len(ours))
+    unnamed = imagenet_classes.default_class_names(len(ours))
     found = class_names.find(ours, theirs)
     if unnamed in (ours, theirs) or found == list(range(len(ours))):
         return ""

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ev2 import data, errors, progressive, sharding
+from ev2 import errors, progressive, sharding
 from ev2.checkpoint import manager as checkpoint
+from ev2.data import pipeline
 from ev2.evaluation import evaluate
 from ev2.train import compile as programs
 from ev2.train import early_stopping as watch
@@ -300,8 +301,8 @@ def _prepare_stages(
         )
         return program, programs.count_flops(program)
 
-    def open_data(stage: progressive.Stage) -> tuple[data.Batches, Iterator[Any]]:
-        batches = data.make_train_data(
+    def open_data(stage: progressive.Stage) -> tuple[pipeline.Batches, Iterator[Any]]:
+        batches = pipeline.make_train_data(
             config,
             stage,
             first_step=max(stage.first_step, start),

@@ -68,9 +68,9 @@ def _count_train_images(config: ConfigDict) -> int:
     declared = config.data.num_train_images
     if config.data.source in _COUNTABLE_SOURCES and declared:
         return declared
-    from ev2 import data  # loads TensorFlow
+    from ev2.data import sources  # loads TensorFlow
 
-    return data.describe(config).num_train_images
+    return sources.describe(config).num_train_images
 
 
 _HEADINGS = (

@@ -8,7 +8,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ev2 import data, progressive, sharding
+from ev2 import progressive, sharding
+from ev2.data import pipeline, sources
 from ev2.models import model as models
 from ev2.train import compile as programs
 from ev2.train import initialize as initial
@@ -23,7 +24,7 @@ class Job:
 
     config: ConfigDict
     mesh: Mesh
-    info: data.Info
+    info: sources.DatasetInfo
     table: dict[str, Any]
     stages: tuple[progressive.Stage, ...]
     learning_rate: Callable[[int], float]
@@ -72,9 +73,9 @@ def prepare(config: ConfigDict, workdir: str) -> Job:
 
 def _decide(config: ConfigDict, workdir: str, table: dict[str, Any]) -> Job:
     """The run from random weights; `table` is its plan."""
-    data.check(config)
+    pipeline.check(config)
     mesh = sharding.make_mesh()
-    info = data.describe(config)
+    info = sources.describe(config)
     stages = progressive.make_stages(config, info.num_train_images)
     batch_sizes = {stage.batch_size for stage in stages}
     programs.check_batches(config, batch_sizes, mesh.devices.size)

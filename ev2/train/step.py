@@ -25,7 +25,7 @@ def make_train_step(
     """Returns `train_step(state, batch, strengths) -> (state, sums)`.
 
     batch: "image" `[N, H, W, 3]` uint8, "label" `[N]` or `[N, L]` int32, "mask" `[N]`
-      float32; see `data.Batches`.
+      float32; see `pipeline.Batches`.
     strengths: float32 scalars "learning_rate", "dropout", "drop_path", "mixup" and
       "cutmix". They are arguments, so one program serves every strength of a size.
     sums: "loss" and "l2" (of the step), "top1", "top5" and "count", and "finite":

@@ -1,66 +1,14 @@
 """pytest tests/checkpoint/test_class_names.py
 
-The table of ImageNet's classes, against facts known elsewhere; names found in names.
+Class names found among other class names.
 """
-
-import re
 
 import pytest
 
 from ev2.checkpoint import class_names
+from ev2.data import imagenet_classes
 
-# Indices as every published ImageNet network numbers them.
-WELL_KNOWN = {
-    0: ("n01440764", "tench"),
-    1: ("n01443537", "goldfish"),
-    207: ("n02099601", "golden retriever"),
-    281: ("n02123045", "tabby"),
-    388: ("n02510455", "giant panda"),
-    417: ("n02782093", "balloon"),
-    483: ("n02980441", "castle"),
-    701: ("n03888257", "parachute"),
-    954: ("n07753592", "banana"),
-    999: ("n15075141", "toilet tissue"),
-}
-
-
-def test_the_table_has_1000_classes_in_the_order_of_their_ids():
-    rows = class_names.imagenet1k()
-    ids = [row.id for row in rows]
-    assert len(ids) == len(set(ids)) == 1000 and ids == sorted(ids)
-    assert all(re.fullmatch(r"n\d{8}", i) for i in ids)
-    for index, (wordnet_id, name) in WELL_KNOWN.items():
-        assert rows[index][:2] == (wordnet_id, name)
-
-
-def test_names_are_short_clean_and_unlike_each_other():
-    names = [row.name for row in class_names.imagenet1k()]
-    assert len({name.casefold() for name in names}) == 1000
-    for row in class_names.imagenet1k():
-        for name in (row.name, *row.other_names):
-            assert name and name == " ".join(name.split()) and name.isascii()
-            assert not re.search(r"[,;\t]", name)
-        assert row.name not in row.other_names
-    assert max(map(len, names)) == len("American Staffordshire terrier")
-
-
-def test_classes_that_share_a_name_are_told_apart():
-    assert {
-        class_names.readable(wordnet_id)
-        for wordnet_id in ("n02012849", "n03126707", "n03710637", "n03710721")
-    } == {"crane (bird)", "crane (machine)", "maillot (tights)", "maillot (tank suit)"}
-    assert class_names.readable("n02113186") == "Cardigan Welsh corgi"
-    assert class_names.readable("n02963159") == "cardigan"
-
-
-def test_other_names_are_shown_as_they_are():
-    for name in ("rose", "7", "n99999999", "", "tench"):
-        assert class_names.readable(name) == name
-        assert not class_names.is_wordnet_id(name)
-    assert class_names.is_wordnet_id("n01440764")
-
-
-IMAGENET = [row.id for row in class_names.imagenet1k()]
+IMAGENET = [row.id for row in imagenet_classes.imagenet1k()]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +51,3 @@ def test_what_is_written_alike_comes_before_what_is_meant_alike():
 def test_equal_lists_are_equal_class_by_class():
     assert class_names.find(["crane", "crane"], ["crane", "crane"]) == [0, 1]
     assert class_names.find(["crane"], ["crane", "crane"]) == [None]
-
-
-def test_numbers():
-    assert class_names.numbers(3) == ("0", "1", "2")

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from ev2 import data, errors
-from ev2.data import sources as source
+from ev2 import errors
+from ev2.data import pipeline, sources
 from tests.helpers import images as pictures
 from tests.helpers import tiny_run as tiny
 
@@ -54,7 +54,7 @@ def listed(request, tmp_path):
 
 
 def test_pictures_in_any_order(listed):
-    opened = source.open_source(listed, "all")
+    opened = sources.open_source(listed, "all")
     assert opened.class_names == ("a", "b") and len(opened) == 20
     order = np.random.RandomState(0).permutation(20)
     encoded, labels = opened.read(order)
@@ -64,11 +64,11 @@ def test_pictures_in_any_order(listed):
 
 
 def test_a_share_of_each_class_is_held_out(listed):
-    assert source.is_undivided(listed)
-    assert data.describe(listed) == data.Info(18, 2, 2, ("a", "b"))
+    assert sources.is_undivided(listed)
+    assert sources.describe(listed) == sources.DatasetInfo(18, 2, 2, ("a", "b"))
     found = {}
     for split in ("train", "eval"):
-        opened = source.open_source(listed, split)
+        opened = sources.open_source(listed, split)
         encoded, labels = opened.read(np.arange(len(opened)))
         found[split] = [pictures.red(e) for e in encoded]
         assert np.bincount(labels).tolist() == [len(opened) // 2] * 2
@@ -86,13 +86,13 @@ def test_a_file_for_each_split(kind, tmp_path):
         write_tar(tmp_path / "train.tar", [f"root/{name}" for name in NAMES])
         write_tar(tmp_path / "val.tar", [f"root/{name}" for name in NAMES[:4]])
     config = pictures.make_config(source=kind, path=str(tmp_path))
-    info = data.describe(config)
+    info = sources.describe(config)
     assert info.num_train_images == 20
     assert info.num_eval_images == (1 if kind == "csv" else 4)
-    assert source.open_source(config, "eval").read(np.array([0]))[1].tolist() == [1]
-    assert not source.is_undivided(config)
+    assert sources.open_source(config, "eval").read(np.array([0]))[1].tolist() == [1]
+    assert not sources.is_undivided(config)
     with pytest.raises(errors.InputError, match="choose eval or train"):
-        source.open_source(config, "all")
+        sources.open_source(config, "all")
 
 
 def test_a_missing_file_of_a_list_is_skipped_and_named(tmp_path):
@@ -108,7 +108,7 @@ def test_a_missing_file_of_a_list_is_skipped_and_named(tmp_path):
             "data.num_classes": 0,
         }
     )
-    batches = data.make_eval_data(config, image_size=8, batch_size=8, split="all")
+    batches = pipeline.make_eval_data(config, image_size=8, batch_size=8, split="all")
     seen = sum(int(batch["mask"].sum()) for batch in batches)
     assert seen == 20 and batches.skipped == 1
     assert batches.skipped_paths[0].endswith("own.csv b/gone.png")
@@ -157,7 +157,7 @@ def test_bad_lists_are_refused_in_one_line(kind, number, tmp_path):
     write(path)
     config = pictures.make_config(source=kind, path=str(path))
     with pytest.raises(errors.InputError, match=complaint) as raised:
-        data.describe(config)
+        sources.describe(config)
     assert pictures.one_line(raised).startswith("data.path: ")
 
 
@@ -168,8 +168,8 @@ def test_what_is_not_there_is_refused(tmp_path):
         with pytest.raises(
             errors.InputError, match="is no file and holds no train.csv"
         ):
-            data.describe(config)
+            sources.describe(config)
     write_csv(tmp_path / "val.csv", [("1.png", "c")])
     config = pictures.make_config(source="csv", path=str(tmp_path))
     with pytest.raises(errors.InputError, match="the class 'c'"):
-        data.describe(config)
+        sources.describe(config)

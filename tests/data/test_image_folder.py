@@ -6,9 +6,9 @@ Folders of class folders made here; bad ones of each kind, in one line.
 import numpy as np
 import pytest
 
-from ev2 import data, errors
+from ev2 import errors
 from ev2.data import image_folder as folder
-from ev2.data import sources as source
+from ev2.data import sources
 from ev2.data import storage as files
 from tests.helpers import images as pictures
 
@@ -28,13 +28,13 @@ def test_folder_with_splits(tmp_path):
     (tmp_path / "train/a/.hidden.png").write_bytes(b"")
     (tmp_path / "train/.cache").mkdir()
     config = pictures.make_config(source="folder", path=str(tmp_path))
-    assert data.describe(config) == data.Info(3, 2, 2, ("a", "b"))
-    train = source.open_source(config, "train")
+    assert sources.describe(config) == sources.DatasetInfo(3, 2, 2, ("a", "b"))
+    train = sources.open_source(config, "train")
     encoded, labels = train.read(np.arange(3))
     assert [pictures.red(e) for e in encoded] == [2, 1, 0]
     assert labels.tolist() == [0, 1, 1]
     assert train.name(1) == str(tmp_path / "train/b/deep/er/a.jpg")
-    assert source.open_source(config, "eval").name(0) == str(tmp_path / "val/a/7.png")
+    assert sources.open_source(config, "eval").name(0) == str(tmp_path / "val/a/7.png")
 
 
 def test_folder_holds_out_a_share_of_each_class(tmp_path):
@@ -45,7 +45,7 @@ def test_folder_holds_out_a_share_of_each_class(tmp_path):
     )
     paths = {}
     for split in ("train", "eval"):
-        opened = source.open_source(config, split)
+        opened = sources.open_source(config, split)
         paths[split] = {opened.name(i) for i in range(len(opened))}
         labels = opened.read(np.arange(len(opened)))[1]
         expected = {"train": [15, 15, 1], "eval": [5, 5, 1]}[split]
@@ -58,20 +58,20 @@ def test_all_pictures_of_a_folder_without_splits(tmp_path):
     names = [f"{c}/{i}.png" for c in "ab" for i in range(3)] + ["c/0.png"]
     pictures.write_pngs(tmp_path / "one", names)
     config = pictures.make_config(source="folder", path=str(tmp_path / "one"))
-    opened = source.open_source(config, "all")
+    opened = sources.open_source(config, "all")
     assert [opened.name(i) for i in range(len(opened))] == [
         str(tmp_path / "one" / name) for name in names
     ]
     assert opened.read(np.arange(7))[1].tolist() == [0, 0, 0, 1, 1, 1, 2]
-    assert source.is_undivided(config)
+    assert sources.is_undivided(config)
     pictures.write_pngs(
         tmp_path / "two", [f"{s}/{n}" for s in ("train", "val") for n in names]
     )
     config.data.path = str(tmp_path / "two")
-    assert not source.is_undivided(config)
+    assert not sources.is_undivided(config)
     with pytest.raises(errors.InputError, match="two/train and .*two/val; choose"):
-        source.open_source(config, "all")
-    assert not source.is_undivided(pictures.make_config(source="embedded"))
+        sources.open_source(config, "all")
+    assert not sources.is_undivided(pictures.make_config(source="embedded"))
 
 
 def test_the_share_depends_on_names_alone(tmp_path):
@@ -87,7 +87,7 @@ def test_a_class_may_be_called_train(tmp_path):
     pictures.write_pngs(
         tmp_path, [f"{c}/{i}.png" for c in ("train", "ship") for i in "12"]
     )
-    info = data.describe(pictures.make_config(source="folder", path=str(tmp_path)))
+    info = sources.describe(pictures.make_config(source="folder", path=str(tmp_path)))
     assert info.class_names == ("ship", "train")
 
 
@@ -105,7 +105,7 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_bad_folders(tmp_path, names, message):
     pictures.write_pngs(tmp_path, names)
     with pytest.raises(errors.InputError, match=message) as raised:
-        data.describe(pictures.make_config(source="folder", path=str(tmp_path)))
+        sources.describe(pictures.make_config(source="folder", path=str(tmp_path)))
     assert pictures.one_line(raised).startswith("data.path: ")
 
 
@@ -119,7 +119,7 @@ def test_bad_folder_settings(tmp_path):
         ({"path": str(tmp_path)}, "no pictures left for 'eval'"),
     ):
         with pytest.raises(errors.InputError, match=message):
-            data.describe(pictures.make_config(source="folder", **values))
+            sources.describe(pictures.make_config(source="folder", **values))
 
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
@@ -144,7 +144,7 @@ def _opened(tmp_path, monkeypatch, error):
     def fail(path):
         raise error
 
-    opened = source.open_source(config, "train")
+    opened = sources.open_source(config, "train")
     monkeypatch.setattr(files, "read_file", fail)
     return opened
 
@@ -159,4 +159,4 @@ def test_a_split_that_is_no_folder_is_refused(tmp_path):
         source="folder", path=str(tmp_path), train_split="train+minival"
     )
     with pytest.raises(errors.InputError, match="data.train_split: 'train.minival'"):
-        source.open_source(config, "train")
+        sources.open_source(config, "train")

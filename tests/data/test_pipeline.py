@@ -13,9 +13,8 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
-from ev2 import data, errors, progressive
-from ev2.data import pipeline
-from ev2.data import sources as source
+from ev2 import errors, progressive
+from ev2.data import pipeline, sources
 from tests.helpers import images as pictures
 
 
@@ -44,7 +43,7 @@ def _stage(**values):
 
 def _train(config, stage, first_step=None, **options):
     first_step = stage.first_step if first_step is None else first_step
-    batches = data.make_train_data(config, stage, first_step=first_step, **options)
+    batches = pipeline.make_train_data(config, stage, first_step=first_step, **options)
     return list(batches)
 
 
@@ -117,17 +116,17 @@ def test_restart_at_any_step_continues_the_run(values):
     config = _synthetic(num_images=20, **values)
     stage = _stage(first_step=3, first_image=24, last_step=9, randaugment=5.0)
     run = _train(config, stage)
-    batches = data.make_train_data(config, stage, first_step=7)
+    batches = pipeline.make_train_data(config, stage, first_step=7)
     assert len(batches) == 2
     _assert_equal(run[4:], list(batches))
     assert len(batches) == 0
-    assert len(data.make_train_data(config, stage, first_step=9)) == 0
+    assert len(pipeline.make_train_data(config, stage, first_step=9)) == 0
 
 
 def test_a_late_start_reads_nothing_of_the_steps_before(monkeypatch):
     # What makes the first batch after a restart cost the same at any step.
     config, stage = _synthetic(), _stage(last_step=1_000_002)
-    opened = source.open_source(config, "train")
+    opened = sources.open_source(config, "train")
     seen, read = [], opened.read
     monkeypatch.setattr(opened, "read", lambda i: (seen.append(i), read(i))[1])
     batches = _train(config, stage, first_step=1_000_000)
@@ -195,7 +194,7 @@ def test_pictures_of_extreme_shape(tmp_path, kind, eval_crop):
     changes = {"interpolation": "bicubic", "eval_crop": eval_crop}
     config = pictures.make_config(source="folder", path=str(tmp_path), **changes)
     batches = _train(config, _stage(last_step=4, batch_size=4, randaugment=15.0))
-    batches += list(data.make_eval_data(config, image_size=12, batch_size=4))
+    batches += list(pipeline.make_eval_data(config, image_size=12, batch_size=4))
     assert _column(batches, "mask").tolist() == [1.0] * 20
     evaluated = batches[-1]["image"][:, 6, 6]
     expected = [[10 * i, 200, 90] for i in (0, 2, 1, 3)]
@@ -219,7 +218,7 @@ def test_an_epoch_of_any_source_has_every_picture_once(
         options = {"process_index": process_index, "process_count": process_count}
         for batch in _train(config, stage, **options):
             reds = batch["image"][:, 4, 4, 0]
-            opened = source.open_source(config, "train")
+            opened = sources.open_source(config, "train")
             encoded, _ = opened.read(batch["index"])
             assert reds.tolist() == [pictures.red(picture) for picture in encoded]
             seen += reds.tolist()
@@ -244,7 +243,7 @@ def test_seed_position_and_magnitude_matter():
 def test_no_augmentation_left_is_the_picture():
     config = _synthetic(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
     batches = _train(config, _stage(image_size=32, last_step=2))
-    plain = data.make_eval_data(config, image_size=32, batch_size=50, split="train")
+    plain = pipeline.make_eval_data(config, image_size=32, batch_size=50, split="train")
     images = next(plain)["image"]
     np.testing.assert_array_equal(
         _column(batches, "image"), images[_column(batches, "index")]
@@ -264,7 +263,7 @@ def test_half_of_the_pictures_are_mirrored():
 
 @pytest.mark.parametrize("batch_size", [1, 5, 13, 14, 64])
 def test_evaluation_sees_every_picture_once(batch_size):
-    batches = data.make_eval_data(_synthetic(), image_size=8, batch_size=batch_size)
+    batches = pipeline.make_eval_data(_synthetic(), image_size=8, batch_size=batch_size)
     assert len(batches) == math.ceil(13 / batch_size)
     batches = list(batches)
     assert all(batch["image"].shape == (batch_size, 8, 8, 3) for batch in batches)
@@ -278,10 +277,10 @@ def test_evaluation_sees_every_picture_once(batch_size):
 
 def test_evaluation_by_processes():
     config = _synthetic()
-    whole = list(data.make_eval_data(config, image_size=8, batch_size=10))
+    whole = list(pipeline.make_eval_data(config, image_size=8, batch_size=10))
     shares = [
         list(
-            data.make_eval_data(
+            pipeline.make_eval_data(
                 config, image_size=8, batch_size=10, process_index=k, process_count=2
             )
         )
@@ -295,7 +294,7 @@ def test_evaluation_by_processes():
 
 def test_embedded_evaluation_counts_two_thousand():
     config = pictures.make_config(source="embedded", name="")
-    batches = data.make_eval_data(config, image_size=28, batch_size=999)
+    batches = pipeline.make_eval_data(config, image_size=28, batch_size=999)
     batches = list(batches)
     assert sum(batch["mask"].sum() for batch in batches) == 2_000
     assert sorted(_column(batches, "index"))[997:] == list(range(2_000))
@@ -352,7 +351,7 @@ CORRUPT = ("1-zero.jpg", "3-text.jpg", "5-cut.jpg", "6-cut.png")
 
 def test_corrupt_files_are_masked_and_neighbours_stay(album, warnings):
     config = pictures.make_config(source="folder", path=str(album), exif=True)
-    batches = data.make_eval_data(config, image_size=20, batch_size=4)
+    batches = pipeline.make_eval_data(config, image_size=20, batch_size=4)
     rows = list(batches)
     mask, label = _column(rows, "mask"), _column(rows, "label")
     assert mask.tolist() == [1, 0, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0]
@@ -375,7 +374,7 @@ def test_corrupt_files_are_masked_and_neighbours_stay(album, warnings):
 
 def test_a_batch_of_corrupt_files_alone(album):
     config = pictures.make_config(source="folder", path=str(album))
-    rows = list(data.make_eval_data(config, image_size=8, batch_size=1))
+    rows = list(pipeline.make_eval_data(config, image_size=8, batch_size=1))
     assert [int(row["mask"][0]) for row in rows] == [1, 0, 1, 0, 1, 0, 0] + [1] * 8
     assert [int(row["index"][0]) for row in rows] == list(range(15))
 
@@ -383,7 +382,7 @@ def test_a_batch_of_corrupt_files_alone(album):
 def test_training_skips_corrupt_files_the_same_way_each_epoch(album, warnings):
     config = pictures.make_config(source="folder", path=str(album), workers=3)
     stage = _stage(batch_size=5, last_step=6, randaugment=5.0)  # two epochs of 15
-    batches = data.make_train_data(config, stage, first_step=0)
+    batches = pipeline.make_train_data(config, stage, first_step=0)
     rows = list(batches)
     index, mask = _column(rows, "index"), _column(rows, "mask")
     assert sorted(index[mask == 0].tolist()) == [1, 1, 3, 3, 5, 5, 6, 6]
@@ -409,7 +408,7 @@ def test_label_out_of_range_reaches_the_training_thread(tmp_path):
             feature["image/class/label"].int64_list.value.append(label)
             writer.write(example.SerializeToString())
     config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=2)
-    batches = data.make_train_data(config, _stage(batch_size=4), first_step=0)
+    batches = pipeline.make_train_data(config, _stage(batch_size=4), first_step=0)
     with pytest.raises(
         errors.InputError, match="record 2 has label 9; allowed is 1..2"
     ):
@@ -430,20 +429,22 @@ def test_label_out_of_range_reaches_the_training_thread(tmp_path):
 )
 def test_bad_input(values, options, message):
     with pytest.raises(errors.InputError, match=message):
-        data.make_train_data(_synthetic(**values), _stage(), first_step=0, **options)
+        pipeline.make_train_data(
+            _synthetic(**values), _stage(), first_step=0, **options
+        )
 
 
 def test_bad_seed_and_split():
     config = _synthetic()
     with pytest.raises(errors.InputError, match="split: 'test'"):
-        data.make_eval_data(config, image_size=8, batch_size=4, split="test")
+        pipeline.make_eval_data(config, image_size=8, batch_size=4, split="test")
     config.seed = -1
     with pytest.raises(errors.InputError, match="seed: -1"):
-        data.make_train_data(config, _stage(), first_step=0)
+        pipeline.make_train_data(config, _stage(), first_step=0)
 
 
 def test_close_ends_the_iteration():
-    batches = data.make_train_data(_synthetic(), _stage(), first_step=0)
+    batches = pipeline.make_train_data(_synthetic(), _stage(), first_step=0)
     next(batches)
     assert len(batches) == 9
     batches.close()

@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ev2 import data, errors
-from ev2.data import sources as source
-from ev2.data import tfrecord
+from ev2 import errors
+from ev2.data import pipeline, sources, tfrecord
 from tests.helpers import images as pictures
 
 
@@ -44,12 +43,12 @@ def shards(tmp_path):
 
 def test_embedded_counts_and_balance():
     config = pictures.make_config(source="embedded", name="")
-    info = data.describe(config)
+    info = sources.describe(config)
     assert (info.num_train_images, info.num_eval_images) == (12_000, 2_000)
     assert info.num_classes == len(info.class_names) == 10
     assert info.class_names[0] == "T-shirt/top"
     for split, per_class in (("train", 1_200), ("eval", 200)):
-        opened = source.open_source(config, split)
+        opened = sources.open_source(config, split)
         encoded, labels = opened.read(np.arange(len(opened)))
         counts = collections.Counter(labels.tolist())
         assert counts == dict.fromkeys(range(10), per_class)
@@ -59,7 +58,7 @@ def test_embedded_counts_and_balance():
 def test_embedded_has_a_quarter_held_out():
     def read(split):
         config = pictures.make_config(source="embedded", name="", train_split=split)
-        found = source.open_source(config, "train")
+        found = sources.open_source(config, "train")
         return found.read(np.arange(len(found)))[0]
 
     first, last = read("train[:75%]"), read("train[75%:]")
@@ -71,7 +70,7 @@ def test_embedded_has_a_quarter_held_out():
 
 def test_embedded_is_one_set():
     with pytest.raises(errors.InputError, match="fashion_mnist"):
-        data.describe(pictures.make_config(source="embedded", name="mnist"))
+        sources.describe(pictures.make_config(source="embedded", name="mnist"))
 
 
 # TFRecord shards
@@ -90,9 +89,9 @@ def several(tmp_path):
 def test_records_of_several_labels(several):
     changes = {"source": "tfrecord", "path": str(several), "num_classes": 5}
     config = pictures.make_config(**changes, max_labels=4)
-    _, labels = source.open_source(config, "train").read(np.array([2, 0, 1]))
+    _, labels = sources.open_source(config, "train").read(np.array([2, 0, 1]))
     assert labels.tolist() == [[0, 1, 3, -1], [2, -1, -1, -1], [1, 4, -1, -1]]
-    batch = next(data.make_eval_data(config, image_size=8, batch_size=4))
+    batch = next(pipeline.make_eval_data(config, image_size=8, batch_size=4))
     expected = [[2, -1, -1, -1], [1, 4, -1, -1], [0, 1, 3, -1], [0, 0, 0, 0]]
     assert batch["label"].tolist() == expected
     assert batch["mask"].tolist() == [1, 1, 1, 0]
@@ -100,7 +99,7 @@ def test_records_of_several_labels(several):
 
 def test_sources_of_one_label_fill_up_the_row():
     config = pictures.make_config(source="embedded", name="", max_labels=3)
-    batch = next(data.make_eval_data(config, image_size=8, batch_size=4))
+    batch = next(pipeline.make_eval_data(config, image_size=8, batch_size=4))
     assert batch["label"].shape == (4, 3)
     assert (batch["label"][:, 0] >= 0).all() and (batch["label"][:, 1:] == -1).all()
 
@@ -111,11 +110,11 @@ def test_more_labels_than_allowed_are_refused(several, max_labels):
         source="tfrecord", path=str(several), num_classes=5, max_labels=max_labels
     )
     with pytest.raises(errors.InputError, match=f"data.max_labels: {max_labels}, but"):
-        source.open_source(config, "train").read(np.arange(3))
+        sources.open_source(config, "train").read(np.arange(3))
 
 
 def test_records_in_any_order(shards):
-    opened = source.open_source(
+    opened = sources.open_source(
         pictures.make_config(source="tfrecord", path=str(shards), num_classes=3),
         "train",
     )
@@ -130,8 +129,8 @@ def test_records_in_any_order(shards):
 
 def test_class_names_from_labels_txt(shards):
     (shards / "labels.txt").write_text("ant\nbee\ncat\n")
-    info = data.describe(pictures.make_config(source="tfrecord", path=str(shards)))
-    assert info == data.Info(11, 4, 3, ("ant", "bee", "cat"))
+    info = sources.describe(pictures.make_config(source="tfrecord", path=str(shards)))
+    assert info == sources.DatasetInfo(11, 4, 3, ("ant", "bee", "cat"))
 
 
 def test_declared_counts_need_no_data():
@@ -143,7 +142,7 @@ def test_declared_counts_need_no_data():
             num_eval_images=2,
             num_classes=3,
         )
-        assert data.describe(config) == data.Info(7, 2, 3, ("0", "1", "2"))
+        assert sources.describe(config) == sources.DatasetInfo(7, 2, 3, ("0", "1", "2"))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +154,13 @@ def test_declared_counts_that_disagree(shards, key, split):
         source="tfrecord", path=str(shards), num_classes=3, **{key: 12}
     )
     with pytest.raises(errors.InputError, match=f"data.{key}: 12 declared, but"):
-        source.open_source(config, split)
+        sources.open_source(config, split)
 
 
 def test_declared_classes_that_disagree(tmp_path):
     pictures.write_pngs(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
     with pytest.raises(errors.InputError, match="data.num_classes: 3 declared"):
-        data.describe(
+        sources.describe(
             pictures.make_config(source="folder", path=str(tmp_path), num_classes=3)
         )
 
@@ -252,7 +251,7 @@ def test_label_out_of_range_names_the_record(tmp_path, label):
         writer.write(pictures.record(pictures.png(0), 1))
         writer.write(pictures.record(pictures.png(0), label))
     config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
-    opened = source.open_source(config, "train")
+    opened = sources.open_source(config, "train")
     opened.read(np.array([0]))
     with pytest.raises(errors.InputError) as raised:
         opened.read(np.array([0, 1]))
@@ -267,7 +266,7 @@ def test_damaged_records_and_other_layouts(tmp_path):
         writer.write(pictures.record(b"", 2))
         writer.write(tf.train.Example().SerializeToString())
     config = pictures.make_config(source="tfrecord", path=str(tmp_path), num_classes=3)
-    opened = source.open_source(config, "train")
+    opened = sources.open_source(config, "train")
     encoded, labels = opened.read(np.array([0, 1]))
     assert encoded == [b"", b""] and labels.tolist() == [0, 1]
     with pytest.raises(errors.InputError, match="no feature 'image/encoded'"):
@@ -276,7 +275,7 @@ def test_damaged_records_and_other_layouts(tmp_path):
 
 def test_shards_without_names_need_a_number(shards):
     with pytest.raises(errors.InputError, match="data.num_classes: 0"):
-        data.describe(pictures.make_config(source="tfrecord", path=str(shards)))
+        sources.describe(pictures.make_config(source="tfrecord", path=str(shards)))
 
 
 # Synthetic
@@ -286,20 +285,20 @@ def test_synthetic_pictures_follow_from_the_index():
     config = pictures.make_config(
         source="synthetic", num_train_images=30, num_eval_images=9, num_classes=3
     )
-    opened = source.open_source(config, "train")
+    opened = sources.open_source(config, "train")
     encoded, labels = opened.read(np.array([5, 8, 5]))
     assert labels.tolist() == [2, 2, 2]
     assert encoded[0] == encoded[2] != encoded[1]
     pixels = np.asarray(Image.open(io.BytesIO(encoded[0])), int)
     assert pixels.shape == (32, 32, 3) and pixels.std() > 10
-    assert source.open_source(config, "eval").read(np.array([5]))[0] != encoded[:1]
+    assert sources.open_source(config, "eval").read(np.array([5]))[0] != encoded[:1]
 
 
 def test_synthetic_counts_must_be_given():
     with pytest.raises(errors.InputError, match="data.num_train_images: 0"):
-        data.describe(pictures.make_config(source="synthetic", num_classes=3))
+        sources.describe(pictures.make_config(source="synthetic", num_classes=3))
 
 
 def test_unknown_source():
     with pytest.raises(errors.InputError, match="embedded, tfds, folder"):
-        data.describe(pictures.make_config(source="imagenet"))
+        sources.describe(pictures.make_config(source="imagenet"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ev2 import data, errors
-from ev2.data import sources as source
+from ev2 import errors
+from ev2.data import sources
 from tests.helpers import images as pictures
 
 has_array_record = importlib.util.find_spec("array_record") is not None
@@ -95,12 +95,14 @@ def _write_records(path: str, file_format: str, records: list[bytes]):
 def test_tfds_in_any_order_and_slices(tmp_path, file_format):
     name = _prepare_tfds(tmp_path, file_format)
     config = pictures.make_config(source="tfds", name=name, path=str(tmp_path))
-    assert data.describe(config) == data.Info(9, 3, 3, ("ant", "bee", "cat"))
+    assert sources.describe(config) == sources.DatasetInfo(
+        9, 3, 3, ("ant", "bee", "cat")
+    )
     declared = {"num_train_images": 90, "num_eval_images": 30, "num_classes": 3}
     elsewhere = {**declared, "source": "tfds", "name": name}
     for path, names in ((tmp_path, ("ant", "bee", "cat")), ("/no", ("0", "1", "2"))):
-        info = data.describe(pictures.make_config(path=str(path), **elsewhere))
-        assert info == data.Info(90, 30, 3, names)
+        info = sources.describe(pictures.make_config(path=str(path), **elsewhere))
+        assert info == sources.DatasetInfo(90, 30, 3, names)
     for split, values in (
         ("train", range(9)),
         ("train[3:7]", range(3, 7)),
@@ -108,7 +110,7 @@ def test_tfds_in_any_order_and_slices(tmp_path, file_format):
         ("validation", range(9, 12)),
     ):
         config.data.train_split = split
-        opened = source.open_source(config, "train")
+        opened = sources.open_source(config, "train")
         assert len(opened) == len(values)
         order = np.random.RandomState(0).permutation(len(values))
         encoded, labels = opened.read(order)
@@ -129,5 +131,5 @@ def test_tfds_bad_input(tmp_path):
         ({"name": name, "train_split": "tra"}, "no split 'tra'; it has train"),
     ):
         with pytest.raises(errors.InputError, match=message) as raised:
-            data.describe(pictures.make_config(source="tfds", path=path, **values))
+            sources.describe(pictures.make_config(source="tfds", path=path, **values))
         pictures.one_line(raised)

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from configs import demo, folder
-from ev2 import data, errors, sharding
+from ev2 import errors, sharding
 from ev2.checkpoint import manager as checkpoint
 from ev2.data import decode as data_image
+from ev2.data import sources
 from ev2.evaluation import evaluate
 from ev2.models import model as models
 from ev2.train import optimizer as optim
@@ -30,7 +31,7 @@ def saved(tmp_path_factory):
         config.model.name, num_classes=10, blocks=config.model.blocks
     )
     state = states.create_state(model, optim.make_optimizer(config), config, 16)
-    names = data.describe(config).class_names
+    names = sources.describe(config).class_names
     meta = checkpoint.make_meta(config, model, names)
     checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
     checkpoints.save(state, 3, meta)

@@ -15,7 +15,7 @@ from PIL import Image
 from ev2 import errors, sharding
 from ev2.checkpoint import manager as checkpoint
 from ev2.cli import main as cli
-from ev2.data import image_paths as pictures
+from ev2.data import image_paths
 from ev2.evaluation import predict
 from ev2.train import step
 from tests.helpers import tiny_run as tiny
@@ -215,7 +215,7 @@ def test_output_that_is_not_finite_is_an_error(tmp_path):
     assert result["error"] == "the network's output is not finite"
 
 
-def test_find_pictures(tmp_path):
+def test_find_images(tmp_path):
     for name in ("a/2.JPG", "a/1.png", "a/b/0.webp", "a/notes.txt", "a/.hidden.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -225,7 +225,7 @@ def test_find_pictures(tmp_path):
     (tmp_path / "[1].png").write_bytes(b"x")
 
     def found(*arguments):
-        paths = pictures.find_pictures([str(tmp_path / a) for a in arguments])
+        paths = image_paths.find_images([str(tmp_path / a) for a in arguments])
         return [os.path.relpath(path, tmp_path) for path in paths]
 
     assert found("**/*.webp") == ["a/b/0.webp"]
@@ -235,7 +235,9 @@ def test_find_pictures(tmp_path):
     assert found("a/*.txt", "[1].png") == ["a/notes.txt", "[1].png"]
     assert found("a/[b]") == ["a/b/0.webp", "a/b/again/1.png", "a/b/again/2.JPG"]
     assert found("empty", "x*", "gone") == ["empty", "x*", "gone"]
-    reasons = [pictures.why_not(str(tmp_path / n)) for n in ("empty", "x*", "gone")]
+    reasons = [
+        image_paths.unreadable_reason(str(tmp_path / n)) for n in ("empty", "x*", "gone")
+    ]
     assert [reason[:15] for reason in reasons] == [
         "the folder hold",
         "nothing matches",

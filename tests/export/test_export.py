@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import ev2
-from ev2 import data, errors
+from ev2 import errors
 from ev2.checkpoint import manager as checkpoint
 from ev2.checkpoint.published import convert
 from ev2.cli import main as cli
+from ev2.data import sources
 from ev2.export import export
 from ev2.export import program as programs
 from ev2.models import arch
@@ -254,7 +255,7 @@ def saved(tmp_path_factory):
         }
     )
     checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
-    names = data.describe(config).class_names
+    names = sources.describe(config).class_names
     checkpoints.save(state, 1, checkpoint.make_meta(config, source.model, names))
     checkpoints.close()
     return workdir

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ev2
 from ev2 import errors, progressive
 from ev2.report import html as page
 from ev2.report import records, report
@@ -63,10 +62,10 @@ class Page(html.parser.HTMLParser):
 
 
 class StubData(types.ModuleType):
-    """Stands in for ev2.data: each stage gives grey images, the third is corrupt."""
+    """Stands in for ev2.data.pipeline: grey images, the third of a stage is corrupt."""
 
     def __init__(self, error: Exception | None = None):
-        super().__init__("ev2.data")
+        super().__init__("ev2.data.pipeline")
         self.closed, self._error = 0, error
 
     def make_train_data(self, config, stage, *, first_step):
@@ -94,9 +93,9 @@ class _Batches:
 
 
 def use_data(monkeypatch, stub):
-    """`from ev2 import data` gives the stub."""
-    monkeypatch.setitem(sys.modules, "ev2.data", stub)
-    monkeypatch.setattr(ev2, "data", stub, raising=False)
+    """`from ev2.data import pipeline` gives the stub."""
+    monkeypatch.setitem(sys.modules, "ev2.data.pipeline", stub)
+    monkeypatch.setattr("ev2.data.pipeline", stub, raising=False)
 
 
 def render(workdir) -> Page:
@@ -327,11 +326,11 @@ def test_samples_are_the_images_the_run_trained_on(tmp_path):
     overrides = {"progressive.stages": 2, "data.randaugment_layers": 1}
     run = records.read(fake_run.make_run(tmp_path, **overrides))
     samples = report._read_samples(run)
-    from ev2 import data
+    from ev2.data import pipeline
 
     config = fake_run.make_config(**overrides)
     stage = progressive.make_stages(config, fake_run.NUM_TRAIN_IMAGES)[1]
-    batches = data.make_train_data(config, stage, first_step=stage.first_step)
+    batches = pipeline.make_train_data(config, stage, first_step=stage.first_step)
     batch = next(iter(batches))
     batches.close()
     np.testing.assert_array_equal(samples[1].images, batch["image"][:12])

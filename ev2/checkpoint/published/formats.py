@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ev2 import errors, quiet
+from ev2 import errors
 from ev2.checkpoint.published import pytorch as torch_file
 
 FORMATS = (
@@ -150,7 +150,8 @@ def _unpacked(path: str) -> Iterator[str]:
 
 
 def _read_released(path: str, averaged: bool) -> File:
-    tf = quiet.import_tensorflow()  # the format's own reader
+    from ev2.data.tensorflow import tf  # the format's own reader
+
     tensors, left_out = {}, {}
     with _unpacked(path) as prefix:
         reader = tf.train.load_checkpoint(prefix)

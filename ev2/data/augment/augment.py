@@ -7,11 +7,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from ev2 import errors
 from ev2.data.augment import autoaugment, randaugment
 from ev2.data.augment import ops as operations
+from ev2.data.tensorflow import tf
 
 CHOICES = ("randaugment", "autoaugment", "none")
 

@@ -8,9 +8,8 @@ article prints for ImageNet.
 import dataclasses
 from collections.abc import Callable
 
-import tensorflow as tf
-
 from ev2.data.augment import randaugment
+from ev2.data.tensorflow import tf
 
 # Operation, probability, magnitude; the first of a pair, then the second.
 POLICY_V0 = (

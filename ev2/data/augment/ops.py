@@ -9,7 +9,7 @@ Source: AutoAugment (arXiv 1805.09501), Table 6, and PIL, whose results they giv
 import math
 from collections.abc import Callable
 
-import tensorflow as tf
+from ev2.data.tensorflow import tf
 
 # What moves whole numbers is compiled by XLA, in one pass over the picture and with the
 # same result. What computes with fractions is not: XLA may round them differently.

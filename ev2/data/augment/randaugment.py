@@ -11,10 +11,9 @@ Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import tensorflow as tf
-
 from ev2 import errors
 from ev2.data.augment import ops as operations
+from ev2.data.tensorflow import tf
 
 VARIANTS = ("standard", "released")
 MAX_LEVEL = 10.0  # magnitude at which the tables' quantities are reached

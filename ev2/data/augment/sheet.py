@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ev2 import errors
 from ev2.data import decode as image
 from ev2.data import image_paths as pictures
 from ev2.data import pipeline
 from ev2.data.augment import autoaugment, randaugment
+from ev2.data.tensorflow import tf
 
 MAGNITUDES = {
     "randaugment": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
@@ -124,13 +124,13 @@ def _read(data: Any, path: str, size: int) -> np.ndarray:
         "eval_crop_padding": 0,
         "exif": True,
     }
-    batches = pipeline.make_picture_data(
+    batches = pipeline.make_predict_data(
         preprocessing, [path], image_size=size, batch_size=1
     )
     batch = next(batches)
     batches.close()
     if not batch["mask"][0]:
-        raise errors.InputError(f"image: {path!r}: {pictures.why_not(path)}")
+        raise errors.InputError(f"image: {path!r}: {pictures.unreadable_reason(path)}")
     return batch["image"][0]
 
 

@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import tensorflow as tf
 import tqdm
 
 from ev2 import errors
-from ev2.checkpoint import class_names
 from ev2.data import image_folder as folder
+from ev2.data import imagenet_classes, tar
 from ev2.data import storage as files
-from ev2.data import tar
 from ev2.data.prepare import devkits, listings, places
+from ev2.data.tensorflow import tf
 
 WORDNET_ID = re.compile(r"n\d{8}$")
 VALIDATION_NAME = re.compile(r"_(\d{8})\.[A-Za-z]+$")
@@ -101,7 +100,7 @@ def _compare_imagenet1k(
         for split, count in IMAGENET1K.items()
         if split in splits and len(splits[split]) != count
     ]
-    if classes != tuple(row.id for row in class_names.imagenet1k()):
+    if classes != tuple(row.id for row in imagenet_classes.imagenet1k()):
         notes.append(f"the {len(classes):,} classes are not the 1,000 of ILSVRC2012")
     return notes
 

@@ -6,10 +6,10 @@ import tarfile
 import zlib
 
 import numpy as np
-import tensorflow as tf
 
 from ev2 import errors
 from ev2.data import storage as files
+from ev2.data.tensorflow import tf
 
 SYNSETS = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"

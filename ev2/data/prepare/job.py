@@ -10,11 +10,11 @@ import shutil
 from typing import IO, Any
 
 import numpy as np
-import tensorflow as tf
 
 from ev2 import errors
 from ev2.data import storage as files
 from ev2.data.prepare import listings, places, shards, tasks
+from ev2.data.tensorflow import tf
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"

@@ -4,10 +4,9 @@ import dataclasses
 import os
 from typing import Any
 
-import tensorflow as tf
-
 from ev2.data import storage as files
 from ev2.data.prepare import places
+from ev2.data.tensorflow import tf
 
 ORDER = "by the SHA-256 of the file name, lowest first"
 

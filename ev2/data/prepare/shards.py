@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from google.protobuf import message
 
 from ev2 import errors
 from ev2.data import storage as files
 from ev2.data.prepare import places
+from ev2.data.tensorflow import tf
 
 STATE = ".unfinished"  # folder of the state
 PLAN = "plan.json"

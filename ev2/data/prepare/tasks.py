@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import tensorflow as tf
 import tqdm
 
 from ev2 import errors
 from ev2.data import storage as files
 from ev2.data.prepare import shards
+from ev2.data.tensorflow import tf
 
 LOCAL = "DirectRunner"
 FAILURE = "failure.txt"  # in the state: what storage said, or

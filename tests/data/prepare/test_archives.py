@@ -17,8 +17,7 @@ import tensorflow as tf
 
 from ev2 import errors
 from ev2.cli import main as cli
-from ev2.data import sources as source
-from ev2.data import tfrecord
+from ev2.data import sources, tfrecord
 from ev2.data.prepare import places, shards
 from tests.helpers import archives
 from tests.helpers import images as pictures
@@ -100,14 +99,14 @@ def test_the_manifest_is_true(prepared):
 def test_splits_are_added_with_plus(prepared):
     options = {"source": "tfrecord", "path": str(prepared)}
     config = pictures.make_config(train_split="train+minival", **options)
-    both = source.open_source(config, "train")
-    assert len(both) == 30 and len(source.open_source(config, "eval")) == 8
+    both = sources.open_source(config, "train")
+    assert len(both) == 30 and len(sources.open_source(config, "eval")) == 8
     found = dict.fromkeys(both.read(np.arange(30))[0])
     records = [r for split in ("train", "minival") for r in _records(prepared, split)]
     assert list(found) == [encoded for _, encoded, _, _ in records]
     config.data.train_split = "train+train"
     with pytest.raises(errors.InputError, match="names a split twice"):
-        source.open_source(config, "train")
+        sources.open_source(config, "train")
 
 
 def test_the_result_does_not_depend_on_the_workers(imagenet1k, prepared, tmp_path):
@@ -254,7 +253,7 @@ def test_a_folder_is_split_as_the_folder_source_does(tmp_path):
         source="folder", path=str(tmp_path / "own"), eval_fraction=0.2
     )
     for split, name in (("train", "train"), ("eval", "validation")):
-        opened = source.open_source(config, split)
+        opened = sources.open_source(config, split)
         read = zip(*opened.read(np.arange(len(opened))), strict=True)
         expected = {encoded: [label + 1] for encoded, label in read}
         records = _records(out, name)

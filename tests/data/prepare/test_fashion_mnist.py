@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ev2 import errors
-from ev2.data import sources as source
+from ev2.data import sources
 from ev2.data.prepare import fashion_mnist
 
 IDX_FOLDER = "/usr/share/datasets/fashion-mnist"  # Debian: dataset-fashion-mnist
@@ -103,7 +103,7 @@ def test_every_filter_of_png_decodes():
 
 
 def _embedded(name: str) -> bytes:
-    with open(os.path.join(source.EMBEDDED_FOLDER, name), "rb") as file:
+    with open(os.path.join(sources.EMBEDDED_FOLDER, name), "rb") as file:
         return file.read()
 
 
@@ -123,14 +123,14 @@ def test_the_embedded_set_byte_for_byte(tmp_path):
     fashion_mnist.prepare_fashion_mnist(IDX_FOLDER, str(out))
     names = sorted(os.listdir(out))
     assert names == sorted(
-        name for name in os.listdir(source.EMBEDDED_FOLDER) if name[0] != "."
+        name for name in os.listdir(sources.EMBEDDED_FOLDER) if name[0] != "."
     )
     for name in names:
         assert (out / name).read_bytes() == _embedded(name), name
 
 
 def test_embedded_set_is_small_and_has_its_licence():
-    names = os.listdir(source.EMBEDDED_FOLDER)
+    names = os.listdir(sources.EMBEDDED_FOLDER)
     assert sum(len(_embedded(name)) for name in names) < 8_000_000
     assert b"Permission is hereby granted" in _embedded("LICENSE")
 

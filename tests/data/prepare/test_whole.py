@@ -15,7 +15,7 @@ from PIL import Image
 from configs import transfer
 from ev2 import errors
 from ev2.cli import main as cli
-from ev2.data import sources as source
+from ev2.data import sources
 from ev2.data.prepare import cars, cifar10, flowers, whole
 from tests.helpers import archives
 
@@ -221,7 +221,7 @@ def test_the_recipes_read_what_is_written(tmp_path, name):
     if name == "cars":
         config.data.num_classes = 3
     trained = sum(counts[split] for split in config.data.train_split.split("+"))
-    assert len(source.open_source(config, "train")) == trained
-    assert len(source.open_source(config, "eval")) == counts["test"]
+    assert len(sources.open_source(config, "train")) == trained
+    assert len(sources.open_source(config, "eval")) == counts["test"]
     real = whole.TABLE_9[name]
     assert declared == (sum(real.values()) - real["test"], real["test"])
