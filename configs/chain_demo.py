@@ -1,6 +1,6 @@
 """The chain in miniature: pretraining with several labels, fine-tuning, transfer.
 
-    ev2 prepare fashion-groups --out=runs/groups
+    python -m tests.helpers.fashion_groups runs/groups
     ev2 chain --config=configs/chain_demo.py:runs/groups --workdir=runs/chain
 
 The network of `configs/demo.py` on the embedded Fashion-MNIST. `pretrain` learns 13
@@ -25,7 +25,7 @@ def get_config(path: str = "runs/groups") -> ConfigDict:
     """Returns the chain, locked.
 
     Args:
-        path: folder that `ev2 prepare fashion-groups` filled.
+        path: folder that `tests.helpers.fashion_groups` filled.
     """
     links = {
         "pretrain": _pretrain(f"{path}/several"),

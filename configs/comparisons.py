@@ -11,7 +11,8 @@ Argument: NAME[,runs=NUMBER]; runs are seeds, three if not given.
 `sizes`: progressive and adaptive against one size, at equal epochs, as in Table 12.
 `table13`: its four cells, progressive or random sizes, strengths fixed at their last or
 growing with the size. Both on the embedded Fashion-MNIST. `pretraining`: a folder of
-pictures learnt from weights of CIFAR-10 (`ev2 prepare cifar10`), and from nothing.
+pictures learnt from weights of CIFAR-10 (shards in ImageNet's layout), and from
+nothing.
 
 Hardware: 2 CPU cores; two minutes a run of `sizes`, three to five of the others on one
 core. Top-1 (docs/results.md has all): fixed size 88.1 %, progressive 82.0 %; the

@@ -7,7 +7,7 @@
 Argument: DATASET,MODEL[,recipe=paper|released][,seed=NUMBER]. Datasets: cifar10
 cifar100 flowers cars. Models: s m l. Data: TFDS `cifar10`, `cifar100`,
 `oxford_flowers102` and `cars196`, prepared by TFDS; `--config.data.path` is their
-data_dir. Or shards of `ev2 prepare cifar10`, `flowers` or `cars`:
+data_dir. Or shards of `ev2 prepare flowers` or `ev2 prepare cars`:
 `--config.data.source=tfrecord --config.data.path=DIR`. Flowers trains on `train` and
 `validation`, 2,040 images in all. The checkpoint is a run of `configs/imagenet1k.py`,
 or any weights of the same network; its averages are taken, with a new classifier.

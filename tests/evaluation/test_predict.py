@@ -236,7 +236,8 @@ def test_find_images(tmp_path):
     assert found("a/[b]") == ["a/b/0.webp", "a/b/again/1.png", "a/b/again/2.JPG"]
     assert found("empty", "x*", "gone") == ["empty", "x*", "gone"]
     reasons = [
-        image_paths.unreadable_reason(str(tmp_path / n)) for n in ("empty", "x*", "gone")
+        image_paths.unreadable_reason(str(tmp_path / n))
+        for n in ("empty", "x*", "gone")
     ]
     assert [reason[:15] for reason in reasons] == [
         "the folder hold",

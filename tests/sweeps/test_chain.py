@@ -28,6 +28,7 @@ from ev2.sweeps import chain, chain_summary
 from ev2.train import loop as train
 from ev2.train import setup as job
 from ev2.train import workdir as run_folder
+from tests.helpers import fashion_groups
 from tests.helpers import tiny_run as tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -317,7 +318,7 @@ def _kill_when(process, there, seconds=1200):
 @pytest.mark.slow
 def test_a_small_chain_killed_twice_ends_in_its_summary(tmp_path):
     groups, workdir = tmp_path / "groups", tmp_path / "chain"
-    assert cli.main(["prepare", "fashion-groups", f"--out={groups}"]) == 0
+    fashion_groups.write_fashion_groups(groups)
     _kill_when(
         _start(groups, workdir),
         lambda: (workdir / "pretrain/0/checkpoints/100/meta").is_dir(),
@@ -354,18 +355,16 @@ def test_a_small_chain_killed_twice_ends_in_its_summary(tmp_path):
 
 @pytest.mark.slow
 def test_fashion_groups_are_the_embedded_pictures_with_other_labels(tmp_path):
-    from ev2.data import sources as source
-    from ev2.data.prepare import fashion_groups
+    from ev2.data import sources
 
     out = tmp_path / "groups"
-    manifests = fashion_groups.prepare_fashion_groups(str(out))
-    assert manifests["several"]["max_labels"] == 3
-    embedded = source.open_embedded("train")
+    fashion_groups.write_fashion_groups(out)
+    embedded = sources.open_embedded("train")
     rows = np.array([0, 1, 2, 500, 7000, 11_999])
     pictures, classes = embedded.read(rows)
     config = chain_demo.get_config(str(out))
-    several = source.open_source(config.pretrain, "train")
-    kinds = source.open_source(config.transfer, "train")
+    several = sources.open_source(config.pretrain, "train")
+    kinds = sources.open_source(config.transfer, "train")
     assert len(several) == len(kinds) == 12_000
     assert several.read(rows)[0] == kinds.read(rows)[0] == pictures
     names = [{several.class_names[i] for i in row if i >= 0} for row in
@@ -381,5 +380,3 @@ def test_fashion_groups_are_the_embedded_pictures_with_other_labels(tmp_path):
     for found, label in zip(names, classes.tolist(), strict=True):
         name = embedded.class_names[label]
         assert found == {name} | expected[name]
-    with pytest.raises(errors.InputError, match="nothing is overwritten"):
-        fashion_groups.prepare_fashion_groups(str(out))

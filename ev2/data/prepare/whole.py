@@ -18,7 +18,6 @@ SHARD_BYTES = 64_000_000  # about the size of a shard
 
 # Pictures of each split; Table 9 of the paper, where Flowers' two first are one.
 TABLE_9 = {
-    "cifar10": {"train": 50_000, "test": 10_000},
     "flowers": {"train": 1_020, "validation": 1_020, "test": 6_149},
     "cars": {"train": 8_144, "test": 8_041},
 }

