@@ -27,12 +27,11 @@ from ml_collections import ConfigDict
 
 from ev2 import errors
 from ev2.bench import parity, step_peers
-from ev2.models import arch
+from ev2.models import arch, normalize
 from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu
 from ev2.tpu import slices
 from ev2.train import compile as programs
-from ev2.train import step as steps
 from ev2.train import timing
 
 CLASSES = 1000
@@ -215,7 +214,7 @@ def time_own(job: step_peers.Job) -> dict[str, Any]:
     )
     infer = jax.jit(
         lambda variables, images: model.apply(
-            variables, steps.normalize(images, config.data.mean, config.data.std)
+            variables, normalize.normalize(images, config.data.mean, config.data.std)
         )
     )
     return step_peers.make_row(

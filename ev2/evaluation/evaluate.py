@@ -15,9 +15,7 @@ from ev2 import errors, sharding
 from ev2.checkpoint import class_names
 from ev2.checkpoint import manager as checkpoint
 from ev2.data import imagenet_classes, pipeline, sources
-from ev2.evaluation import metrics, ranking
-from ev2.models import model as models
-from ev2.train import step
+from ev2.evaluation import metrics, steps
 from ev2.train import validate as check
 
 # Keys that a checkpoint's config may lack, and what was done before there were any.
@@ -35,7 +33,7 @@ def make_compiled_eval_step(model, config: ConfigDict, mesh: Mesh) -> Callable:
     """Returns the jitted evaluation step of `model` on `mesh`."""
     everywhere = sharding.replicated(mesh)
     return jax.jit(
-        step.make_eval_step(model, config.data.mean, config.data.std),
+        steps.make_eval_step(model, config.data.mean, config.data.std),
         in_shardings=(everywhere, sharding.split_by_image(mesh)),
         out_shardings=everywhere,
     )
@@ -109,28 +107,6 @@ def evaluate(
     results["wall_seconds"] = time.monotonic() - started
     batches.close()
     return results
-
-
-def rank(
-    model: models.Model,
-    weights: dict[str, Any],
-    config: ConfigDict,
-    mesh: Mesh,
-    *,
-    split: str = "eval",
-    classes: np.ndarray | None = None,
-) -> dict[str, float]:
-    """Returns the mean average precision of each set of weights over a split.
-
-    Reads the split twice more; for data of several labels. Arguments as `evaluate`.
-    """
-
-    def batches():
-        opened = _open(config, mesh, split)
-        yield from _on_mesh(opened, mesh, classes)
-        opened.close()
-
-    return ranking.mean_average_precision(model, weights, config, mesh, batches)
 
 
 def _open(config: ConfigDict, mesh: Mesh, split: str) -> pipeline.Batches:
@@ -219,10 +195,6 @@ def evaluate_checkpoint(
         progress=jax.process_index() == 0,
     )
     kept = {k: v for k, v in results[weights].items() if k != "confusion"}
-    if own.data.max_labels > 1:
-        of_weights = {weights: variables}
-        ranked = rank(model, of_weights, own, mesh, split=split, classes=classes)
-        kept["map"] = ranked[weights]
     size = own.eval.image_size
     return {**kept, "image_size": size, "weights": weights, "split": split}
 

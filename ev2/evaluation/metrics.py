@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MAX_CONFUSION_CLASSES = 1000  # a [classes, classes] table larger than this is not kept
-
 
 def accuracy_sums(
     logits: jax.Array, labels: jax.Array, mask: jax.Array

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from ev2 import errors, sharding
 from ev2.checkpoint import manager as checkpoint
 from ev2.data import image_paths, imagenet_classes, pipeline
+from ev2.evaluation import steps
 from ev2.models import model as models
-from ev2.train import step
 
 _ALLOWED = {"top": 1, "batch_size": 1, "image_size": 8}  # lowest values
 
@@ -176,7 +176,7 @@ def _make_compiled_step(
     everywhere = sharding.replicated(mesh)
     mean, std = preprocessing["mean"], preprocessing["std"]
     return jax.jit(
-        step.make_predict_step(model, mean, std, top=min(top, model.num_classes)),
+        steps.make_predict_step(model, mean, std, top=min(top, model.num_classes)),
         in_shardings=(everywhere, sharding.split_by_image(mesh)),
         out_shardings=everywhere,
     )

@@ -13,7 +13,7 @@ from jax import lax
 
 from ev2.checkpoint import manager as checkpoint
 from ev2.models import model as models
-from ev2.train import step
+from ev2.models import normalize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Program:
 
     def apply(self, variables: models.Variables, images: jax.Array) -> jax.Array:
         """Returns the same with other weights."""
-        images = step.normalize(images, self.mean, self.std)
+        images = normalize.normalize(images, self.mean, self.std)
         return self.model.apply(variables, images, train=False)
 
 

@@ -170,7 +170,7 @@ class _Run:
         results = self._results
         if results is None or step != self._trained or config.eval.split:
             results = self._evaluate("eval")
-        return step, self._with_map(results, "eval")
+        return step, results
 
     def _is_over(self) -> bool:
         return watch.is_over(self._scores, self._job.config.eval.patience)
@@ -240,8 +240,6 @@ class _Run:
         config = self._job.config
         split = "watch" if config.eval.split else "eval"
         results = self._evaluate(split)
-        if config.eval.metric.endswith(".map"):
-            results = self._with_map(results, split)
         self._results = results
         name = config.eval.split or "test"
         self._log.write_eval(stage, done, results, config.eval.image_size, name)
@@ -253,18 +251,6 @@ class _Run:
         eval_step, weights = self._prepared.eval_step(), _weights(self._state)
         config, mesh = self._job.config, self._job.mesh
         return evaluate.evaluate(eval_step, weights, config, mesh, split=split)
-
-    def _with_map(self, results: dict[str, Any], split: str) -> dict[str, Any]:
-        """With mean average precision, where pictures may have several labels."""
-        job = self._job
-        if job.config.data.max_labels == 1 or "map" in results["ema"]:
-            return results
-        weights = _weights(self._state)
-        found = evaluate.rank(job.model, weights, job.config, job.mesh, split=split)
-        ranked = {
-            name: {**results[name], "map": value} for name, value in found.items()
-        }
-        return {**results, **ranked}
 
 
 def _create_state(job: jobs.Job) -> states.TrainState:

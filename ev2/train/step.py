@@ -1,8 +1,7 @@
-"""The steps of training, evaluation and prediction: pure, global batch, no I/O."""
+"""The training step: a pure function of state, global batch and hyperparameters."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ev2.evaluation import metrics
 from ev2.models import model as models
+from ev2.models import normalize
 from ev2.train import losses
 from ev2.train import mixup as mix
 from ev2.train import optimizer as optim
@@ -39,7 +39,7 @@ def make_train_step(
     def train_step(state: TrainState, batch, strengths):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         mix_rng, model_rng = jax.random.split(rng)
-        images = normalize(batch["image"], mean, std)
+        images = normalize.normalize(batch["image"], mean, std)
         mask = batch["mask"]
         targets = losses.smoothed_one_hot(
             batch["label"], model.num_classes, config.loss.label_smoothing
@@ -95,59 +95,3 @@ def make_train_step(
         return state, {"loss": loss, "l2": l2, **sums}
 
     return train_step
-
-
-def make_eval_step(
-    model: models.Model, mean: Sequence[float], std: Sequence[float]
-) -> Callable[..., dict[str, Any]]:
-    """Returns `eval_step(weights, batch) -> sums`.
-
-    weights: `{name: {"params", "batch_stats"}}`, for instance "ema" and "raw".
-    sums: per name the accuracy sums and, up to 1,000 classes and where no picture has
-      several labels, "confusion".
-    """
-
-    def eval_step(weights, batch):
-        images = normalize(batch["image"], mean, std)
-
-        def sums_of(variables):
-            logits = model.apply(variables, images, train=False)
-            sums: dict[str, Any] = metrics.accuracy_sums(
-                logits, batch["label"], batch["mask"]
-            )
-            one_label = batch["label"].ndim == 1
-            if one_label and model.num_classes <= metrics.MAX_CONFUSION_CLASSES:
-                sums["confusion"] = metrics.confusion_sums(
-                    logits, batch["label"], batch["mask"]
-                )
-            return sums
-
-        return {name: sums_of(variables) for name, variables in weights.items()}
-
-    return eval_step
-
-
-def make_predict_step(
-    model: models.Model, mean: Sequence[float], std: Sequence[float], *, top: int
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns `predict_step(variables, images) -> (probabilities, classes)`.
-
-    images: `[N, H, W, 3]` uint8.
-    probabilities, classes: `[N, top]` float32 and int32, highest first; of equal ones
-      the lower class is first.
-    """
-
-    def predict_step(variables, images):
-        logits = model.apply(variables, normalize(images, mean, std), train=False)
-        return jax.lax.top_k(jax.nn.softmax(logits), top)
-
-    return predict_step
-
-
-def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-    """Returns `(images - mean) / std` as float32; mean and std in 0..255 units."""
-    shift = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
-    scale = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
-    return (images.astype(jnp.float32) - shift) / scale

@@ -17,7 +17,7 @@ from ev2.checkpoint import manager as checkpoint
 from ev2.cli import main as cli
 from ev2.data import image_paths
 from ev2.evaluation import predict
-from ev2.train import step
+from ev2.models import normalize
 from tests.helpers import tiny_run as tiny
 
 SIDE = 16
@@ -132,13 +132,13 @@ def _assert_alike(results, others):
 
 def test_one_program_for_all_batches(saved, tmp_path, monkeypatch):
     traced = []
-    normalize = step.normalize
+    original = normalize.normalize
 
     def note(images, mean, std):
         traced.append(images.shape)
-        return normalize(images, mean, std)
+        return original(images, mean, std)
 
-    monkeypatch.setattr(step, "normalize", note)
+    monkeypatch.setattr(normalize, "normalize", note)
     list(predict.predict(saved[0], _write(tmp_path, 19), batch_size=8))
     assert traced == [(8, SIDE, SIDE, 3)]
 

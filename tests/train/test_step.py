@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ev2 import config as defaults
 from ev2 import sharding
+from ev2.models import normalize
 from ev2.train import optimizer as optim
 from ev2.train import state as states
 from ev2.train import step as steps
@@ -115,7 +116,7 @@ def test_pmap_with_statistics_per_device_is_the_jitted_step_with_groups():
     start = states.create_state(model, optimizer, own, SIZE)
 
     def device_step(images, labels):
-        images = steps.normalize(images, own.data.mean, own.data.std)
+        images = normalize.normalize(images, own.data.mean, own.data.std)
         targets = smoothed_rows(labels, own.loss.label_smoothing)
 
         def loss_fn(params):

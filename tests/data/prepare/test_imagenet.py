@@ -57,15 +57,12 @@ def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     count = manifest["splits"]["train"]["images"]
     config = _config(out, "train", (count, 7), max_labels=manifest["max_labels"])
-    config.eval.metric = "ema.map"
     results = train.train_and_evaluate(config, str(workdir))
     assert results["ema"]["count"] == 7 and results["ema"]["skipped"] == 0
-    assert 0 < results["ema"]["map"] <= 1 and 0 < results["raw"]["map"] <= 1
     capsys.readouterr()
     assert cli.main(["evaluate", f"--checkpoint={workdir}"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["count"] == 7 and printed["top1"] == results["ema"]["top1"]
-    assert printed["map"] == results["ema"]["map"]
     too_few = _config(out, "train", (count, 7), max_labels=1)
     with pytest.raises(errors.InputError, match="data.max_labels: 1, but"):
         train.train_and_evaluate(too_few, str(tmp_path / "other"))
