@@ -18,9 +18,9 @@ def list_models() -> list[str]:
 
 def create_model(name: str, **options: Any):
     """Returns a network by name; see `ev2.models.model.create_model`."""
-    from ev2.models import model as models
+    from ev2.models.model import create_model
 
-    return models.create_model(name, **options)
+    return create_model(name, **options)
 
 
 def load_pretrained(path: str):

@@ -19,7 +19,7 @@ import numpy as np
 
 from ev2 import errors
 from ev2.export import export, program
-from ev2.models import model as models
+from ev2.models.model import create_model
 from ev2.train import timing
 
 # safetensors holds weights alone: there is nothing to run.
@@ -128,7 +128,7 @@ def _source(
 ) -> program.Program:
     if checkpoint is not None:
         return program.from_checkpoint(checkpoint, image_size=image_size)
-    network = models.create_model(str(model))
+    network = create_model(str(model))
     size = image_size or network.eval_image_size
     return program.Program(
         model=network,

@@ -205,7 +205,7 @@ def time_own(job: step_peers.Job) -> dict[str, Any]:
     config = ConfigDict(make_config(job.network, job.dtype), convert_dict=True)
     size, count = job.image_size, job.batch_size
     seconds = timing.time_train_step(config, CLASSES, image_size=size, batch_size=count)
-    model = programs.create_model(config, CLASSES)
+    model = programs.make_model(config, CLASSES)
     variables = jax.jit(
         lambda: model.init(jax.random.key(0), image_size=job.image_size)
     )()

@@ -26,7 +26,7 @@ from ev2.checkpoint.published import convert
 from ev2.checkpoint.published import formats as readers
 from ev2.data import imagenet_classes
 from ev2.models import arch
-from ev2.models import model as models
+from ev2.models.model import Model, create_model
 from ev2.train import multihost as processes
 from ev2.train.state import TrainState
 
@@ -233,7 +233,7 @@ def _score(metrics: dict[str, Any]) -> float:
 
 
 def make_meta(
-    config: ConfigDict, model: models.Model, class_names: tuple[str, ...]
+    config: ConfigDict, model: Model, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns what a reader of the weights must know, as JSON-able values."""
 
@@ -299,7 +299,7 @@ def save_weights(path: str, variables: dict[str, Any], meta: dict[str, Any]) -> 
 
 def load_pretrained(
     path: str, *, weights: str = "ema"
-) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
+) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     """Returns `(model, variables, meta)` of an ev2 checkpoint or a published file.
 
     Args:
@@ -333,7 +333,7 @@ def load_pretrained(
     if damage := intact.find_damage(folder):
         raise _damaged(folder, damage)
     meta = _read_meta(folder)
-    model = models.create_model(
+    model = create_model(
         meta["model"]["name"],
         num_classes=meta["model"]["num_classes"],
         blocks=tuple(meta["model"]["blocks"]),

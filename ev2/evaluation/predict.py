@@ -16,7 +16,7 @@ from ev2 import errors, sharding
 from ev2.checkpoint import manager as checkpoint
 from ev2.data import image_paths, imagenet_classes, pipeline
 from ev2.evaluation import steps
-from ev2.models import model as models
+from ev2.models.model import Model
 
 _ALLOWED = {"top": 1, "batch_size": 1, "image_size": 8}  # lowest values
 
@@ -170,7 +170,7 @@ def _results(
 
 
 def _make_compiled_step(
-    model: models.Model, preprocessing: dict[str, Any], mesh: Mesh, top: int
+    model: Model, preprocessing: dict[str, Any], mesh: Mesh, top: int
 ) -> Callable:
     """The jitted prediction step, naming `top` classes or as many as there are."""
     everywhere = sharding.replicated(mesh)

@@ -6,14 +6,14 @@ from typing import Any
 import jax
 
 from ev2.evaluation import metrics
-from ev2.models import model as models
 from ev2.models import normalize
+from ev2.models.model import Model
 
 MAX_CONFUSION_CLASSES = 1000  # larger [classes, classes] tables are not counted
 
 
 def make_eval_step(
-    model: models.Model, mean: Sequence[float], std: Sequence[float]
+    model: Model, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[..., dict[str, Any]]:
     """Returns `eval_step(weights, batch) -> {name: sums}`.
 
@@ -40,7 +40,7 @@ def make_eval_step(
 
 
 def make_predict_step(
-    model: models.Model, mean: Sequence[float], std: Sequence[float], *, top: int
+    model: Model, mean: Sequence[float], std: Sequence[float], *, top: int
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns `predict_step(variables, images) -> (probabilities, classes)`.
 

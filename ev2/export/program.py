@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from ev2.checkpoint import manager as checkpoint
-from ev2.models import model as models
 from ev2.models import normalize
+from ev2.models.model import Model, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Program:
         meta: of the checkpoint, JSON-able; empty without one.
     """
 
-    model: models.Model
-    variables: models.Variables
+    model: Model
+    variables: Variables
     mean: Sequence[float]
     std: Sequence[float]
     image_size: int
@@ -45,7 +45,7 @@ class Program:
         """Returns `[N, classes]` float32 of `images`, `[N, S, S, 3]` uint8 RGB."""
         return self.apply(self.variables, images)
 
-    def apply(self, variables: models.Variables, images: jax.Array) -> jax.Array:
+    def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Returns the same with other weights."""
         images = normalize.normalize(images, self.mean, self.std)
         return self.model.apply(variables, images, train=False)

@@ -125,7 +125,7 @@ def compile_step(job: CompileRequest) -> dict[str, Any]:
     mesh = sharding.make_mesh(get_devices(slice_))
     started = time.monotonic()
     lowered = programs.lower_train_step(
-        programs.create_model(config, job.num_classes),
+        programs.make_model(config, job.num_classes),
         optim.make_optimizer(config),
         config,
         mesh,

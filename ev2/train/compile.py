@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import errors, sharding
-from ev2.models import model as models
+from ev2.models.model import Model, create_model
 from ev2.train import state as states
 from ev2.train import step as steps
 from ev2.train import validate as check
@@ -22,9 +22,9 @@ from ev2.train import validate as check
 _STRENGTHS = ("learning_rate", "dropout", "drop_path", "mixup", "cutmix")
 
 
-def create_model(config: ConfigDict, num_classes: int) -> models.Model:
+def make_model(config: ConfigDict, num_classes: int) -> Model:
     """Returns the network of `config.model`."""
-    return models.create_model(
+    return create_model(
         config.model.name,
         num_classes=num_classes,
         dtype=config.model.dtype,
@@ -38,7 +38,7 @@ def create_model(config: ConfigDict, num_classes: int) -> models.Model:
 
 
 def abstract_state(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     config: ConfigDict,
     mesh: Mesh,
@@ -53,7 +53,7 @@ def abstract_state(
 
 
 def compile_train_step(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     config: ConfigDict,
     mesh: Mesh,
@@ -72,7 +72,7 @@ def compile_train_step(
 
 
 def lower_train_step(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     config: ConfigDict,
     mesh: Mesh,

@@ -14,7 +14,7 @@ from ev2.checkpoint import class_names
 from ev2.checkpoint import manager as checkpoint
 from ev2.data import imagenet_classes
 from ev2.models import arch
-from ev2.models import model as models
+from ev2.models.model import Model
 from ev2.train import workdir as run_folder
 
 # What a config may leave to the checkpoint: its empty value, of `config.data`.
@@ -28,7 +28,7 @@ class Source:
 
     path: str
     weights: str  # "ema" | "raw"
-    model: models.Model
+    model: Model
     variables: dict[str, Any]  # {"params", "batch_stats"}, float32 NumPy arrays
     meta: dict[str, Any]
 
@@ -113,7 +113,7 @@ def _say_differing(config: ConfigDict, source: Source) -> None:
 
 
 def weights_for(
-    model: models.Model, names: tuple[str, ...], source: Source
+    model: Model, names: tuple[str, ...], source: Source
 ) -> tuple[dict[str, Any], str]:
     """Returns the weights of `source` that `model` starts from, and what they are.
 
@@ -142,7 +142,7 @@ def weights_for(
     return variables, f"from the {which} weights of {source.path}, with {head}"
 
 
-def _check_network(model: models.Model, source: Source) -> None:
+def _check_network(model: Model, source: Source) -> None:
     for key, value in {
         "name": lambda m: m.name,
         "padding": lambda m: m.arch.padding,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ev2 import progressive, sharding
 from ev2.data import pipeline, sources
-from ev2.models import model as models
+from ev2.models.model import Model
 from ev2.train import compile as programs
 from ev2.train import initialize as initial
 from ev2.train import optimizer as optim
@@ -28,7 +28,7 @@ class Job:
     table: dict[str, Any]
     stages: tuple[progressive.Stage, ...]
     learning_rate: Callable[[int], float]
-    model: models.Model
+    model: Model
     optimizer: optax.GradientTransformationExtraArgs
     weights: dict[str, Any] | None  # to start from; see `initial.weights_for`
     origin: str  # what they are
@@ -79,7 +79,7 @@ def _decide(config: ConfigDict, workdir: str, table: dict[str, Any]) -> Job:
     stages = progressive.make_stages(config, info.num_train_images)
     batch_sizes = {stage.batch_size for stage in stages}
     programs.check_batches(config, batch_sizes, mesh.devices.size)
-    model = programs.create_model(config, info.num_classes)
+    model = programs.make_model(config, info.num_classes)
     run_folder.refuse_other_run(workdir, config, dataclasses.asdict(info))
     return Job(
         config=config,

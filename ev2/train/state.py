@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ev2.models import model as models
+from ev2.models.model import Model
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +28,7 @@ class TrainState:
 
 
 def create_state(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     image_size: int,

@@ -9,8 +9,8 @@ import optax
 from ml_collections import ConfigDict
 
 from ev2.evaluation import metrics
-from ev2.models import model as models
 from ev2.models import normalize
+from ev2.models.model import Model
 from ev2.train import losses
 from ev2.train import mixup as mix
 from ev2.train import optimizer as optim
@@ -18,7 +18,7 @@ from ev2.train.state import TrainState
 
 
 def make_train_step(
-    model: models.Model,
+    model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     config: ConfigDict,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

@@ -63,7 +63,7 @@ def time_train_step(
     """
     memory.keep_freed()
     mesh = sharding.make_mesh(jax.devices()[:1])
-    model = programs.create_model(config, num_classes)
+    model = programs.make_model(config, num_classes)
     optimizer = optim.make_optimizer(config)
     sizes = {"image_size": image_size, "batch_size": batch_size}
     train = programs.compile_train_step(model, optimizer, config, mesh, **sizes)

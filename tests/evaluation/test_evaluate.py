@@ -14,7 +14,7 @@ from ev2.checkpoint import manager as checkpoint
 from ev2.data import decode as data_image
 from ev2.data import sources
 from ev2.evaluation import evaluate
-from ev2.models import model as models
+from ev2.models.model import create_model
 from ev2.train import optimizer as optim
 from ev2.train import state as states
 from tests.helpers import tiny_run as tiny
@@ -27,9 +27,7 @@ def saved(tmp_path_factory):
     config = demo.get_config()
     config.model.blocks = tiny.BLOCKS
     config.eval.image_size = 16
-    model = models.create_model(
-        config.model.name, num_classes=10, blocks=config.model.blocks
-    )
+    model = create_model(config.model.name, num_classes=10, blocks=config.model.blocks)
     state = states.create_state(model, optim.make_optimizer(config), config, 16)
     names = sources.describe(config).class_names
     meta = checkpoint.make_meta(config, model, names)
@@ -46,7 +44,7 @@ _found_on = {}
 def test_exact_for_any_batch_size_and_device_count(saved, devices):
     _, config, state = saved
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    model = models.create_model(config.model.name, num_classes=10, blocks=tiny.BLOCKS)
+    model = create_model(config.model.name, num_classes=10, blocks=tiny.BLOCKS)
     weights = {"raw": {"params": state.params, "batch_stats": state.batch_stats}}
     weights = jax.device_put(weights, sharding.replicated(mesh))
     eval_step = evaluate.make_compiled_eval_step(model, config, mesh)

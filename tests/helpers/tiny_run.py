@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ev2 import config as defaults
 from ev2.checkpoint import manager as checkpoint
-from ev2.models import model as models
+from ev2.models.model import Model
 from ev2.train import compile as programs
 from ev2.train import optimizer as optim
 from ev2.train import state as states
@@ -42,9 +42,9 @@ def make_config(**changes) -> ConfigDict:
     return config
 
 
-def create_model(config: ConfigDict, num_classes: int = 10) -> models.Model:
+def create_model(config: ConfigDict, num_classes: int = 10) -> Model:
     """Returns the network that a run of `config` would train."""
-    return programs.create_model(config, num_classes)
+    return programs.make_model(config, num_classes)
 
 
 def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):

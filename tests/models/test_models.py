@@ -15,7 +15,7 @@ from jax import sharding
 import ev2
 from ev2 import errors
 from ev2.models import arch
-from ev2.models import model as models
+from ev2.models.model import create_model
 
 # Trainable parameters, and with BatchNorm statistics, at 1000 classes (tiny: 10).
 # V2: totals from the released effnetv2_model_test.py; V1 and ResNet: the published
@@ -414,7 +414,7 @@ def test_a_rate_needs_a_key(variables, images):
 
 def test_blocks_replace_the_rows():
     blocks = arch.encode(arch.get("efficientnetv2-tiny").stages)[:2]
-    model = models.create_model("efficientnetv2-tiny", blocks=blocks)
+    model = create_model("efficientnetv2-tiny", blocks=blocks)
     assert model.arch.num_blocks == 2
     assert model.eval_image_size == 28
     assert set(shapes(model)["params"]) == {

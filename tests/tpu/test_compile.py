@@ -113,7 +113,7 @@ def test_the_kept_part_of_the_config_gives_the_same_program(mixup):
     mesh = sharding.make_mesh(jax.devices()[:1])
 
     def lower(config):
-        model = programs.create_model(config, 10)
+        model = programs.make_model(config, 10)
         optimizer = optim.make_optimizer(config)
         sizes = {"image_size": 8, "batch_size": 16}
         lowered = programs.lower_train_step(model, optimizer, config, mesh, **sizes)

@@ -20,7 +20,7 @@ from ev2.checkpoint.published import preprocessing
 from ev2.checkpoint.published import tensor_names as names
 from ev2.models import arch as architectures
 from ev2.models import efficientnet, resnet
-from ev2.models import model as models
+from ev2.models.model import Model, create_model
 
 _SCHEMES_OF = {
     "released": ("released",),
@@ -47,7 +47,7 @@ class Converted:
             "missing" (names the file lacks) and "notes" (what was folded).
     """
 
-    model: models.Model
+    model: Model
     variables: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...]
@@ -149,7 +149,7 @@ def _create(
     num_classes: int,
     padding: str,
     blocks: Sequence[str] = (),
-) -> models.Model:
+) -> Model:
     is_resnet = architectures.get(name).is_resnet
     if is_resnet != scheme.endswith("resnet"):
         kinds = ("an EfficientNet", "a ResNet")
@@ -161,12 +161,10 @@ def _create(
         rows = architectures.get(name).stages
         v1 = architectures.BOTTLENECK_V1
         blocks = architectures.encode(dataclasses.replace(r, operator=v1) for r in rows)
-    return models.create_model(
-        name, num_classes=num_classes, blocks=blocks, padding=padding
-    )
+    return create_model(name, num_classes=num_classes, blocks=blocks, padding=padding)
 
 
-def _shapes(model: models.Model) -> dict[_Path, tuple[int, ...]]:
+def _shapes(model: Model) -> dict[_Path, tuple[int, ...]]:
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
@@ -244,7 +242,7 @@ def _match(
     path: str,
     file: readers.File,
     scheme: str,
-    model: models.Model,
+    model: Model,
     *,
     new_head: bool,
 ) -> tuple[dict[_Path, np.ndarray], dict[str, Any]]:
@@ -289,7 +287,7 @@ def _match(
 def _problem(
     file,
     tensors: list[names.Tensor],
-    model: models.Model,
+    model: Model,
     scheme: str,
     *,
     new_head: bool,
@@ -311,9 +309,7 @@ def _is_input(name: str) -> bool:
     return name.startswith("normalization/")
 
 
-def _fold(
-    found: dict[_Path, np.ndarray], scheme: str, model: models.Model
-) -> list[str]:
+def _fold(found: dict[_Path, np.ndarray], scheme: str, model: Model) -> list[str]:
     """Changes `found` in place so that our network computes theirs; says how."""
     notes = []
     biases = [p for p in found if p[-2:] == ("conv", "bias")]

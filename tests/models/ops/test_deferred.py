@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ev2.models import model as models
+from ev2.models.model import create_model
 from ev2.models.ops import deferred, moments
 
 
@@ -73,7 +73,7 @@ def test_the_forms_are_the_formula():
 @pytest.mark.parametrize("group_images", [0, 2])
 def test_networks_agree_in_both_forms(group_images, monkeypatch):
     blocks = ("r1_k3_s1_e2_i24_o24_c1", "r2_k3_s1_e4_i24_o24_se0.25")
-    model = models.create_model(
+    model = create_model(
         "efficientnetv2-s", num_classes=3, blocks=blocks, bn_group_images=group_images
     )
     variables = model.init(jax.random.key(0), image_size=16)
