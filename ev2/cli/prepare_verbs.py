@@ -31,20 +31,20 @@ def _define_common(values: flags.FlagValues) -> None:
 
 
 def _prepare(values: flags.FlagValues, make_listing: Callable[[], Any]) -> None:
-    from ev2.data.prepare import job, tasks
+    from ev2.data.prepare import beam, build
 
-    options = tasks.Options(
-        runner=values.runner or tasks.LOCAL,
+    options = beam.Options(
+        runner=values.runner or beam.LOCAL,
         workers=values.workers,
         beam=tuple(values.beam),
     )
-    tasks.check(options)  # before the archives are read, which takes minutes
-    manifest = job.prepare(
+    beam.check(options)  # before the archives are read, which takes minutes
+    manifest = build.prepare(
         make_listing(), values.out, shard_mb=values.shard_mb, options=options
     )
     if values.json:
         verb.write_json(values.json, manifest)
-    print(job.format_result(manifest, values.out))
+    print(build.format_result(manifest, values.out))
 
 
 def _define_imagenet1k(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -66,11 +66,11 @@ def _define_imagenet1k(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def _imagenet1k(values: flags.FlagValues) -> None:
     """Writes train, minival and validation."""
-    from ev2.data.prepare import archives
+    from ev2.data.prepare import imagenet
 
     _prepare(
         values,
-        lambda: archives.list_imagenet1k(
+        lambda: imagenet.list_imagenet1k(
             train=values.train or "",
             validation=values.validation or "",
             devkit=values.devkit or "",
@@ -94,11 +94,11 @@ def _define_imagenet21k(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def _imagenet21k(values: flags.FlagValues) -> None:
     """Writes train and validation, equal pictures as one of several labels."""
-    from ev2.data.prepare import archives
+    from ev2.data.prepare import imagenet
 
     _prepare(
         values,
-        lambda: archives.list_imagenet21k(
+        lambda: imagenet.list_imagenet21k(
             source=values.source, validation_images=values.validation_images
         ),
     )
@@ -120,11 +120,11 @@ def _define_folder(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def _folder(values: flags.FlagValues) -> None:
     """Writes train and validation."""
-    from ev2.data.prepare import folders
+    from ev2.data.prepare import image_folder
 
     _prepare(
         values,
-        lambda: folders.list_folder(
+        lambda: image_folder.list_folder(
             source=values.source, out=values.out, eval_fraction=values.eval_fraction
         ),
     )

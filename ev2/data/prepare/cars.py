@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ev2 import errors
-from ev2.data.prepare import shards, whole
+from ev2.data.prepare import in_memory, shards
 
 DEVKIT, TEST_LABELS = "car_devkit.tgz", "cars_test_annos_withlabels.mat"
 CLASS_NAMES, TRAIN_LABELS = "cars_meta.mat", "cars_train_annos.mat"
@@ -23,7 +23,7 @@ HINT = "fetch a copy of that name: its first host, ai.stanford.edu, is gone"
 
 
 def prepare_cars(
-    archive: str, out: str, *, counts: Mapping[str, int] = whole.TABLE_9["cars"]
+    archive: str, out: str, *, counts: Mapping[str, int] = in_memory.TABLE_9["cars"]
 ) -> dict:
     """Writes train and test as shards in ImageNet's layout; the boxes are not used.
 
@@ -42,23 +42,25 @@ def prepare_cars(
     """
     shards.check_free(out)
     names = (*ARCHIVES.values(), DEVKIT, TEST_LABELS)
-    paths = whole.find_files("archive", archive, dict.fromkeys(names, HINT))
+    paths = in_memory.find_files("archive", archive, dict.fromkeys(names, HINT))
     classes, labels = _read_tables(paths)
     for split, count in counts.items():
-        whole.check_count("archive", split, len(labels[split]), count)
+        in_memory.check_count("archive", split, len(labels[split]), count)
     with shards.new_folder(out) as folder:
         written = {}
         for split, of_picture in labels.items():
             path = paths[ARCHIVES[split]]
             pictures = [
-                whole.Picture(name, content, of_picture[name])
-                for name, content in whole.read_members("archive", path, of_picture)
+                in_memory.Picture(name, content, of_picture[name])
+                for name, content in in_memory.read_members("archive", path, of_picture)
             ]
             found = len({picture.name for picture in pictures})
-            whole.check_count("archive", os.path.basename(path), found, counts[split])
-            written[split] = whole.write_split(folder, split, pictures)
+            in_memory.check_count(
+                "archive", os.path.basename(path), found, counts[split]
+            )
+            written[split] = in_memory.write_split(folder, split, pictures)
         sources = list(paths.values())
-        return whole.write_manifest(folder, "cars", classes, written, sources)
+        return in_memory.write_manifest(folder, "cars", classes, written, sources)
 
 
 def _read_tables(
@@ -66,13 +68,13 @@ def _read_tables(
 ) -> tuple[list[str], dict[str, dict[str, int]]]:
     """Names of the classes; for each split the class of each picture by its name."""
     wanted = (CLASS_NAMES, TRAIN_LABELS)
-    kit = dict(whole.read_members("archive", paths[DEVKIT], wanted))
+    kit = dict(in_memory.read_members("archive", paths[DEVKIT], wanted))
     try:
         tables = {
-            name: whole.load_matlab("archive", name, io.BytesIO(kit[name]))
+            name: in_memory.load_matlab("archive", name, io.BytesIO(kit[name]))
             for name in wanted
         }
-        tables[TEST_LABELS] = whole.load_matlab("archive", paths[TEST_LABELS])
+        tables[TEST_LABELS] = in_memory.load_matlab("archive", paths[TEST_LABELS])
         classes = [str(name) for name in tables[CLASS_NAMES]["class_names"]]
         labels = {
             "train": _labels(tables[TRAIN_LABELS]),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ev2 import errors
-from ev2.data.prepare import shards, whole
+from ev2.data.prepare import in_memory, shards
 
 NUM_CLASSES = 102
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
@@ -22,7 +22,7 @@ NAME = re.compile(r"image_(\d{5})\.jpg$")
 
 
 def prepare_flowers(
-    archive: str, out: str, *, counts: Mapping[str, int] = whole.TABLE_9["flowers"]
+    archive: str, out: str, *, counts: Mapping[str, int] = in_memory.TABLE_9["flowers"]
 ) -> dict:
     """Writes train, validation and test as shards in ImageNet's layout.
 
@@ -41,25 +41,28 @@ def prepare_flowers(
     """
     shards.check_free(out)
     hints = {name: f"fetch {PAGE}/{name}" for name in (ARCHIVE, LABELS, SETS)}
-    paths = whole.find_files("archive", archive, hints)
+    paths = in_memory.find_files("archive", archive, hints)
     labels, splits = _read_tables(paths, counts)
     pictures = {
         int(match[1]): (name, content)
-        for name, content in whole.read_members("archive", paths[ARCHIVE])
+        for name, content in in_memory.read_members("archive", paths[ARCHIVE])
         if (match := NAME.match(name))
     }
-    whole.check_count("archive", "all splits", len(pictures), len(labels))
+    in_memory.check_count("archive", "all splits", len(pictures), len(labels))
     with shards.new_folder(out) as folder:
         written = {
-            split: whole.write_split(
+            split: in_memory.write_split(
                 folder,
                 split,
-                [whole.Picture(*pictures[i], int(labels[i - 1]) - 1) for i in numbers],
+                [
+                    in_memory.Picture(*pictures[i], int(labels[i - 1]) - 1)
+                    for i in numbers
+                ],
             )
             for split, numbers in splits.items()
         }
         classes = [f"flower {i}" for i in range(1, NUM_CLASSES + 1)]
-        return whole.write_manifest(
+        return in_memory.write_manifest(
             folder, "flowers", classes, written, list(paths.values())
         )
 
@@ -69,8 +72,8 @@ def _read_tables(
 ) -> tuple[np.ndarray, dict[str, list[int]]]:
     """Class of each picture, and the numbers of each split's; all counted from 1."""
     try:
-        labels = whole.load_matlab("archive", paths[LABELS])["labels"].reshape(-1)
-        sets = whole.load_matlab("archive", paths[SETS])
+        labels = in_memory.load_matlab("archive", paths[LABELS])["labels"].reshape(-1)
+        sets = in_memory.load_matlab("archive", paths[SETS])
         splits = {
             split: [int(i) for i in np.atleast_1d(sets[key])]
             for split, key in SPLITS.items()
@@ -81,7 +84,7 @@ def _read_tables(
             f"them from {PAGE}"
         ) from None
     for split, count in counts.items():
-        whole.check_count("archive", split, len(splits[split]), count)
+        in_memory.check_count("archive", split, len(splits[split]), count)
     numbers = sorted(i for found in splits.values() for i in found)
     is_whole = numbers == list(range(1, len(labels) + 1))
     if not is_whole or labels.min() < 1 or labels.max() > NUM_CLASSES:

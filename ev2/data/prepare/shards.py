@@ -23,7 +23,7 @@ from google.protobuf import message
 
 from ev2 import errors
 from ev2.data import storage as files
-from ev2.data.prepare import places
+from ev2.data.prepare import image_table
 from ev2.data.tensorflow import tf
 
 STATE = ".unfinished"  # folder of the state
@@ -187,7 +187,7 @@ def write_shard(out: str, name: str) -> None:
     files.write_file(in_state(out, f"{name}.json"), json.dumps(made).encode())
 
 
-def _records(part: places.Places, plan: dict) -> Iterable[bytes]:
+def _records(part: image_table.ImageTable, plan: dict) -> Iterable[bytes]:
     """The records of a shard in order; the pictures are read in the order they lie."""
     read = functools.partial(_read_picture, part, files.Reader(part.paths))
     rows = np.lexsort((part.offsets, part.files)).tolist()
@@ -199,11 +199,13 @@ def _records(part: places.Places, plan: dict) -> Iterable[bytes]:
         yield example(encoded, labels, filename=names[row], synsets=synsets)
 
 
-def _read_places(out: str, name: str) -> places.Places:
-    return places.from_bytes(files.read_file(in_state(out, f"{name}.npz")))
+def _read_places(out: str, name: str) -> image_table.ImageTable:
+    return image_table.from_bytes(files.read_file(in_state(out, f"{name}.npz")))
 
 
-def _read_picture(part: places.Places, reader: files.Reader, row: int) -> bytes:
+def _read_picture(
+    part: image_table.ImageTable, reader: files.Reader, row: int
+) -> bytes:
     size = int(part.sizes[row])
     encoded = reader.read(int(part.files[row]), int(part.offsets[row]), size)
     if len(encoded) != size:

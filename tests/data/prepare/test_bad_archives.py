@@ -32,7 +32,7 @@ def _contents(folder) -> dict[str, bytes]:
 
 
 def _cut_inner(folder):
-    """The last class loses its end, and the archive around it is whole."""
+    """The last class loses its end, and the archive around it is in_memory."""
     inner = {n: archives.tar({f"{n}_1.JPEG": b"x" * 900}) for n in archives.CLASSES}
     inner["n02099601"] = inner["n02099601"][:1024]
     members = {f"{name}.tar": content for name, content in inner.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class ImageTable:
     """Pictures with their classes; picture i has `counts[i]` labels, after those of
     the pictures before it."""
 
@@ -25,13 +25,13 @@ class Places:
     def __len__(self) -> int:
         return len(self.files)
 
-    def take(self, rows: np.ndarray) -> "Places":
+    def take(self, rows: np.ndarray) -> "ImageTable":
         """The pictures `rows`, in that order, with the paths that they need."""
         used, numbers = np.unique(self.files[rows], return_inverse=True)
         counts = self.counts[rows]
         first = self._first_labels[rows]
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Places(
+        return ImageTable(
             tuple(self.paths[i] for i in used),
             numbers.astype(np.int32),
             self.offsets[rows],
@@ -76,22 +76,22 @@ class Places:
         return stream.getvalue()
 
 
-def from_bytes(content: bytes) -> Places:
-    """The inverse of `Places.to_bytes`."""
+def from_bytes(content: bytes) -> ImageTable:
+    """The inverse of `ImageTable.to_bytes`."""
     with np.load(io.BytesIO(content), allow_pickle=False) as saved:
         columns = {
-            field.name: saved[field.name] for field in dataclasses.fields(Places)
+            field.name: saved[field.name] for field in dataclasses.fields(ImageTable)
         }
-    return Places(**{**columns, "paths": tuple(columns["paths"].tolist())})
+    return ImageTable(**{**columns, "paths": tuple(columns["paths"].tolist())})
 
 
 def from_rows(
     paths: Sequence[str], rows: Sequence[tuple[int, int, int, str, int]]
-) -> Places:
+) -> ImageTable:
     """Pictures of one class each, from rows of file, offset, size, name and class."""
     files, offsets, sizes, names, labels = zip(*rows, strict=True) if rows else [()] * 5
     encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-    return Places(
+    return ImageTable(
         tuple(paths),
         np.array(files, np.int32),
         np.array(offsets, np.int64),
@@ -102,7 +102,7 @@ def from_rows(
     )
 
 
-def join(parts: Sequence[Places]) -> Places:
+def join(parts: Sequence[ImageTable]) -> ImageTable:
     """The pictures of all parts, one after another."""
     first = np.cumsum([0, *(len(part.paths) for part in parts)])
     files = [p.files + n for p, n in zip(parts, first[:-1].tolist(), strict=True)]
@@ -111,19 +111,19 @@ def join(parts: Sequence[Places]) -> Places:
         for name in ("offsets", "sizes", "names", "labels", "counts")
     }
     paths = tuple(path for part in parts for path in part.paths)
-    return Places(paths, np.concatenate(files).astype(np.int32), **columns)
+    return ImageTable(paths, np.concatenate(files).astype(np.int32), **columns)
 
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """What became of pictures with the same bytes."""
 
-    places: Places  # one of each, with the labels of all, sorted
+    places: ImageTable  # one of each, with the labels of all, sorted
     same_class: int  # pictures left out for one in the same class
     other_classes: int  # pictures that became a label of one in another class
 
 
-def merge_equal(places: Places, digests: np.ndarray) -> Merged:
+def merge_equal(places: ImageTable, digests: np.ndarray) -> Merged:
     """Makes one picture of those with equal content.
 
     The one that is first in `hash_order` gives place and name.

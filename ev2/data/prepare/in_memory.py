@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ev2 import errors
-from ev2.data.prepare import listings, shards
+from ev2.data.prepare import listing, shards
 
 SHARD_BYTES = 64_000_000  # about the size of a shard
 
@@ -143,8 +143,8 @@ def write_manifest(
     """
     manifest = {
         "dataset": dataset,
-        "rule": {"splits": "the set's own", "order": listings.ORDER},
-        "sources": [listings.describe_source(path) for path in sources],
+        "rule": {"splits": "the set's own", "order": listing.ORDER},
+        "sources": [listing.describe_source(path) for path in sources],
         "classes": list(classes),
         "max_labels": 1,
         "splits": splits,

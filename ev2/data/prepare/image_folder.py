@@ -5,12 +5,12 @@ import os
 from ev2 import errors
 from ev2.data import image_folder as folder
 from ev2.data import storage as files
-from ev2.data.prepare import listings, places
+from ev2.data.prepare import image_table, listing
 
 OTHER = "no picture by its name, or not in a class"
 
 
-def list_folder(*, source: str, out: str, eval_fraction: float) -> listings.Listing:
+def list_folder(*, source: str, out: str, eval_fraction: float) -> listing.Listing:
     """Lists a folder of class folders, as `data.source=folder` reads it.
 
     Args:
@@ -36,38 +36,38 @@ def list_folder(*, source: str, out: str, eval_fraction: float) -> listings.List
         line = str(error).replace("data.path", "source").replace("data.eval", "eval")
         raise errors.InputError(line) from None
     rule = f"a share of {eval_fraction} of each class, the first by hash"
-    return listings.Listing(
+    return listing.Listing(
         dataset=os.path.basename(os.path.abspath(source)),
         classes=train.class_names,
         synsets=False,
         splits={"train": _places(train), "validation": _places(evaluation)},
-        sources=[listings.describe_source(source)],
+        sources=[listing.describe_source(source)],
         left_out=_list_others(source, train, evaluation),
         rule={
             "validation": "the source's own" if has_splits else rule,
             "train": "the source's own" if has_splits else "the others",
-            "order": listings.ORDER,
+            "order": listing.ORDER,
         },
         notes=[],
     )
 
 
-def _places(opened: folder.FolderSource) -> places.Places:
+def _places(opened: folder.FolderSource) -> image_table.ImageTable:
     """The pictures by their path inside the folder, each a file of its own."""
     paths = [opened.name(i) for i in range(len(opened))]
-    sizes = files.map_parallel(listings.size_or_0, paths)
+    sizes = files.map_parallel(listing.size_or_0, paths)
     rows = [
         (i, 0, sizes[i], name.replace(os.sep, "/"), label)
         for i, (name, label) in enumerate(opened.pictures())
         if sizes[i]
     ]
-    return places.from_rows(paths, rows)
+    return image_table.from_rows(paths, rows)
 
 
 def _list_others(root: str, *splits: folder.FolderSource) -> list[dict[str, str]]:
     """Files below `root` that are not among the pictures, or are empty."""
     kept = {split.name(i) for split in splits for i in range(len(split))}
-    empty = {path for path in kept if not listings.size_or_0(path)}
+    empty = {path for path in kept if not listing.size_or_0(path)}
     kept -= empty
     return [
         {

@@ -16,7 +16,7 @@ from ev2 import errors
 from ev2.data import image_folder as folder
 from ev2.data import imagenet_classes, tar
 from ev2.data import storage as files
-from ev2.data.prepare import devkits, listings, places
+from ev2.data.prepare import devkits, image_table, listing
 from ev2.data.tensorflow import tf
 
 WORDNET_ID = re.compile(r"n\d{8}$")
@@ -41,7 +41,7 @@ class _Archive:
 
 def list_imagenet1k(
     *, train: str, validation: str, devkit: str, minival_images: int
-) -> listings.Listing:
+) -> listing.Listing:
     """Lists ILSVRC2012.
 
     Args:
@@ -72,7 +72,7 @@ def list_imagenet1k(
     if train:
         rule["minival"] = f"the first {minival_images} of the training pictures"
         rule["train"] = "the other training pictures"
-    return listings.Listing(
+    return listing.Listing(
         dataset="imagenet1k",
         classes=classes,
         synsets=True,
@@ -81,18 +81,18 @@ def list_imagenet1k(
         held_out_images=minival_images if train else 0,
         held_out_flag="minival_images",
         sources=[
-            listings.describe_source(path)
+            listing.describe_source(path)
             for path in (train, validation, devkit)
             if path
         ],
         left_out=left_out,
-        rule=rule | {"order": listings.ORDER},
+        rule=rule | {"order": listing.ORDER},
         notes=_compare_imagenet1k(splits, classes),
     )
 
 
 def _compare_imagenet1k(
-    splits: dict[str, places.Places], classes: tuple[str, ...]
+    splits: dict[str, image_table.ImageTable], classes: tuple[str, ...]
 ) -> list[str]:
     """What is other than in the published archives, in words."""
     notes = [
@@ -105,7 +105,7 @@ def _compare_imagenet1k(
     return notes
 
 
-def list_imagenet21k(*, source: str, validation_images: int) -> listings.Listing:
+def list_imagenet21k(*, source: str, validation_images: int) -> listing.Listing:
     """Lists ImageNet21k from an archive of class archives, or a folder of them.
 
     Raises:
@@ -122,7 +122,7 @@ def list_imagenet21k(*, source: str, validation_images: int) -> listings.Listing
             for name, (n, counts) in IMAGENET21K.items()
         )
         notes.append(f"{len(found):,} pictures in {len(classes):,} classes; {known}")
-    return listings.Listing(
+    return listing.Listing(
         dataset="imagenet21k",
         classes=classes,
         synsets=True,
@@ -131,13 +131,13 @@ def list_imagenet21k(*, source: str, validation_images: int) -> listings.Listing
         held_out_images=validation_images,
         held_out_flag="validation_images",
         merge=True,
-        sources=[listings.describe_source(source)],
+        sources=[listing.describe_source(source)],
         left_out=left_out,
         rule={
             "merge": "pictures with the same bytes are one, with all their labels",
             "validation": f"the first {validation_images} pictures",
             "train": "the others",
-            "order": listings.ORDER,
+            "order": listing.ORDER,
         },
         notes=notes,
     )
@@ -204,7 +204,7 @@ def _is_gzip(path: str) -> bool:
 
 def _list_classes(
     key: str, archives: Sequence[_Archive], left_out: list[dict[str, str]]
-) -> places.Places:
+) -> image_table.ImageTable:
     """The pictures of all classes; what is no picture goes to `left_out`."""
     parts = []
     for label, archive in enumerate(
@@ -213,9 +213,9 @@ def _list_classes(
         rows, others = _list_pictures(key, archive)
         left_out += others
         parts.append(
-            places.from_rows([archive.path], [(0, *row, label) for row in rows])
+            image_table.from_rows([archive.path], [(0, *row, label) for row in rows])
         )
-    joined = places.join(parts)
+    joined = image_table.join(parts)
     if not len(joined):
         raise errors.InputError(f"{key}: the archives hold no pictures")
     return joined
@@ -264,7 +264,7 @@ def _list_validation(
     kit: devkits.Devkit,
     classes: tuple[str, ...],
     left_out: list[dict[str, str]],
-) -> places.Places:
+) -> image_table.ImageTable:
     """The validation pictures, whose numbers are lines of the kit's ground truth."""
     rows, others = _list_pictures("validation", _Archive(path, path))
     left_out += others
@@ -286,4 +286,4 @@ def _list_validation(
             f"validation: {path!r} has {len(rows)} pictures and the devkit the classes"
             f" of {len(kit.validation)}; give the archives of one challenge"
         )
-    return places.from_rows([path], labelled)
+    return image_table.from_rows([path], labelled)

@@ -13,7 +13,8 @@ import numpy as np
 
 from ev2 import errors
 from ev2.data import storage as files
-from ev2.data.prepare import listings, places, shards, tasks
+from ev2.data.prepare import beam, image_table, shards
+from ev2.data.prepare.listing import Listing
 from ev2.data.tensorflow import tf
 
 MANIFEST = "manifest.json"
@@ -27,16 +28,16 @@ MAX_SHARDS = 100_000  # their numbers have five digits
 class _Divided:
     """What is written: the pictures of each shard, and what became of equal ones."""
 
-    splits: dict[str, dict[str, places.Places]]  # split -> shard -> pictures
+    splits: dict[str, dict[str, image_table.ImageTable]]  # split -> shard -> pictures
     merged: dict[str, int] | None
 
 
 def prepare(
-    listing: listings.Listing,
+    listing: Listing,
     out: str,
     *,
     shard_mb: float,
-    options: tasks.Options,
+    options: beam.Options,
 ) -> dict[str, Any]:
     """Writes the shards of a listing into `out`, goes on with what is unfinished.
 
@@ -70,7 +71,7 @@ def prepare(
 
 
 def _write(
-    listing: listings.Listing, out: str, shard_mb: float, options: tasks.Options
+    listing: Listing, out: str, shard_mb: float, options: beam.Options
 ) -> dict[str, Any]:
     """Writes and checks what is not there yet; returns the manifest."""
     divided = _divide(listing, out, shard_mb, options)
@@ -84,12 +85,12 @@ def _write(
         (shards.write_shard, ".json", "writing shards"),
         (shards.check_shard, ".checked", "checking shards"),
     ):
-        tasks.run(task, out, list(parts), suffix=suffix, title=title, options=options)
+        beam.run(task, out, list(parts), suffix=suffix, title=title, options=options)
     _raise_problems(out, list(parts))
     return _finish(listing, out, divided)
 
 
-def _check_held_out(listing: listings.Listing, pictures: int) -> None:
+def _check_held_out(listing: Listing, pictures: int) -> None:
     if listing.held_out and not 0 <= listing.held_out_images < pictures:
         raise errors.InputError(
             f"{listing.held_out_flag}: {listing.held_out_images}, but there are"
@@ -97,7 +98,7 @@ def _check_held_out(listing: listings.Listing, pictures: int) -> None:
         )
 
 
-def _make_plan(listing: listings.Listing, shard_mb: float) -> dict[str, Any]:
+def _make_plan(listing: Listing, shard_mb: float) -> dict[str, Any]:
     """What a preparation that goes on must agree in, and what workers need."""
     return {
         "dataset": listing.dataset,
@@ -144,7 +145,7 @@ def _check_unfinished(out: str, found: list[str]) -> None:
         )
 
 
-def _check_space(listing: listings.Listing, out: str) -> None:
+def _check_space(listing: Listing, out: str) -> None:
     """Raises InputError if the local disk has less room than the shards will take."""
     if files.is_remote(out):
         return
@@ -164,7 +165,7 @@ def _check_space(listing: listings.Listing, out: str) -> None:
         )
 
 
-def _bytes_of(listing: listings.Listing) -> int:
+def _bytes_of(listing: Listing) -> int:
     return sum(int(found.sizes.sum()) for found in listing.splits.values())
 
 
@@ -182,7 +183,7 @@ def _begin(out: str, plan: dict[str, Any]) -> contextlib.AbstractContextManager[
         _check_unfinished(out, files.list_names(out))  # another may just have ended
         files.write_file(shards.in_state(out, shards.PLAN), json.dumps(plan).encode())
         for name in files.list_names(state):
-            if name.endswith(".tmp") or name == tasks.FAILURE:
+            if name.endswith(".tmp") or name == beam.FAILURE:
                 tf.io.gfile.remove(os.path.join(state, name))
     except (OSError, tf.errors.OpError) as error:
         raise errors.InputError(f"out: cannot write to {out!r}: {error}") from None
@@ -202,12 +203,12 @@ def _lock(out: str, state: str) -> IO:
 
 
 def _divide(
-    listing: listings.Listing, out: str, shard_mb: float, options: tasks.Options
+    listing: Listing, out: str, shard_mb: float, options: beam.Options
 ) -> _Divided:
     """Merges equal pictures, holds some out, and deals the splits to shards."""
     splits, merged = dict(listing.splits), None
     if listing.merge:
-        found = places.merge_equal(
+        found = image_table.merge_equal(
             splits["train"], _digest(splits["train"], out, options)
         )
         merged = {
@@ -231,7 +232,9 @@ def _divide(
     )
 
 
-def _digest(found: places.Places, out: str, options: tasks.Options) -> np.ndarray:
+def _digest(
+    found: image_table.ImageTable, out: str, options: beam.Options
+) -> np.ndarray:
     """`[N, 32] uint8`: SHA-256 of every picture's bytes; all are read once for it."""
     names = []
     for first in range(0, len(found), DIGEST_PICTURES):
@@ -240,7 +243,7 @@ def _digest(found: places.Places, out: str, options: tasks.Options) -> np.ndarra
         content = found.take(rows).to_bytes()
         files.write_file(shards.in_state(out, f"{name}.npz"), content)
         names.append(name)
-    tasks.run(
+    beam.run(
         shards.digest_pictures,
         out,
         names,
@@ -255,8 +258,8 @@ def _digest(found: places.Places, out: str, options: tasks.Options) -> np.ndarra
 
 
 def _deal(
-    split: str, found: places.Places, shard_mb: float
-) -> dict[str, places.Places]:
+    split: str, found: image_table.ImageTable, shard_mb: float
+) -> dict[str, image_table.ImageTable]:
     """The pictures of each shard: equal numbers of them, in their order."""
     count = math.ceil(int(found.sizes.sum()) / (shard_mb * 1e6))
     count = max(1, min(count, len(found)))
@@ -304,7 +307,7 @@ def _raise_problems(out: str, names: list[str]) -> None:
         )
 
 
-def _finish(listing: listings.Listing, out: str, divided: _Divided) -> dict[str, Any]:
+def _finish(listing: Listing, out: str, divided: _Divided) -> dict[str, Any]:
     """Writes class names and manifest, and removes the state."""
     manifest = {
         "dataset": listing.dataset,
@@ -338,7 +341,7 @@ def _finish(listing: listings.Listing, out: str, divided: _Divided) -> dict[str,
     return manifest
 
 
-def _format_listing(listing: listings.Listing) -> str:
+def _format_listing(listing: Listing) -> str:
     """What was found, before anything is written."""
     lines = [f"{listing.dataset}: {len(listing.classes):,} classes"]
     for split, found in listing.splits.items():

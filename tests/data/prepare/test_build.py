@@ -18,7 +18,7 @@ import tensorflow as tf
 from ev2 import errors
 from ev2.cli import main as cli
 from ev2.data import sources, tfrecord
-from ev2.data.prepare import places, shards
+from ev2.data.prepare import image_table, shards
 from tests.helpers import archives
 from tests.helpers import images as pictures
 
@@ -293,14 +293,18 @@ def test_what_is_no_picture_is_named_and_odd_pictures_are_kept(tmp_path, capsys)
 def test_places_survive_a_file_and_any_order():
     rng = np.random.RandomState(0)
     parts = [
-        places.from_rows([path], [(0, i, i + 1, f"{path}{i}", i % 3) for i in range(5)])
+        image_table.from_rows(
+            [path], [(0, i, i + 1, f"{path}{i}", i % 3) for i in range(5)]
+        )
         for path in ("x", "y")
     ]
-    joined = places.join(parts)
-    merged = places.merge_equal(joined, rng.randint(0, 2, (10, 1)).repeat(32, 1) * 255)
+    joined = image_table.join(parts)
+    merged = image_table.merge_equal(
+        joined, rng.randint(0, 2, (10, 1)).repeat(32, 1) * 255
+    )
     assert len(merged.places) == 2
     order = rng.permutation(10)
-    taken = places.from_bytes(joined.take(order).to_bytes())
+    taken = image_table.from_bytes(joined.take(order).to_bytes())
     expected = [(f"{'xy'[i // 5]}{i % 5}".encode(), [i % 5 % 3]) for i in order]
     found = zip(taken.names.tolist(), taken.split_labels(), strict=True)
     assert list(found) == expected

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from ev2.data import storage as files
-from ev2.data.prepare import places
+from ev2.data.prepare import image_table
 from ev2.data.tensorflow import tf
 
 ORDER = "by the SHA-256 of the file name, lowest first"
@@ -32,7 +32,7 @@ class Listing:
     dataset: str
     classes: tuple[str, ...]
     synsets: bool
-    splits: dict[str, places.Places]
+    splits: dict[str, image_table.ImageTable]
     held_out: str = ""
     held_out_images: int = 0
     held_out_flag: str = ""

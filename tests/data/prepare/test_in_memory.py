@@ -13,7 +13,7 @@ import scipy.io
 from configs import transfer
 from ev2.cli import main as cli
 from ev2.data import sources
-from ev2.data.prepare import cars, flowers, whole
+from ev2.data.prepare import cars, flowers, in_memory
 from tests.helpers import archives
 
 FLOWERS = {"train": 3, "validation": 3, "test": 6}
@@ -152,5 +152,5 @@ def test_the_recipes_read_what_is_written(tmp_path, name):
     trained = sum(counts[split] for split in config.data.train_split.split("+"))
     assert len(sources.open_source(config, "train")) == trained
     assert len(sources.open_source(config, "eval")) == counts["test"]
-    real = whole.TABLE_9[name]
+    real = in_memory.TABLE_9[name]
     assert declared == (sum(real.values()) - real["test"], real["test"])
