@@ -1,24 +1,26 @@
-# make demo      train on the embedded images, write a report, print where it is
-# make test      the default tests, under 10 minutes on 2 cores
-# make test-all  those and the slow ones
-# make lint      format, lint and types, changing nothing
+# make demo      train on the embedded images and write a report
+# make test      run the default tests, under 8 minutes on 2 cores
+# make test-all  run the default and the slow tests
+# make lint      check format, lint and types; changes nothing
+# make docs      build the documentation into site/; a warning is an error
 #
-# Each makes .venv first if it is missing or older than requirements.txt or setup.py.
-# Another Python: make PYTHON=python3.12 test
+# Each target first creates .venv if it is missing or older than requirements.txt or
+# setup.py. To choose a Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 DEMO := runs/demo
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint docs
 
-# A finished demo is not trained again: the second run finds its checkpoint.
+# A second `make demo` finds the finished run and does not train again.
 demo: $(INSTALLED)
 	$(BIN)/ev2 train --config=configs/demo.py --workdir=$(DEMO)
 
-# Two processes; the tests of a file stay together, for they share what they set up.
+# Two processes; the tests of a file run in one process and share their fixtures.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
@@ -30,13 +32,21 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: site/index.html"
+
+$(DOCS_INSTALLED): $(INSTALLED) docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r docs/requirements.txt
+	@touch $@
+
 $(INSTALLED): requirements.txt setup.py
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" || \
 	  { echo "$(PYTHON) is not Python 3.11 to 3.13; try: make PYTHON=python3.11" >&2; \
 	    exit 2; }
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Bytecode is written when a module is first imported; most never are.
+	@# --no-compile: most modules are never imported, and the others compile when they are.
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -53,6 +53,7 @@ setuptools.setup(
             *("pre-commit>=4", "pyright>=1.1.400", "ruff>=0.12"),
             *("pytest>=8", "pytest-xdist>=3.6"),
         ],
+        "docs": ["mkdocs-material>=9.6"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # brings the libtpu of that jax
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
