@@ -24,7 +24,12 @@ setuptools.setup(
     # The recipes are a package too, so that one recipe can import another from
     # whatever folder it is run.
     packages=setuptools.find_packages(include=["ev2", "ev2.*", "configs"]),
-    package_data={"ev2": ["data/fashion_mnist/*", "data/imagenet1k.tsv"]},
+    package_data={
+        "ev2": [
+            *("data/fashion_mnist/*", "data/imagenet1k.tsv", "data/augment/*.png"),
+            "report/*.j2",
+        ]
+    },
     entry_points={"console_scripts": ["ev2=ev2.cli.main:run"]},
     # Editable by a path, so that a folder called ev2 beside a script is no match.
     options={"editable_wheel": {"mode": "compat"}},

@@ -78,7 +78,7 @@ ALLOWED = {
     "progressive": "errors",
     "sharding": "",
     "models": "errors",
-    "data": "errors files report",
+    "data": "errors files",
     "checkpoint": "data errors files models train",
     "evaluation": "checkpoint data errors models sharding train",
     "export": "checkpoint data errors files models train",

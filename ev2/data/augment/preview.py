@@ -1,92 +1,180 @@
-"""The contact sheet of a recipe's augmentation, as a figure and as a PNG file."""
+"""Preview sheet of an augmentation: every operation by magnitude, on one image."""
 
+import dataclasses
+import functools
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import figure as mpl_figure
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from ev2 import files
-from ev2.report import plots
+from ev2 import errors, files
+from ev2.data import decode, image_paths, pipeline
+from ev2.data.augment import autoaugment, randaugment
+from ev2.data.tensorflow import tf
 
-WIDTH_IN = 7.2  # the text width of a paper
-NAME_IN, HEAD_IN, NOTE_IN = 1.15, 0.75, 0.2  # left of, above, and below pictures
-GAP_IN = 0.06
-NOTE_PT = 7.5
+LANDSCAPE = pathlib.Path(__file__).with_name("landscape.png")
+MAGNITUDES = {
+    "randaugment": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
+    "autoaugment": (0.0, 2.0, 4.0, 6.0, 8.0, 10.0),  # the policy's scale ends at 10
+}
+_TITLES = {"randaugment": "RandAugment", "autoaugment": "AutoAugment"}
+_LEVELS = {"randaugment": randaugment.LEVELS, "autoaugment": autoaugment.LEVELS}
+_FACTORED = ("Color", "Contrast", "Brightness", "Sharpness")
+_LESS, _MORE = 0.25, 0.75  # draws of the two directions of an operation
+
+WIDTH = 1440  # px, as are the sizes below
+_NAME_WIDTH, _HEAD_HEIGHT, _LABEL_HEIGHT, _GAP = 230, 150, 40, 12
+_TEXT_PX, _SMALL_PX = 26, 21
+_TEXT_COLOR, _MUTED_COLOR = "#1f2328", "#59636e"
+
+
+@dataclasses.dataclass(frozen=True)
+class OperationRow:
+    """One operation at M magnitudes: `images [M, s, s, 3] uint8` and M labels.
+
+    s is the image size, or a third of it where the operation changes fine detail.
+    """
+
+    name: str
+    images: np.ndarray
+    quantities: Sequence[str]
 
 
 def write_preview(config: Any, out: str, image: str = "") -> None:
-    """Writes the sheet of all operations by magnitude to the PNG file `out`.
+    """Writes the sheet of all operations by magnitude to the new PNG file `out`.
 
     Args:
-        config: a recipe; `data.augment` and `data.randaugment_variant` say what a
-            magnitude means, the last training size how large the picture is.
-        out: file to write, new.
-        image: a picture to show them on; "" for a drawn one.
+        config: recipe; `data.augment` and `data.randaugment_variant` define what a
+            magnitude means, the last training size is the size of the image.
+        out: path of the file.
+        image: image file to apply the operations to; "" for a drawn landscape.
 
     Raises:
-        InputError: the config has no operations, the picture cannot be read, or the
-            file exists or cannot be written.
+        InputError: the recipe has no operations, the image cannot be read, or `out`
+            exists or cannot be written.
     """
     files.check_new("out", out)
-    from ev2.data.augment import sheet  # late: loads TensorFlow
-
-    magnitudes, rows = sheet.make_sheet(config, image)
-    size = config.progressive.image_size[-1]
-    what = {"randaugment": "RandAugment", "autoaugment": "AutoAugment"}
+    tf.get_logger().setLevel("ERROR")  # each magnitude is traced anew, as intended
+    magnitudes, rows = make_rows(config, image)
     title = (
-        f"{what[config.data.augment]}, {config.data.randaugment_variant} arithmetic, "
-        f"{size} px"
+        f"{_TITLES[config.data.augment]}, {config.data.randaugment_variant} arithmetic,"
+        f" {config.progressive.image_size[-1]} px"
     )
-    png = plots.to_png(contact_sheet(title, magnitudes, rows, plots.LIGHT))
-    with files.written_aside(out) as aside:
-        aside.write_bytes(png)
+    with files.written_aside(out) as temporary:
+        draw_sheet(title, magnitudes, rows).save(temporary, "PNG")
 
 
-def contact_sheet(
-    title: str, magnitudes: Sequence[float], rows: Sequence[Any], theme: plots.Theme
-) -> mpl_figure.Figure:
-    """Returns a row of pictures per operation, a column per magnitude.
+def make_rows(
+    config: Any, image: str = ""
+) -> tuple[Sequence[float], list[OperationRow]]:
+    """Returns the magnitudes and a row per operation, two where it has two factors.
 
     Args:
-        title: what the operations belong to.
-        magnitudes: M numbers.
-        rows: `sheet.Row`s of M pictures, each with the quantity below it.
-        theme: colours.
+        config: keys `data.*` and `progressive.image_size`.
+        image: image file, whose central square is used; "" for a drawn landscape.
+
+    Raises:
+        InputError: see `write_preview`.
     """
-    pitch = (WIDTH_IN - NAME_IN) / len(magnitudes)
-    row_in = pitch + NOTE_IN
-    figure = plots.new_figure(theme, HEAD_IN + row_in * len(rows), WIDTH_IN)
-    figure.set_layout_engine("none")
-    head = HEAD_IN - 0.15
-    _write(figure, GAP_IN, 0.2, title, color=theme.text, fontsize=plots.TEXT_PT)
-    _write(figure, GAP_IN, head, "Magnitude", color=theme.muted)
-    for column, magnitude in enumerate(magnitudes):
-        middle = NAME_IN + (column + 0.5) * pitch
-        _write(figure, middle, head, f"{magnitude:g}", ha="center", color=theme.text)
-    side = pitch - GAP_IN
+    data, size = config.data, config.progressive.image_size[-1]
+    errors.check_choice("data.augment", data.augment, _LEVELS)
+    tables = _LEVELS[data.augment]
+    errors.check_choice("data.randaugment_variant", data.randaugment_variant, tables)
+    errors.check_choice("data.interpolation", data.interpolation, decode.INTERPOLATIONS)
+    original = _read(image or os.fspath(LANDSCAPE), size, data.interpolation)
+    magnitudes = MAGNITUDES[data.augment]
+    levels = [tables[data.randaugment_variant](m, size) for m in magnitudes]
+    two_factors = len(set(levels[-1].factors)) == 2
+    rows = []
+    for name in randaugment.make_operations(levels[0]):
+        directions = {"": _MORE}
+        if name in _FACTORED and two_factors:
+            directions = {" less": _LESS, " more": _MORE}
+        for suffix, direction in directions.items():
+            images = [_apply(name, level, original, direction) for level in levels]
+            labels = [_quantity(name, level, direction) for level in levels]
+            if data.augment == "randaugment":  # magnitude 0 switches it off
+                images[0], labels[0] = original, "off"
+            row = OperationRow(name + suffix, np.stack(images), labels)
+            rows.append(_middle_third(row) if name == "Sharpness" else row)
+    return magnitudes, rows
+
+
+def _apply(
+    name: str, levels: randaugment.Levels, image: np.ndarray, direction: float
+) -> np.ndarray:
+    draws = tf.constant([0.0, direction, 0.5, 0.5])
+    operation = randaugment.make_operations(levels)[name]
+    return operation(tf.constant(image), draws).numpy()
+
+
+def _middle_third(row: OperationRow) -> OperationRow:
+    side = row.images.shape[1]
+    third = slice(side // 3, side - side // 3)
+    images = row.images[:, third, third]
+    return OperationRow(f"{row.name}\n(middle third)", images, row.quantities)
+
+
+def _quantity(name: str, levels: randaugment.Levels, direction: float) -> str:
+    """Returns the quantity that a magnitude stands for, with its unit; "" if none."""
+    if name in _FACTORED:
+        return f"factor {levels.factors[direction == _MORE]:.2f}"
+    plural = "s" * (levels.posterize_bits != 1)
+    return {
+        "Rotate": f"{levels.degrees:.0f}°",
+        "Posterize": f"{levels.posterize_bits} bit{plural}",
+        "Solarize": f"from {levels.solarize_threshold}",
+        "SolarizeAdd": f"+ {levels.solarize_addition}",
+        "ShearX": f"slope {levels.slope:.2f}",
+        "ShearY": f"slope {levels.slope:.2f}",
+        "TranslateX": f"{levels.translate_px:.0f} px",
+        "TranslateY": f"{levels.translate_px:.0f} px",
+        "Cutout": f"{2 * levels.cutout_half_px} px",
+    }.get(name, "")
+
+
+def _read(path: str, size: int, interpolation: str) -> np.ndarray:
+    preprocessing = {
+        "interpolation": interpolation,
+        "eval_crop": "center",
+        "eval_crop_padding": 0,
+        "exif": True,
+    }
+    batches = pipeline.make_predict_data(
+        preprocessing, [path], image_size=size, batch_size=1
+    )
+    batch = next(batches)
+    batches.close()
+    if not batch["mask"][0]:
+        reason = image_paths.unreadable_reason(path)
+        raise errors.InputError(f"image: {path!r}: {reason}")
+    return batch["image"][0]
+
+
+def draw_sheet(
+    title: str, magnitudes: Sequence[float], rows: Sequence[OperationRow]
+) -> Image.Image:
+    """Returns the sheet: a row of images per operation, a column per magnitude."""
+    pitch = (WIDTH - _NAME_WIDTH) // len(magnitudes)
+    tile, row_height = pitch - _GAP, pitch + _LABEL_HEIGHT
+    sheet = Image.new("RGB", (WIDTH, _HEAD_HEIGHT + row_height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    fonts = {size: ImageFont.load_default(size) for size in (_TEXT_PX, _SMALL_PX)}
+    write = functools.partial(pen.text, fill=_TEXT_COLOR, font=fonts[_TEXT_PX])
+    note = functools.partial(pen.text, fill=_MUTED_COLOR, font=fonts[_SMALL_PX])
+    lefts = [_NAME_WIDTH + i * pitch for i in range(len(magnitudes))]
+    write((_GAP, 40), title, anchor="lm")
+    note((_GAP, _HEAD_HEIGHT - 30), "Magnitude", anchor="lm")
+    for left, magnitude in zip(lefts, magnitudes, strict=True):
+        write((left + tile / 2, _HEAD_HEIGHT - 30), f"{magnitude:g}", anchor="mm")
     for number, row in enumerate(rows):
-        top = HEAD_IN + number * row_in
-        _write(figure, GAP_IN, top + side / 2, row.name, color=theme.text)
-        for column, quantity in enumerate(row.quantities):
-            left = NAME_IN + column * pitch + GAP_IN / 2
-            _show(figure, left, top, side, row.images[column])
-            note = {"ha": "center", "color": theme.muted, "fontsize": NOTE_PT}
-            _write(figure, left + side / 2, top + side + 0.09, quantity, **note)
-    return figure
-
-
-# Places are inches from the figure's left and from its top.
-
-
-def _write(figure: mpl_figure.Figure, left: float, top: float, text: str, **style):
-    width, height = figure.get_size_inches()
-    usual = {"va": "center", "fontsize": plots.SMALL_PT}
-    figure.text(left / width, 1 - top / height, text, **{**usual, **style})
-
-
-def _show(figure: mpl_figure.Figure, left: float, top: float, side: float, image):
-    width, height = figure.get_size_inches()
-    box = (left / width, 1 - (top + side) / height, side / width, side / height)
-    axes = figure.add_axes(box)
-    axes.set_axis_off()
-    axes.imshow(image, interpolation="antialiased")
+        top = _HEAD_HEIGHT + number * row_height
+        write((_GAP, top + tile / 2 - _TEXT_PX), row.name)
+        for left, image, label in zip(lefts, row.images, row.quantities, strict=True):
+            shown = Image.fromarray(image).resize((tile, tile), Image.Resampling.BOX)
+            sheet.paste(shown, (left, top))
+            note((left + tile / 2, top + tile + 18), label, anchor="mm")
+    return sheet
