@@ -1,5 +1,5 @@
 """`python -m ev2` is the `ev2` command."""
 
-from ev2.cli import main as cli
+from ev2.cli import main
 
-cli.run()
+main.run()

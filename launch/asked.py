@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ev2 import errors, files
+from ev2.cli import flags as cli_flags
 from ev2.sweeps import runner as trial
 from ev2.sweeps import storage
 from ev2.sweeps import study as tries
@@ -83,14 +84,7 @@ def _make_pruner(sweep: space.Sweep) -> optuna.pruners.BasePruner:
 
 def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Raises InputError if `argv` are no flags, or the config cannot be read."""
-    try:
-        rest = values(["sweep.py", *argv])[1:]
-        if values.config is not None:
-            values.config.to_dict()  # a file that failed to load says so only now
-    except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise errors.InputError(f"flags: {errors.last_line(error)}") from error
-    except (OSError, ImportError, SyntaxError) as error:
-        raise errors.InputError(f"config: {errors.last_line(error)}") from error
+    rest = cli_flags.read(values, argv)
     if rest:
         raise errors.InputError(f"flags: {rest[0]!r} is not a flag; write --name=value")
 

@@ -1,6 +1,4 @@
-"""The command line: `ev2 VERB --flag=value ...`. What verbs do is in `ev2.cli.verbs`.
-
-A verb is one word, or two where it has several subjects: `ev2 bench infer`.
+"""The command line: `ev2 COMMAND --flag=value ...`.
 
 Exit codes: 0 done, 1 failed, 2 bad input (one line on stderr says what to change), 75
 preempted and saved (run again), 130 stopped by Ctrl-C.
@@ -8,190 +6,139 @@ preempted and saved (run again), 130 stopped by Ctrl-C.
 
 import os
 import pathlib
-import re
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import flags as absl_flags
+from absl import logging
 
+import ev2
 from ev2 import errors
-from ev2.cli import flags as verb_parts
-from ev2.cli.verbs import VERBS
-from ev2.train import next_stage as ahead
-from ev2.train import validate as check
+from ev2.cli import commands, flags, help, recipe_keys
 
 
 def run() -> NoReturn:
-    """The console command: runs `main` and leaves with its exit code.
-
-    What goes on by itself is left behind, where Python would wait for it or crash
-    under it.
-    """
+    """The console script: runs `main` and exits with its code."""
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout has closed it, as "| head" does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1
-    if _goes_on():
+    if _must_not_wait():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _goes_on() -> bool:
-    """Whether something is being compiled, or JAX listens to other processes."""
-    processes = sys.modules.get("ev2.train.multihost")  # its JAX is not loaded for this
-    if processes is not None and processes.have_joined():
-        return True
-    return any(thread.name == ahead.THREAD_NAME for thread in threading.enumerate())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    asks_for_help = any(arg in ("--help", "-h", "-help") for arg in argv[1:])
-    subjects = [name for name in VERBS if name.startswith(f"{argv[0]} ")]
-    if subjects and asks_for_help and " ".join(argv[:2]) not in VERBS:
-        print(_usage(subjects))
-        return 0
+    """Runs one command and returns the exit code."""
     try:
-        name = _find_verb(argv, subjects)
-        verb, values = VERBS[name], flags.FlagValues()
-        argv = [name, *argv[len(name.split()) :]]
-        verb.define(values, argv)
-        flags.DEFINE_bool("help", False, "Shows the flags.", flag_values=values)
-        if asks_for_help:
-            usage = f"ev2 {name} {verb.words}".rstrip()
-            print(f"{usage}: {verb.summary}\n\n{values.get_help()}")
-            return 0
-        words = _parse(values, argv)
-        _check_words(verb, name, words)
-        own = name in ("chain", "search")  # what their configs are, they check
-        if not own and "config" in values and values.config is not None:
-            check.check_recipe(values.config)
-        if "json" in values and isinstance(values["json"].value, str):
-            verb_parts.check_json(values["json"].value)
-        _set_up_process()
-        verb.run(values, words) if verb.words else verb.run(values)
-        sys.stdout.flush()
-    except errors.InputError as error:
-        return _refuse(str(error))
-    except (FloatingPointError, errors.CheckError, errors.StoppedError) as error:
+        _run_command(sys.argv[1:] if argv is None else list(argv))
+    except errors.Ev2Error as error:
+        print(f"ev2: {' '.join(str(error).split())}{error.advice}", file=sys.stderr)
+        return error.exit_code
+    except FloatingPointError as error:
         print(f"ev2: {error}", file=sys.stderr)
         return 1
-    except errors.PreemptedError as error:
-        print(f"ev2: {error}; the same command goes on from there", file=sys.stderr)
-        return 75
     except KeyboardInterrupt as error:
-        said = str(error) or "stopped; what was saved stays"
-        print(f"ev2: {said}", file=sys.stderr)
+        print(f"ev2: {str(error) or 'stopped; saved files stay'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read stdout has enough, as "| head" does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return 0
 
 
-def _find_verb(argv: Sequence[str], subjects: Sequence[str]) -> str:
-    """Returns the key in VERBS of the first word, or of the first two."""
-    if argv[0] in VERBS:
-        return argv[0]
-    name = " ".join(argv[:2])
-    if name in subjects:
-        return name
-    if subjects:
-        known = ", ".join(subject.split()[1] for subject in subjects)
-        raise errors.InputError(
-            f"verb: {name!r} is not known; after {argv[0]}, name one of {known}"
-        )
-    words = ", ".join(dict.fromkeys(name.split()[0] for name in VERBS))
-    raise errors.InputError(f"verb: {argv[0]!r} is not known; choose one of {words}")
+def _run_command(argv: Sequence[str]) -> None:
+    """Runs the command of `argv`, or prints the help or the version."""
+    words = [word for word in argv if word not in ("-h", "-help", "--help")]
+    wants_help = len(words) < len(argv)
+    if not words or words == ["help"]:
+        print(help.format_overview())
+    elif words == ["--version"]:
+        print(f"ev2 {ev2.__version__}")
+    elif wants_help and (followers := commands.list_followers(" ".join(words))):
+        print(help.format_overview(followers))
+    else:
+        command = commands.load(commands.find(words))
+        words = words[len(command.name.split()) :]
+        (_print_help if wants_help else _execute)(command, words)
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses flags and config and returns what stands beside flags.
+def _print_help(command: commands.Command, argv: Sequence[str]) -> None:
+    """Prints the flags of a command and, if `argv` names a config, its keys."""
+    text = help.format_command(command)
+    if any(word.lstrip("-").startswith("config") for word in argv):
+        from ml_collections import config_flags
 
-    Whatever is wrong in them is bad input.
-    """
-    try:
-        words = values([f"ev2 {argv[0]}", *argv[1:]])[1:]
-        if "config" in values and values.config is not None:
-            values.config.to_dict()  # a file that failed to load says so only now
-    except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
-        missing = re.search(
-            r"Flag --(\w+) must have a value other than None", str(error)
-        )
-        if missing:
-            raise errors.InputError(
-                f"{missing[1]}: missing; give --{missing[1]}=..."
-            ) from error
-        # A recipe's own error arrives with its traceback; the last line is for people.
-        raise errors.InputError(f"flags: {errors.last_line(error)}") from error
-    except (OSError, ImportError, SyntaxError) as error:
-        raise errors.InputError(
-            f"config: {errors.last_line(error)}; give a recipe such as configs/demo.py"
-        ) from error
-    return words
+        values, _ = flags.parse(command.flags, argv, check_required=False)
+        path = config_flags.get_config_filename(values["config"])
+        text += f"\n\n{recipe_keys.format_keys(values.config, path)}"
+    print(text)
 
 
-def _check_words(verb: verb_parts.Verb, name: str, words: Sequence[str]) -> None:
-    """Refuses words beside flags where the verb takes none, or others than it takes."""
-    if not verb.words and words:
+def _execute(command: commands.Command, argv: Sequence[str]) -> None:
+    """Checks the flags and the words beside them, then runs the command."""
+    values, words = flags.parse(command.flags, argv)
+    _check_arguments(command, words)
+    if flags.RECIPE in command.flags or flags.OPTIONAL_RECIPE in command.flags:
+        from ev2.train import validate
+
+        if values.config is not None:
+            validate.check_recipe(values.config)
+    if flags.JSON in command.flags and values.json:
+        flags.check_json(values.json)
+    _set_up_process()
+    command.run(values, words) if command.arguments else command.run(values)
+
+
+def _check_arguments(command: commands.Command, words: Sequence[str]) -> None:
+    """Raises InputError unless the words beside flags are what the command takes."""
+    noun = command.arguments.removesuffix("...")
+    if not noun and words:
         raise errors.InputError(
             f"flags: {words[0]!r} is not a flag; write --name=value"
         )
-    noun = verb.words.removesuffix("...")
-    if verb.words and (not words or (len(words) > 1 and noun == verb.words)):
-        found = f"{len(words)} given" if words else "none"
-        raise errors.InputError(f"{noun}: {found}; write ev2 {name} {verb.words}")
+    if noun and (not words or (len(words) > 1 and noun == command.arguments)):
+        count = f"{len(words)} given" if words else "none"
+        raise errors.InputError(
+            f"{noun}: {count}; write ev2 {command.name} {command.arguments}"
+        )
 
 
 def _set_up_process() -> None:
-    """Logging for people, and the cache of compiled programs."""
-    sys.unraisablehook = _report_unraisable
-    flags.FLAGS.mark_as_parsed()
+    """Sets up logging and the directory of JAX's compilation cache."""
+    absl_flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addFilter(_is_not_said_elsewhere)
+    logging.get_absl_logger().addFilter(_is_not_a_failed_save)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
 
 
-def _report_unraisable(found) -> None:
-    """Reports errors that nobody waits for, but those of reading a damaged checkpoint.
-
-    Orbax leaves reads running when one fails, and each then finds its loop closed.
-    """
-    if "Event loop is closed" not in str(found.exc_value):
-        sys.__unraisablehook__(found)
-
-
-def _is_not_said_elsewhere(record) -> bool:
-    """False for the tracebacks that Orbax prints of a save before it raises them."""
+def _is_not_a_failed_save(record: Any) -> bool:
+    """Drops the traceback that Orbax logs of a failed save before raising it."""
     return not ("orbax" in record.pathname and record.levelname == "ERROR")
 
 
-def _refuse(line: str) -> int:
-    print(f"ev2: {' '.join(line.split())}", file=sys.stderr)
-    return 2
+def _must_not_wait() -> bool:
+    """Whether a compilation, or JAX's link to other processes, would hold the exit.
 
-
-def _usage(names: Sequence[str] = ()) -> str:
-    lines = [f"  {name:<23}{VERBS[name].summary}" for name in names or VERBS]
-    return "\n".join(
-        [
-            "usage: ev2 VERB --flag=value ...      (ev2 VERB --help lists the flags)",
-            "",
-            *lines,
-        ]
+    XLA cannot be interrupted, and Python would wait for its thread.
+    """
+    multihost = sys.modules.get("ev2.train.multihost")  # not to load JAX for this
+    if multihost is not None and multihost.have_joined():
+        return True
+    next_stage = sys.modules.get("ev2.train.next_stage")
+    return next_stage is not None and any(
+        thread.name.startswith(next_stage.THREAD_NAME)
+        for thread in threading.enumerate()
     )
 
 

@@ -93,7 +93,7 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         # A key that is missing, or a value of another type than in configs/search.py.
         raise errors.InputError(
-            f"config: {errors.last_line(error)}; see configs/search.py"
+            f"config: {' '.join(map(str, error.args))}; see configs/search.py"
         ) from error
     sample = space.sample(random.Random(config.seed))
     few = space.size() <= _FEW * config.trials

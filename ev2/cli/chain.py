@@ -1,0 +1,25 @@
+"""Runs recipes one after another, each from the weights of an earlier one."""
+
+from ev2.cli import flags
+
+EXAMPLE = "ev2 chain --config=configs/chain.py:s --workdir=runs/s --dry"
+FLAGS = (
+    flags.CHAIN,
+    flags.string("workdir", "Directory of all runs.", required=True),
+    flags.switch("dry", "Checks and prints the runs; trains nothing."),
+    flags.JSON,
+)
+
+
+def run(values: flags.Values) -> None:
+    import jax
+
+    from ev2.sweeps import chain, chain_summary
+    from ev2.train import memory
+
+    memory.keep_freed()
+    summary = chain.run_chain(values.config, values.workdir, dry=values.dry)
+    if values.dry or jax.process_index() != 0:
+        return
+    flags.show(values.json, summary, f"\n{chain_summary.format_summary(summary)}")
+    print(f"summary: {values.workdir}/{chain_summary.JSON_NAME}, and as CSV beside it")

@@ -1,0 +1,51 @@
+"""Converts published weights to a checkpoint."""
+
+from collections.abc import Sequence
+
+from ev2.cli import flags
+
+EXAMPLE = "ev2 convert efficientnetv2-s.tgz --out=weights/s"
+ARGUMENTS = "SOURCE"
+PREPROCESSING = (
+    flags.words(
+        "mean",
+        "Subtracted from pixels in 0..255: one number or red,green,blue. The "
+        "published value if not given, as for the four flags below.",
+    ),
+    flags.words("std", "Divides pixels in 0..255: one number or red,green,blue."),
+    flags.integer("image_size", "Pixels."),
+    flags.string("interpolation", "bilinear or bicubic."),
+    flags.string("eval_crop", "resize or center."),
+)
+FLAGS = (
+    flags.string("out", "Directory to write the checkpoint to.", required=True),
+    flags.string("model", "Network; detected from the file if not given."),
+    flags.switch("raw", "Takes the raw weights of a released checkpoint."),
+    flags.integer("num_classes", "Classes; the file's if not given."),
+    flags.switch("new_head", "Initializes a new classifier."),
+    flags.choice(
+        "padding",
+        "symmetric for timm's networks without tf_ in their name.",
+        "",
+        choices=("", "same", "symmetric"),
+    ),
+    *PREPROCESSING,
+    flags.JSON,
+)
+
+
+def run(values: flags.Values, sources: Sequence[str]) -> None:
+    from ev2.checkpoint.published import write
+
+    given = {flag.name: values[flag.name].value for flag in PREPROCESSING}
+    report = write.convert_published(
+        sources[0],
+        values.out,
+        name=values.model or "",
+        averaged=not values.raw,
+        num_classes=values.num_classes,
+        new_head=values.new_head,
+        padding=values.padding,
+        preprocessing={name: v for name, v in given.items() if v is not None},
+    )
+    flags.show(values.json, report, write.format_report(report, values.out))

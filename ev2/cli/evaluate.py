@@ -1,0 +1,34 @@
+"""Measures the exact top-1 and top-5 accuracy of weights over a split."""
+
+import json
+
+from ev2.cli import flags
+
+EXAMPLE = "ev2 evaluate --checkpoint=runs/demo"
+FLAGS = (
+    flags.CHECKPOINT,
+    flags.OPTIONAL_RECIPE,
+    flags.WEIGHTS,
+    flags.choice(
+        "split",
+        "Images to evaluate. all: every image of a directory without train/ and val/, "
+        "and the default there for weights that were not trained on a directory.",
+        choices=("eval", "train", "all"),
+    ),
+    flags.integer("batch_size", "Global images; 0 for the recipe's.", 0),
+    flags.integer("image_size", "Pixels; 0 for the checkpoint's.", 0),
+)
+
+
+def run(values: flags.Values) -> None:
+    from ev2.evaluation import evaluate
+
+    results = evaluate.evaluate_checkpoint(
+        values.checkpoint,
+        values.config,
+        weights=values.weights,
+        split=values.split,
+        batch_size=values.batch_size,
+        image_size=values.image_size,
+    )
+    print(json.dumps(results))

@@ -1,0 +1,86 @@
+"""Texts of the help. `python -m ev2.cli.help` prints every command as Markdown."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from ev2.cli import commands, flags
+
+_WIDTH = 88
+
+
+def format_overview(names: Iterable[str] = commands.COMMANDS) -> str:
+    """Returns the usage of `ev2` and the summaries of the commands `names`."""
+    lines = ["usage: ev2 COMMAND [--flag=value ...]"]
+    names = set(names)
+    for heading, group in commands.GROUPS.items():
+        chosen = [name for name in group if name in names]
+        lines += ["", heading] if chosen else []
+        lines += [f"  {n:<23}{commands.load(n).summary}" for n in chosen]
+    lines += [
+        "",
+        "ev2 COMMAND --help lists the flags; ev2 --version prints the version",
+    ]
+    return "\n".join(lines)
+
+
+def format_usage(command: commands.Command) -> str:
+    """Returns the command line with its required flags."""
+    required = [f"--{flag.name}=..." for flag in command.flags if flag.required]
+    words = ["ev2", command.name, *required, "[flags]", command.arguments]
+    return " ".join(words).rstrip()
+
+
+def format_command(command: commands.Command) -> str:
+    """Returns the summary, usage, example and flags of a command."""
+    return "\n".join(
+        [
+            f"usage: {format_usage(command)}",
+            "",
+            command.summary,
+            "",
+            f"example: {command.example}",
+            "",
+            *_format_flags(command.flags),
+        ]
+    )
+
+
+def _format_flags(definitions: Sequence[flags.Flag]) -> list[str]:
+    names = [("--[no]" if f.default is False else "--") + f.name for f in definitions]
+    indent = max(map(len, names)) + 4
+    lines = []
+    for name, flag in zip(names, definitions, strict=True):
+        text = textwrap.wrap(f"{flag.text} {_describe_values(flag)}", _WIDTH - indent)
+        lines += [f"{f'  {name}':<{indent}}{text[0]}"]
+        lines += [" " * indent + line for line in text[1:]]
+    return lines
+
+
+def _describe_values(flag: flags.Flag) -> str:
+    """Returns what is allowed and the default, in parentheses."""
+    notes = [", ".join(filter(None, flag.choices))] if flag.choices else []
+    if flag.required:
+        notes.append("required")
+    elif flag.default:
+        notes.append(f"default: {flag.default}")
+    return f"({'; '.join(notes)})" if notes else ""
+
+
+def describe_commands() -> str:
+    """Returns every command with usage, example and flags as Markdown."""
+    parts = []
+    for heading, group in commands.GROUPS.items():
+        parts.append(f"## {heading}")
+        for command in map(commands.load, group):
+            parts.append(f"### `ev2 {command.name}`\n\n{command.summary}")
+            parts.append(f"```sh\n{format_usage(command)}\n{command.example}\n```")
+            rows = [
+                f"| `--{flag.name}` | {flag.text} {_describe_values(flag)} |"
+                for flag in command.flags
+            ]
+            parts.append("\n".join(["| flag | meaning |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(describe_commands())

@@ -1,0 +1,47 @@
+"""Flags and end of the commands that write a data set as shards."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ev2.cli import flags
+
+BEAM_FLAGS = (
+    flags.string("out", "Directory to fill, local or gs://.", required=True),
+    flags.number("shard_mb", "Approximate size of a shard, in 10**6 bytes.", 256.0),
+    flags.string("runner", "Beam's runner; the direct runner if not given."),
+    flags.integer("workers", "Threads of the direct runner; 0 for all cores.", 0),
+    flags.repeated(
+        "beam",
+        "Option of the runner without its dashes, such as project=NAME; repeatable.",
+        [],
+    ),
+    flags.JSON,
+)
+PLAIN_FLAGS = (
+    flags.string("out", "Directory to write the shards to.", required=True),
+    flags.JSON,
+)
+
+
+def run_beam(values: flags.Values, make_listing: Callable[[], Any]) -> None:
+    """Writes the images of a listing as shards and prints their counts."""
+    from ev2.data.prepare import beam, build
+
+    options = beam.Options(
+        runner=values.runner or beam.LOCAL,
+        workers=values.workers,
+        beam=tuple(values.beam),
+    )
+    beam.check(options)  # before the archives are listed, which takes minutes
+    manifest = build.prepare(
+        make_listing(), values.out, shard_mb=values.shard_mb, options=options
+    )
+    flags.show(values.json, manifest, build.format_result(manifest, values.out))
+
+
+def write_manifest(values: flags.Values, manifest: dict[str, Any]) -> None:
+    """Prints the manifest, or writes it to the file of --json."""
+    flags.write_json(values.json, manifest)
+    if not values.json:
+        print(json.dumps(manifest, indent=1))

@@ -1,0 +1,40 @@
+"""Searches for an architecture, training-aware (section 3.3 of the paper)."""
+
+from ev2 import errors
+from ev2.cli import flags
+
+EXAMPLE = "ev2 search --config=configs/search.py:tiny --workdir=runs/search"
+FLAGS = (
+    flags.SEARCH,
+    flags.string(
+        "workdir",
+        "Directory for the candidates of this machine and for the result.",
+        required=True,
+    ),
+    flags.string(
+        "storage",
+        "Storage that workers share: a file on one machine; "
+        "postgresql://USER@HOST/DATABASE, or grpc://HOST:PORT, on several. "
+        "WORKDIR/journal.log if not given.",
+    ),
+    flags.string("name", "Name of the search in the storage.", "search"),
+    flags.integer("workers", "Candidates that train at the same time.", 1),
+    flags.JSON,
+)
+
+
+def run(values: flags.Values) -> None:
+    try:
+        from ev2.nas import search
+    except ImportError as error:
+        raise errors.InputError(
+            f"search: a package is missing ({error}); pip install 'ev2[nas]'"
+        ) from error
+    result = search.search(
+        values.config,
+        values.workdir,
+        storage=values.storage or "",
+        name=values.name,
+        workers=values.workers,
+    )
+    flags.write_json(values.json, result)

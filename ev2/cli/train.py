@@ -1,0 +1,44 @@
+"""Trains a network; resumes by itself, evaluates and writes a report."""
+
+from ev2.cli import flags
+
+EXAMPLE = "ev2 train --config=configs/demo.py --workdir=runs/demo"
+FLAGS = (
+    flags.RECIPE,
+    flags.string("workdir", "Directory of the run.", required=True),
+    flags.string("profile", "Steps to profile, FIRST:LAST; into WORKDIR/profile."),
+    flags.switch("distributed", "Joins the processes of Cloud TPU, Slurm or Open MPI."),
+    flags.string("coordinator", "HOST:PORT of process 0, without --distributed."),
+    flags.integer("num_processes", "Number of processes, with --coordinator."),
+    flags.integer("process", "Index of this process, with --coordinator."),
+)
+
+
+def run(values: flags.Values) -> None:
+    import jax
+
+    from ev2.report import report
+    from ev2.train import loop, memory, multihost, profiling
+
+    memory.keep_freed()
+    steps = profiling.parse_steps(values.profile)
+    with multihost.joined(
+        distributed=values.distributed,
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process=values.process,
+    ):
+        results = loop.train_and_evaluate(values.config, values.workdir, profile=steps)
+        is_first = jax.process_index() == 0
+    if not is_first:
+        return
+    page = report.write_report(values.workdir)
+    for name, label in (("ema", "EMA"), ("raw", "raw")):
+        sums = results[name]
+        print(
+            f"{label} weights: top-1 {sums['top1']:.2%}, top-5 {sums['top5']:.2%}, "
+            f"{sums['count']:,} images, {sums['skipped']:,} skipped"
+        )
+    if skipped := results["train_skipped"]:
+        print(f"training skipped {skipped:,} corrupt images, named above")
+    print(f"report: {page}")
