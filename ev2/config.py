@@ -221,7 +221,7 @@ def _optimizer() -> ConfigDict:
     optimizer.decay_rate = 0.97  # exponential: factor per `decay_epochs`,
     optimizer.decay_epochs = 2.4  # counted from step 0, not from the end of warm-up
     optimizer.decay = 0.9  # share of the mean square kept per step
-    optimizer.momentum = 0.9
+    optimizer.momentum = 0.9  # fraction of the last update kept per step
     optimizer.epsilon = 1e-3  # added inside the root; paper silent, released
     # L2 in the loss, weight_decay * sum(w^2) / 2 over kernels; no bias, no BN.
     optimizer.weight_decay = 1e-5

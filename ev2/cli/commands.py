@@ -8,42 +8,21 @@ from typing import NamedTuple
 from ev2 import errors
 from ev2.cli import flags
 
-# Heading in the help: name of a command and its module.
+# Heading in the help: its commands. The module of "bench step" is bench_step.
 GROUPS = {
-    "Train": {
-        "train": "train",
-        "chain": "chain",
-        "search": "search",
-        "plan": "plan",
-        "report": "report",
-    },
-    "Use trained weights": {
-        "evaluate": "evaluate",
-        "predict": "predict",
-        "convert": "convert",
-        "export": "export",
-    },
-    "Prepare data": {
-        "prepare imagenet1k": "prepare_imagenet1k",
-        "prepare imagenet21k": "prepare_imagenet21k",
-        "prepare folder": "prepare_folder",
-        "prepare fashion-mnist": "prepare_fashion_mnist",
-        "prepare flowers": "prepare_flowers",
-        "prepare cars": "prepare_cars",
-        "prepare preview": "prepare_preview",
-    },
-    "Measure": {
-        "bench step": "bench_step",
-        "bench infer": "bench_infer",
-        "bench input": "bench_input",
-        "bench transition": "bench_transition",
-        "bench parity": "bench_parity",
-        "bench fused": "bench_fused",
-        "bench calibration": "bench_calibration",
-        "bench controllers": "bench_controllers",
-    },
+    "Train": ("train", "chain", "search", "plan", "report"),
+    "Use trained weights": ("evaluate", "predict", "convert", "export"),
+    "Prepare data": (
+        *("prepare imagenet1k", "prepare imagenet21k", "prepare folder"),
+        *("prepare fashion-mnist", "prepare flowers", "prepare cars"),
+        "prepare preview",
+    ),
+    "Measure": (
+        *("bench step", "bench infer", "bench input", "bench transition"),
+        *("bench parity", "bench fused", "bench calibration", "bench controllers"),
+    ),
 }
-COMMANDS = {name: file for group in GROUPS.values() for name, file in group.items()}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Command(NamedTuple):
@@ -68,33 +47,34 @@ class Command(NamedTuple):
 
 
 def load(name: str) -> Command:
-    """Returns the command called `name`, a key of COMMANDS."""
-    module = importlib.import_module(f"ev2.cli.{COMMANDS[name]}")
+    """Returns the command called `name`, one of COMMANDS."""
+    file = name.replace(" ", "_").replace("-", "_")
+    module = importlib.import_module(f"ev2.cli.{file}")
     arguments = getattr(module, "ARGUMENTS", "")
     return Command(
         name, module.__doc__ or "", module.EXAMPLE, module.FLAGS, arguments, module.run
     )
 
 
-def find(argv: Sequence[str]) -> str:
-    """Returns the key of COMMANDS that `argv` begins with.
+def find(words: Sequence[str]) -> str:
+    """Returns the command that `words` begin with.
 
     Raises:
         InputError: there is none.
     """
-    for name in (argv[0], " ".join(argv[:2])):
+    first, second = [*words, ""][:2]
+    for name in (first, f"{first} {second}"):
         if name in COMMANDS:
             return name
-    if followers := list_followers(argv[0]):
-        names = ", ".join(name.split()[1] for name in followers)
-        advice, known = f"after {argv[0]}, name one of {names}", followers
-    else:
-        known = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
-        advice = f"choose one of {', '.join(known)}"
-        name = argv[0]
-    if close := difflib.get_close_matches(name, known, n=1):
-        advice = f"did you mean {close[0]!r}?"
-    raise errors.InputError(f"command: {name!r} is not known; {advice}")
+    followers = list_followers(first)
+    start, typed = (f"{first} ", second) if followers else ("", first)
+    known = dict.fromkeys(
+        name.removeprefix(start).split()[0] for name in followers or COMMANDS
+    )
+    advice = f"choose one of {', '.join(known)}"
+    if close := difflib.get_close_matches(typed, known, n=1, cutoff=0.7):
+        advice = f"did you mean '{start}{close[0]}'?"
+    raise errors.InputError(f"command: '{start}{typed}' is not known; {advice}")
 
 
 def list_followers(word: str) -> list[str]:

@@ -19,11 +19,16 @@ def format_keys(config: Any, path: str) -> str:
 
     Args:
         config: a ConfigDict.
-        path: the file that made it; explains keys that ev2/config.py does not have.
+        path: FILE[:ARGUMENT] of the recipe, which explains keys of its own.
     """
-    comments = read_comments(pathlib.Path(path)) | read_comments(_SCHEMA)
+    recipe = pathlib.Path(path.partition(":")[0])
+    comments = read_comments(_SCHEMA)
+    for key, comment in read_comments(recipe).items():
+        comments.setdefault(key, comment)
+    order = {key: index for index, key in enumerate(comments)}
+    keys = sorted(_list_keys(config), key=lambda item: order.get(item[0], len(order)))
     lines = [f"keys of {path}, set by --config.KEY=VALUE"]
-    for key, value in _list_keys(config):
+    for key, value in keys:
         lines.append(f"  {key} = {value}")
         indent = " " * 6
         lines += textwrap.wrap(
@@ -68,10 +73,11 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
         while first - 1 in above:
             first -= 1
         lines = [above[line] for line in range(first, node.lineno)]
-        own = " ".join([*lines, beside.get(node.end_lineno or 0, "")]).strip()
-        shared = " ".join(lines) or (shared if node.lineno == end + 1 else "")
+        same = beside.get(node.end_lineno or 0, "")
+        if lines or same or node.lineno != end + 1:
+            shared = " ".join(lines)
         end = node.end_lineno or 0
         if isinstance(node.targets[0], ast.Attribute):
             key = ast.unparse(node.targets[0]).removeprefix("config.")
-            found[key] = own or shared
+            found[key] = found.get(key) or f"{shared} {same}".strip()
     return found

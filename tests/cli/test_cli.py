@@ -1,22 +1,32 @@
 """pytest tests/cli/test_cli.py
 
-What people type: help, exit codes, one clear line for bad input.
+Help, exit codes, and one clear line for bad input.
 """
 
 import json
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 
+import ev2
+from ev2 import config
+from ev2.checkpoint import manager
+from ev2.cli import commands, flags, help, recipe_keys
 from ev2.cli import main as cli
+from ev2.cli.commands import COMMANDS
+from ev2.models import model
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = f"--config={ROOT}/configs/demo.py"
 IMAGENET = f"--config={ROOT}/configs/imagenet1k.py:s"  # declared: no TensorFlow
 CHAIN = f"--config={ROOT}/configs/chain_demo.py"
+SEARCH = f"--config={ROOT}/configs/search.py:tiny"
 
 
 def _run(capsys, *argv):
@@ -25,24 +35,77 @@ def _run(capsys, *argv):
     return code, captured.out, captured.err
 
 
-def test_help_lists_the_verbs_that_exist(capsys):
+def test_help_lists_every_command(capsys):
     code, out, _ = _run(capsys)
-    assert code == 0
-    for verb in cli.VERBS:
-        assert verb in out
-        code, text, _ = _run(capsys, *verb.split(), "--help")
-        assert code == 0 and text.startswith(f"ev2 {verb}")
-
-
-def test_help_of_a_verb_with_subjects_lists_them(capsys):
+    assert code == 0 and _run(capsys, "--help") == (0, out, "")
+    assert set(re.findall(r"^  (\S+(?: \S+)?)  ", out, re.MULTILINE)) == set(COMMANDS)
     code, out, _ = _run(capsys, "bench", "--help")
     assert code == 0 and "bench infer" in out and "evaluate" not in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_usage_example_and_flags(capsys, name):
+    code, out, _ = _run(capsys, *name.split(), "--help")
+    assert code == 0 and out.startswith(f"usage: ev2 {name} ")
+    assert max(map(len, out.splitlines())) <= 180
+    values, names = flags.Values(), re.findall(r"^  --(?:\[no\])?(\w+)  ", out, re.M)
+    command = commands.load(name)
+    for flag in command.flags:
+        flag.add(values, ())
+    assert sorted(names) == sorted(values)
+    example = re.search(rf"^example: ev2 {name} (.*)$", out, re.MULTILINE)
+    assert example is not None
+    parsed, words = flags.parse(command.flags, shlex.split(example[1]))
+    assert bool(words) == bool(command.arguments) and parsed is not None
+
+
+def test_help_with_a_recipe_explains_its_keys(capsys):
+    code, out, _ = _run(capsys, "train", IMAGENET, "--help", "--config.optimizer.lr=2")
+    assert code == 0 and "--workdir" in out
+    assert "  optimizer.lr = 2.0\n      peak learning rate per 256 images" in out
+    assert re.search(r"  batch_size = 4096\n      Global images per step\.", out)
+    for key in ("epochs", "steps"):  # one comment above both
+        assert re.search(rf"  {key} = .*\n      Length of the run: exactly one", out)
+    code, out, _ = _run(capsys, "search", SEARCH, "--help")
+    assert code == 0 and "  proxy = a recipe, with the keys of ev2/config.py" in out
+    assert "  trials = 40\n      candidates" in out  # explained in the recipe itself
+
+
+def test_every_key_of_a_run_is_explained():
+    comments = recipe_keys.read_comments(ROOT / "ev2/config.py")
+    text = recipe_keys.format_keys(config.get_config(), str(ROOT / "ev2/config.py"))
+    keys = re.findall(r"^  ([\w.]+) = ", text, re.MULTILINE)
+    assert len(keys) >= 80 and [k for k in keys if not comments.get(k)] == []
+
+
+def test_version(capsys):
+    assert _run(capsys, "--version") == (0, f"ev2 {ev2.__version__}\n", "")
+
+
+def test_commands_as_markdown():
+    text = help.describe_commands()
+    assert [*re.findall(r"^### `ev2 (.*)`$", text, re.MULTILINE)] == [*COMMANDS]
+    assert "| `--shard_mb` | Approximate size of a shard" in text
+
+
+def test_top_level_functions_have_the_signatures_of_the_packages():
+    for top, inner in (
+        (ev2.create_model, model.create_model),
+        (ev2.load_pretrained, manager.load_pretrained),
+    ):
+        assert [*signature(top).parameters.values()] == [
+            p.replace(annotation=signature(top).parameters[p.name].annotation)
+            for p in signature(inner).parameters.values()
+        ]
+    with pytest.raises(TypeError, match="num_class"):
+        ev2.create_model("efficientnetv2-s", num_class=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "trian"),
+        (["trian"], "command: 'trian' is not known; did you mean 'train'?"),
+        (["fly"], "command: 'fly' is not known; choose one of train, chain"),
         (["plan"], "config"),
         (["plan", "--config=/nowhere.py"], "/nowhere.py"),
         (["plan", DEMO, "--config.optimizer.lrr=1"], "key 'lrr' is not known"),
@@ -74,10 +137,11 @@ def test_help_of_a_verb_with_subjects_lists_them(capsys):
         (["report", "--workdir=/nowhere"], "/nowhere"),
         (["prepare", "mnist", "--source=/a", "--out=/b"], "mnist"),
         (["prepare", "--source=/a", "--out=/b"], "prepare"),
-        (["prepare"], "fashion-mnist"),
+        (["prepare"], "choose one of imagenet1k, imagenet21k"),
         (["prepare", "imagenet1k", "--train=/nowhere.tar"], "out"),
         (["bench", "input", CHAIN], "ev2 chain runs it"),
-        (["bench", "speed"], "'bench speed' is not known; after bench, name one of"),
+        (["bench", "speed"], "'bench speed' is not known; choose one of step, infer"),
+        (["bench", "stpe"], "'bench stpe' is not known; did you mean 'bench step'?"),
         (["bench", "infer"], "--model or --checkpoint"),
         (["bench", "infer", "--model=vgg"], "vgg"),
         (["bench", "infer", "--model=resnet50", "--batch=0"], "batch: 0"),
@@ -104,11 +168,12 @@ def test_plan_prints_a_table_or_json(capsys, tmp_path):
     assert json.loads(path.read_text())["model"] == "efficientnetv2-tiny"
 
 
-def test_a_reader_that_has_enough_is_no_error():
+@pytest.mark.parametrize("argv", [["plan", IMAGENET], ["--help"], ["train", "--help"]])
+def test_a_closed_pipe_is_no_error(argv):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "ev2", "plan", IMAGENET],
+        [sys.executable, "-m", "ev2", *argv],
         cwd=ROOT,
         stdout=writer,
         stderr=subprocess.PIPE,
