@@ -37,6 +37,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",
+        "etils[epath]>=1.13",
         "flax>=0.12,<0.13",
         "h5py>=3.11",
         "jax>=0.10,<0.13",

@@ -90,6 +90,6 @@ def load_pretrained(
         ev2.errors.InputError: `path` is not a complete, undamaged checkpoint or a
             known published file.
     """
-    from ev2.checkpoint import manager
+    from ev2.checkpoint import pretrained
 
-    return manager.load_pretrained(path, weights=weights)
+    return pretrained.load_pretrained(path, weights=weights)

@@ -1,74 +1,77 @@
-"""Whole files and folders, written beside their place and then renamed into it."""
+"""Atomic writes of files and folders, on local disks and in object storage."""
 
 import contextlib
 import os
-import pathlib
-import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
+
+from etils import epath
 
 from ev2 import errors
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` to `path` so that no reader ever sees half of it.
-
-    A file that was there stays untouched until the new one is complete.
+    """Writes the file `path`: a reader sees the old content or the new, never a part.
 
     Raises:
-      OSError: if the folder cannot be written.
+      OSError: the folder cannot be written. The old content is kept.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = epath.Path(path)
+    temporary = _temporary_sibling(path)
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
+        temporary.replace(path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """Yields a temporary path for a file or folder, which is then renamed to `path`.
+
+    Parent folders are created. If the block raises, nothing is left at either path.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        temporary.rmtree(missing_ok=True)
 
 
 def check_new(key: str, path: str | os.PathLike) -> None:
-    """Raises InputError if `path`, given as `key`, exists or cannot be made."""
-    path = pathlib.Path(path)
-    if os.path.lexists(path):
+    """Raises InputError if `path`, the value of `key`, exists or cannot be written."""
+    if _exists(epath.Path(path)):
         raise errors.InputError(
-            f"{key}: {str(path)!r} exists and is left as it is; give a path that is new"
+            f"{key}: {os.fspath(path)!r} exists and is left as it is; give a new path"
         )
     check_writable(key, path)
 
 
 def check_writable(key: str, path: str | os.PathLike) -> None:
-    """Raises InputError if `path`, given as `key`, is no place to write at.
+    """Raises InputError if the folder `path`, the value of `key`, cannot be written.
 
-    That is the folder of this name or, where there is none, the next one above.
+    Where `path` does not exist, its nearest existing parent is tested.
     """
-    path = pathlib.Path(path)
-    home = path.absolute()
-    while not os.path.lexists(home):
-        home = home.parent
+    folder = epath.Path(path).absolute()
+    while not _exists(folder):
+        folder = folder.parent
+    probe = _temporary_sibling(folder / "probe")
     try:
-        tempfile.TemporaryFile(dir=home).close()  # permissions alone do not tell
+        probe.write_bytes(b"")  # permissions alone do not tell
+        probe.unlink()
     except OSError as error:
         raise errors.InputError(
-            f"{key}: {str(path)!r} cannot be written ({error.strerror} in "
-            f"{str(home)!r}); choose another path"
+            f"{key}: {os.fspath(path)!r} cannot be written ({error.strerror} in "
+            f"{os.fspath(folder)!r}); choose another path"
         ) from error
 
 
-@contextlib.contextmanager
-def written_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a path to write a file or a folder at; it becomes `path` at the end.
+def _exists(path: epath.Path) -> bool:
+    return path.exists() or os.path.islink(path)  # a link may point nowhere
 
-    The folders above are made. If the block raises, nothing is left at either place.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.rename(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+
+def _temporary_sibling(path: epath.Path) -> epath.Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

@@ -271,7 +271,7 @@ def _fetch(cloud, place, values, words) -> int:
         cloud.ask(*copy, str(out), f"--project={place.project}")
         return 0
     checks.check_login(cloud)
-    with files.written_aside(out) as aside:
+    with files.atomic_path(out) as aside:
         aside.mkdir()
         cloud.ask(*copy, str(aside), f"--project={place.project}")
     gcloud.say(f"{out}: fetched from {bucket}/{folder}")

@@ -1,126 +1,117 @@
-"""Whether a run's checkpoints still hold what was written; damaged ones set aside."""
+"""Checksums of checkpoints, and the quarantine of a run's corrupt ones.
+
+A checkpoint carries the size and CRC-32 of each of its files. They are computed when
+it has been written and before it is committed.
+"""
 
 import itertools
 import json
 import os
 import pathlib
 import zlib
+from typing import Any
 
 from absl import logging
 
 from ev2 import errors
 
-_SUMS = "sums.json"  # {file: [bytes, CRC-32]}, in each checkpoint
-_PARTS = ("state", "meta", "metrics")  # of a checkpoint: folders of files with sums
-# Without these a checkpoint is not whole, whenever it was written.
-_NEEDED = ("state/_METADATA", "state/manifest.ocdbt", "meta/metadata")
-_ASIDE = "damaged"
+CHECKPOINTS = "checkpoints"  # folder of a run; holds one folder per step
+_CHECKSUMS = "sums.json"  # {file: [bytes, CRC-32]}, in each checkpoint
+_QUARANTINE = "damaged"
+_PARTS = ("state", "meta", "metrics")  # folders of a checkpoint
 _CHUNK_BYTES = 2**20
 
 
-def find_steps(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the checkpoints in `folder`, whole or not, newest first."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    steps = [child for child in found if child.name.isdigit() and child.is_dir()]
+def list_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints in a folder, corrupt or not, newest first."""
+    children = folder.iterdir() if folder.is_dir() else ()
+    steps = [child for child in children if child.name.isdigit() and child.is_dir()]
     return sorted(steps, key=lambda child: int(child.name), reverse=True)
 
 
-def set_damaged_aside(folder: pathlib.Path) -> None:
-    """Moves the newest checkpoints away, as far as they are damaged, and says so.
+def quarantine(workdir: str) -> None:
+    """Moves a run's corrupt checkpoints to `WORKDIR/damaged`, with a warning for each.
 
-    Older ones are damaged if their scores or sums are: all scores are read when a run
-    goes on.
-
-    Args:
-      folder: that of a run's checkpoints; those moved lie in "damaged" beside it.
+    Checkpoints are verified from the newest on, until one is intact. Of the older
+    checkpoints only the evaluation scores are verified: a resumed run reads them all.
 
     Raises:
-      InputError: all are damaged; nothing is moved then.
+      InputError: every checkpoint is corrupt. Nothing is moved.
     """
-    damaged = []
-    steps = iter(find_steps(folder))
-    for step in steps:
-        reason = _find_lack(step) or find_damage(step)
-        if reason is None:
-            break
-        damaged.append((step, reason))
-    else:
-        if damaged:
-            step, reason = damaged[0]
-            raise errors.InputError(
-                f"checkpoint: {str(step)!r} is damaged ({reason}), and there is none "
-                "before that is not; restore one, or move all away to start again"
-            )
-        return
-    older = ((bad, find_damage(bad, "metrics/")) for bad in steps)
-    for bad, reason in [*damaged, *((bad, why) for bad, why in older if why)]:
+    corrupt: list[tuple[pathlib.Path, str]] = []
+    intact: pathlib.Path | None = None
+    for checkpoint in list_checkpoints(pathlib.Path(workdir).absolute() / CHECKPOINTS):
+        damage = find_damage(checkpoint, "metrics/" if intact else "")
+        if damage:
+            corrupt.append((checkpoint, damage))
+        intact = intact or (None if damage else checkpoint)
+    if corrupt and intact is None:
+        checkpoint, damage = corrupt[0]
+        raise errors.InputError(
+            f"checkpoint: {str(checkpoint)!r} is corrupt ({damage}), and so is every "
+            "checkpoint before it; restore one, or move all away to start again"
+        )
+    for checkpoint, damage in corrupt:
+        assert intact is not None
         logging.error(
-            "The checkpoint of step %s is damaged: %s. It lies in %s now, and the run "
-            "goes on from step %s.",
-            *(bad.name, reason, _move_aside(bad), step.name),
+            "The checkpoint of step %s is corrupt: %s. It was moved to %s; the run "
+            "resumes from step %s.",
+            *(checkpoint.name, damage, _move(checkpoint), intact.name),
         )
 
 
-def _move_aside(step: pathlib.Path) -> pathlib.Path:
-    home = step.parent.parent / _ASIDE
-    home.mkdir(exist_ok=True)
-    names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    places = (home / f"{step.name}{name}" for name in names)
-    place = next(place for place in places if not os.path.lexists(place))
-    os.rename(step, place)
-    return place
+def _move(checkpoint: pathlib.Path) -> pathlib.Path:
+    folder = checkpoint.parent.parent / _QUARANTINE
+    folder.mkdir(exist_ok=True)
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    targets = (folder / f"{checkpoint.name}{suffix}" for suffix in suffixes)
+    target = next(target for target in targets if not os.path.lexists(target))
+    return checkpoint.rename(target)
 
 
-def _find_lack(step: pathlib.Path) -> str | None:
-    missing = [name for name in _NEEDED if not (step / name).exists()]
-    return f"{missing[0]} is missing" if missing else None
-
-
-def write_sums(step: pathlib.Path) -> None:
-    """Writes the sums of all files of a checkpoint into it."""
-    sums = {
-        path.relative_to(step).as_posix(): [path.stat().st_size, _crc32(path)]
+def write_checksums(checkpoint: pathlib.Path) -> None:
+    """Writes the checksums of all files of a complete checkpoint into it."""
+    checksums = {
+        path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _crc32(path)]
         for part in _PARTS
-        for path in sorted((step / part).rglob("*"))
+        for path in sorted((checkpoint / part).rglob("*"))
         if path.is_file()
     }
-    (step / _SUMS).write_text(json.dumps(sums))
+    (checkpoint / _CHECKSUMS).write_text(json.dumps(checksums))
 
 
-def find_damage(step: pathlib.Path, part: str = "") -> str | None:
-    """Returns what differs from what was written, None if nothing does.
+def find_damage(checkpoint: pathlib.Path, part: str = "") -> str | None:
+    """Returns the first difference from the checksums; None for an intact checkpoint.
 
-    Only files are looked at whose names in the checkpoint begin with `part`.
-    None as well where there are no sums: weights that are not of a run have none.
+    Only files are verified whose paths in the checkpoint begin with `part`.
     """
     try:
-        text = (step / _SUMS).read_text()
+        checksums = _parse((checkpoint / _CHECKSUMS).read_text())
     except FileNotFoundError:
-        return None
+        return f"{_CHECKSUMS} is missing"
     except OSError as error:
-        return f"{_SUMS}: {error.strerror}"
-    try:
-        sums = [(name, int(size), int(crc)) for name, (size, crc) in _items(text)]
-    except (ValueError, TypeError):
-        return f"{_SUMS} is cut or changed"
-    sums = [entry for entry in sums if entry[0].startswith(part)]
-    reasons = (_compare(step / name, name, size, crc) for name, size, crc in sums)
-    return next((reason for reason in reasons if reason), None)
+        return f"{_CHECKSUMS}: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{_CHECKSUMS} is truncated or changed"
+    reasons = (
+        _compare(checkpoint / name, name, size, crc)
+        for name, size, crc in checksums
+        if name.startswith(part)
+    )
+    return next(filter(None, reasons), None)
 
 
-def _items(text: str):
-    sums = json.loads(text)
-    if not isinstance(sums, dict):
-        raise ValueError(text)
-    return sums.items()
+def _parse(text: str) -> list[tuple[str, int, int]]:
+    entries: dict[str, Any] = json.loads(text)
+    return [(name, int(size), int(crc)) for name, (size, crc) in entries.items()]
 
 
 def _compare(path: pathlib.Path, name: str, size: int, crc: int) -> str | None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{name} has {found:,} bytes of {size:,}"
-        return None if _crc32(path) == crc else f"{name} is not what was written"
+        actual = path.stat().st_size
+        if actual != size:
+            return f"{name} has {actual:,} bytes instead of {size:,}"
+        return None if _crc32(path) == crc else f"{name} has changed"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

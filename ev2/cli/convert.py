@@ -35,10 +35,11 @@ FLAGS = (
 
 
 def run(values: flags.Values, sources: Sequence[str]) -> None:
-    from ev2.checkpoint.published import write
+    from ev2.checkpoint import pretrained
+    from ev2.checkpoint.published import convert
 
     given = {flag.name: values[flag.name].value for flag in PREPROCESSING}
-    report = write.convert_published(
+    report = pretrained.convert_published(
         sources[0],
         values.out,
         name=values.model or "",
@@ -48,4 +49,4 @@ def run(values: flags.Values, sources: Sequence[str]) -> None:
         padding=values.padding,
         preprocessing={name: v for name, v in given.items() if v is not None},
     )
-    flags.show(values.json, report, write.format_report(report, values.out))
+    flags.show(values.json, report, convert.format_report(report, values.out))

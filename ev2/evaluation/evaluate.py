@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ev2 import errors, sharding
-from ev2.checkpoint import class_names
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import class_names, pretrained
 from ev2.data import imagenet_classes, pipeline, sources
 from ev2.evaluation import metrics, steps
 from ev2.train import validate as check
@@ -162,7 +161,7 @@ def evaluate_checkpoint(
     does: they may be fewer and in another order.
 
     Args:
-      path: see `checkpoint.load_pretrained`.
+      path: see `pretrained.load_pretrained`.
       config: where the pictures are and the batch size; None means those the
         checkpoint was trained with. Model and preprocessing always come from the
         checkpoint.
@@ -175,7 +174,7 @@ def evaluate_checkpoint(
     Raises:
       InputError: no checkpoint, no data, or classes that the checkpoint does not know.
     """
-    model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
+    model, variables, meta = pretrained.load_pretrained(path, weights=weights)
     own = _with_preprocessing(meta, config)
     own.eval.batch_size = batch_size or own.eval.batch_size
     own.eval.image_size = image_size or own.eval.image_size

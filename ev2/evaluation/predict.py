@@ -13,7 +13,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from ev2 import errors, sharding
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.data import image_paths, imagenet_classes, pipeline
 from ev2.evaluation import steps
 from ev2.models.model import Model
@@ -32,7 +32,7 @@ def print_predictions(
     """Prints the predictions for all pictures as they are made, with a progress bar.
 
     Args:
-      path: see `checkpoint.load_pretrained`.
+      path: see `pretrained.load_pretrained`.
       images: files, folders and globs; see `image_paths.find_images`.
       json_lines: one JSON object per picture on stdout, else a table for people.
       batch_size, options: as `predict`.
@@ -114,7 +114,7 @@ def predict(
     Where a picture cannot be read it is `{"path", "error"}`, the reason in words.
 
     Args:
-      path: see `checkpoint.load_pretrained`; preprocessing comes from there.
+      path: see `pretrained.load_pretrained`; preprocessing comes from there.
       paths: local files.
       weights: "ema" or "raw".
       top: number of classes; all of them where the network knows fewer.
@@ -127,7 +127,7 @@ def predict(
     check_options(
         weights=weights, top=top, batch_size=batch_size, image_size=image_size
     )
-    model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
+    model, variables, meta = pretrained.load_pretrained(path, weights=weights)
     if model.num_classes == 0:
         raise errors.InputError(
             f"checkpoint: {path!r} gives features and no classes; give one with classes"

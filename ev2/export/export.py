@@ -58,7 +58,7 @@ def export(
     """Writes a checkpoint in a format of others and compares the two.
 
     Args:
-        checkpoint: see `checkpoint.load_pretrained`.
+        checkpoint: see `pretrained.load_pretrained`.
         format_name: one of `FORMATS`.
         out: file to write, or folder for "saved_model". It appears when complete.
         weights: "ema" or "raw".
@@ -88,7 +88,7 @@ def write_checked(
 ) -> dict[str, Any]:
     """Does what `export` does, for a program."""
     started = time.monotonic()
-    with files.written_aside(out) as aside:
+    with files.atomic_path(out) as aside:
         FORMATS[format_name].write(source, aside)
     written = time.monotonic()
     report = {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.models import normalize
 from ev2.models.model import Model, Variables
 
@@ -55,14 +55,14 @@ def from_checkpoint(path: str, *, weights: str = "ema", image_size: int = 0) -> 
     """Returns the program of a checkpoint.
 
     Args:
-        path: see `checkpoint.load_pretrained`.
+        path: see `pretrained.load_pretrained`.
         weights: "ema" or "raw".
         image_size: pixels; 0 means the size it is evaluated at.
 
     Raises:
         InputError: if there is no checkpoint at `path`.
     """
-    model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
+    model, variables, meta = pretrained.load_pretrained(path, weights=weights)
     preprocessing = meta["preprocessing"]
     return Program(
         model=model,

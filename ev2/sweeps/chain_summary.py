@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ev2 import errors, files
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.report import records
 from ev2.train import workdir as run_folder
 
@@ -71,7 +71,7 @@ def _describe(run: Any) -> dict[str, Any]:
         "data": _data(run),
         "config": os.path.join(run.folder, "config.json"),
         "start": run.config.init.checkpoint,
-        "checkpoint": checkpoint.locate(run.folder),
+        "checkpoint": os.fspath(pretrained.find(run.folder) or ""),
         "step": result["step"],
         "image_size": result["image_size"],
         **{k: v for k, v in result["ema"].items() if k != "skipped"},

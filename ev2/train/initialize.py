@@ -10,8 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.checkpoint import class_names
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import class_names, manager, pretrained
 from ev2.data import imagenet_classes
 from ev2.models import arch
 from ev2.models.model import Model
@@ -55,7 +54,7 @@ def open_source(config: ConfigDict, workdir: str) -> tuple[ConfigDict, Source | 
             "weights that `ev2 convert` wrote, or a published file"
         )
     source = None
-    if path and not checkpoint.exists(workdir):
+    if path and not manager.exists(workdir):
         source = _read(path, config.init.weights)
     begun = run_folder.read_config(workdir)
     known = source.meta["preprocessing"] if source else None
@@ -66,7 +65,7 @@ def open_source(config: ConfigDict, workdir: str) -> tuple[ConfigDict, Source | 
 
 
 def _read(path: str, weights: str) -> Source:
-    model, variables, meta = checkpoint.load_pretrained(path, weights=weights)
+    model, variables, meta = pretrained.load_pretrained(path, weights=weights)
     return Source(
         path=os.fspath(path),
         weights=weights,
@@ -132,7 +131,7 @@ def weights_for(
     _check_network(model, source)
     variables = dict(source.variables)
     which = {"ema": "averaged", "raw": "raw"}[source.weights]
-    if source.meta.get("one_set"):
+    if source.meta["config"] is None:
         which = "only"
     reason = _why_new_head(names, tuple(source.meta["class_names"]))
     if reason:

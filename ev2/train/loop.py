@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ev2 import errors, progressive, sharding
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import integrity, manager, pretrained
 from ev2.data import pipeline
 from ev2.evaluation import evaluate
 from ev2.train import compile as programs
@@ -64,8 +64,11 @@ def train_and_evaluate(
         notice = opened(preemption.Notice())  # listens while a save is being written
         with processes.together():
             folder = opened(run_folder.RunFolder(workdir, config, writes=writes))
+        with processes.together():
+            if writes:
+                integrity.quarantine(workdir)
         checkpoints = opened(
-            checkpoint.Checkpoints(
+            manager.Checkpoints(
                 workdir,
                 keep=config.checkpoint.keep,
                 keep_best=config.checkpoint.keep_best,
@@ -105,7 +108,7 @@ class _Run:
         *,
         job: jobs.Job,
         folder: run_folder.RunFolder,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: manager.Checkpoints,
         log: logbook.Logbook,
         profiler: profiling.Profiler,
         notice: preemption.Notice,
@@ -116,11 +119,14 @@ class _Run:
         self._job, self._start, self._opened = job, start, opened
         self._folder, self._checkpoints, self._log = folder, checkpoints, log
         self._profiler, self._notice, self._dog = profiler, notice, dog
-        self._meta = checkpoint.make_meta(job.config, job.model, job.info.class_names)
+        self._meta = pretrained.make_metadata(
+            job.model, job.info.class_names, config=job.config
+        )
         shapes = programs.abstract_state(job.model, job.optimizer, job.config, job.mesh)
         self._shapes, self._trained = shapes, start
         # Of all evaluations; a checkpoint knows those before it.
-        self._scores = checkpoints.read_meta(start).get("scores", []) if start else []
+        metadata = checkpoints.read_metadata(start) if start else {}
+        self._scores = metadata.get("scores", [])
         self._coming = [] if self._is_over() else _coming(job, start)
         self._prepared = _prepare_stages(job, start, shapes, self._coming)
         if start:

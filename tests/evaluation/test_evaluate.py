@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import demo, folder
 from ev2 import errors, sharding
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import manager, pretrained
 from ev2.data import decode as data_image
 from ev2.data import sources
 from ev2.evaluation import evaluate
@@ -30,8 +30,8 @@ def saved(tmp_path_factory):
     model = create_model(config.model.name, num_classes=10, blocks=config.model.blocks)
     state = states.create_state(model, optim.make_optimizer(config), config, 16)
     names = sources.describe(config).class_names
-    meta = checkpoint.make_meta(config, model, names)
-    checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
+    meta = pretrained.make_metadata(model, names, config=config)
+    checkpoints = manager.Checkpoints(str(workdir), keep=1)
     checkpoints.save(state, 3, meta)
     checkpoints.close()
     return workdir, config, state
@@ -74,7 +74,7 @@ def test_evaluate_checkpoint_reads_model_and_preprocessing(saved):
 
 def test_load_pretrained_gives_back_the_arrays(saved):
     workdir, _, state = saved
-    model, variables, meta = checkpoint.load_pretrained(str(workdir))
+    model, variables, meta = pretrained.load_pretrained(str(workdir))
     jax.tree.map(np.testing.assert_array_equal, variables["params"], state.params)
     assert model.name == "efficientnetv2-tiny" and len(meta["class_names"]) == 10
     images = np.zeros((2, 16, 16, 3), np.float32)
@@ -202,7 +202,7 @@ def test_a_folder_with_splits_is_never_taken_whole(tmp_path):
 
 
 def test_the_crop_is_the_checkpoints(tmp_path, monkeypatch):
-    """A config says where pictures are; a checkpoint before the key cropped by 32."""
+    """A config names the images; the checkpoint decides how they are cropped."""
     crop = {"data.eval_crop": "center", "data.eval_crop_padding": 5}
     run = _save(tmp_path / "run", ("a", "b"), 0, **crop)
     config = _write_folder(tmp_path / "photos", {"a": 1, "b": 1})
@@ -213,25 +213,3 @@ def test_the_crop_is_the_checkpoints(tmp_path, monkeypatch):
     )
     evaluate.evaluate_checkpoint(run, config)
     assert seen == [{"image_size": 16, "padding": 5}] * len(seen) and seen
-    make_meta = checkpoint.make_meta
-
-    def old_meta(*arguments):
-        meta = make_meta(*arguments)
-        for section in (meta["preprocessing"], meta["config"]["data"]):
-            del section["eval_crop_padding"]
-        del meta["config"]["data"]["max_labels"]  # younger still, as are these
-        del meta["config"]["checkpoint"]["keep_best"]
-        for key in ("split", "metric", "patience"):
-            del meta["config"]["eval"][key]
-        return meta
-
-    monkeypatch.setattr(checkpoint, "make_meta", old_meta)
-    old = _save(tmp_path / "old", ("a", "b"), 0, **crop)
-    assert (
-        checkpoint.load_pretrained(old)[2]["preprocessing"]["eval_crop_padding"] == 32
-    )
-    seen.clear()
-    evaluate.evaluate_checkpoint(old, config)
-    assert seen == [{"image_size": 16, "padding": 32}] * len(seen) and seen
-    own = checkpoint.load_pretrained(old)[2]
-    assert evaluate._with_preprocessing(own, None).data.max_labels == 1

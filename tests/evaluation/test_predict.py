@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ev2 import errors, sharding
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.cli import main as cli
 from ev2.data import image_paths
 from ev2.evaluation import predict
@@ -64,7 +64,7 @@ def _write(folder, count: int) -> list[str]:
 
 def _expected(variables, pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
     """Probabilities `[N, classes]` of pictures `[N, S, S, 3]`, step by step."""
-    model, _, meta = checkpoint.load_pretrained(variables[0])
+    model, _, meta = pretrained.load_pretrained(variables[0])
     mean, std = (
         np.array(meta["preprocessing"][k], np.float32) for k in ("mean", "std")
     )
@@ -320,7 +320,7 @@ def test_features_have_no_classes(saved, monkeypatch):
         num_classes = 0
 
     monkeypatch.setattr(
-        checkpoint, "load_pretrained", lambda path, weights: (Features, {}, {})
+        pretrained, "load_pretrained", lambda path, weights: (Features, {}, {})
     )
     with pytest.raises(errors.InputError, match="features and no classes"):
         predict.predict("run", ["a.png"])

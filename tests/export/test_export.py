@@ -15,7 +15,7 @@ import pytest
 
 import ev2
 from ev2 import errors
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import manager, pretrained
 from ev2.checkpoint.published import convert
 from ev2.cli import main as cli
 from ev2.data import sources
@@ -254,9 +254,10 @@ def saved(tmp_path_factory):
             "ema": source.variables,
         }
     )
-    checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
+    checkpoints = manager.Checkpoints(str(workdir), keep=1)
     names = sources.describe(config).class_names
-    checkpoints.save(state, 1, checkpoint.make_meta(config, source.model, names))
+    meta = pretrained.make_metadata(source.model, names, config=config)
+    checkpoints.save(state, 1, meta)
     checkpoints.close()
     return workdir
 
@@ -277,7 +278,7 @@ def test_the_verb_writes_file_and_figures(saved, tmp_path, capsys):
 
 
 def test_the_program_normalizes_as_the_checkpoint_says(saved):
-    _, _, meta = checkpoint.load_pretrained(str(saved))
+    _, _, meta = pretrained.load_pretrained(str(saved))
     source = programs.from_checkpoint(str(saved))
     assert list(source.mean) == meta["preprocessing"]["mean"]
     assert list(source.std) == meta["preprocessing"]["std"]

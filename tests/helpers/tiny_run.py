@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from ev2 import config as defaults
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import manager, pretrained
 from ev2.models.model import Model
 from ev2.train import compile as programs
 from ev2.train import optimizer as optim
@@ -56,8 +56,8 @@ def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):
     state = states.create_state(model, optim.make_optimizer(config), config, 16)
     if ema is not None:
         state = dataclasses.replace(state, ema=ema(state.ema))
-    checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
-    meta = checkpoint.make_meta(config, model, tuple(class_names))
+    checkpoints = manager.Checkpoints(str(workdir), keep=1)
+    meta = pretrained.make_metadata(model, tuple(class_names), config=config)
     checkpoints.save(state, 1, meta)
     checkpoints.close()
     return {"params": state.params, "batch_stats": state.batch_stats}

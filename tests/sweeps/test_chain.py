@@ -21,7 +21,7 @@ import pytest
 from configs import chain as chains
 from configs import chain_demo, comparisons
 from ev2 import errors
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.cli import main as cli
 from ev2.report import report
 from ev2.sweeps import chain, chain_summary
@@ -113,7 +113,7 @@ def test_each_starts_from_the_link_and_seed_it_names(finished):
     assert config["data"]["mean"] == [128.0] * 3  # its own
     narrow = json.loads((workdir / "narrow/1/config.json").read_text())["config"]
     assert narrow["data"]["mean"] == [1.0, 2.0, 3.0]  # of the link
-    _, variables, meta = checkpoint.load_pretrained(str(workdir / "narrow/0"))
+    _, variables, meta = pretrained.load_pretrained(str(workdir / "narrow/0"))
     assert meta["preprocessing"]["mean"] == [1.0, 2.0, 3.0]
     assert variables["params"]["classifier"]["kernel"].shape[1] == 4
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ev2 import errors
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.evaluation import evaluate
 from ev2.train import early_stopping as watch
 from ev2.train import logger as logbook
@@ -80,7 +80,7 @@ def test_a_stopped_run_gives_its_best_after_a_kill_too(tmp_path, scored, monkeyp
     assert results == json.loads((tmp_path / "eval.json").read_text())
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*"))
     assert kept == [4, 8]
-    assert checkpoint.locate(str(tmp_path)).endswith("/checkpoints/4")
+    assert pretrained.find(str(tmp_path)) == tmp_path / "checkpoints/4"
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
     assert [x["step"] for x in lines if x["split"] == "eval"] == [2, 4, 6, 8]

@@ -157,7 +157,7 @@ def test_a_damaged_newest_checkpoint_costs_one_save(whole, table):
     os.truncate(victim, victim.stat().st_size // 2)
     again = crowd.Crowd(workdir, 1, *FLAGS)
     assert again.wait() == [0], again.said()
-    assert f"The checkpoint of step {step} is damaged" in again.said()
+    assert f"The checkpoint of step {step} is corrupt" in again.said()
     before = again.begun_after()
     assert before == step - SAVED_EVERY and (workdir / f"damaged/{step}").is_dir()
     fault = "SIGKILL, newest checkpoint cut in half"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ev2 import errors
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import manager, pretrained
 from ev2.train import initialize as initial
 from ev2.train import loop as train
 from ev2.train import optimizer as optim
@@ -55,7 +55,7 @@ def test_the_weights_asked_for_go_into_state_and_averages(
     config, source = _read(source_folder, tmp_path, **{"init.weights": weights})
     model = tiny.create_model(config)
     found, said = initial.weights_for(model, NAMES, source)
-    _, expected, _ = checkpoint.load_pretrained(source_folder, weights=weights)
+    _, expected, _ = pretrained.load_pretrained(source_folder, weights=weights)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     which = {"ema": "averaged", "raw": "raw"}[weights]
     assert said == f"from the {which} weights of {source_folder}, with its classifier"
@@ -226,20 +226,20 @@ def test_a_resumed_run_needs_the_checkpoint_no_more(
     )
     train.train_and_evaluate(config, str(tmp_path / "whole"))
     assert "with a new classifier: 11 classes, there 10" in capsys.readouterr().out
-    save = checkpoint.Checkpoints.save
+    save = manager.Checkpoints.save
 
     def save_and_stop(self, state, step, *args, **kwargs):
         save(self, state, step, *args, **kwargs)
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+        patch.setattr(manager.Checkpoints, "save", save_and_stop)
         with pytest.raises(Stopped):
             train.train_and_evaluate(config, str(tmp_path / "run"))
     shutil.rmtree(moved)
     train.train_and_evaluate(config, str(tmp_path / "run"))
     assert_equal_bits(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
-    _, variables, meta = checkpoint.load_pretrained(str(tmp_path / "run"))
+    _, variables, meta = pretrained.load_pretrained(str(tmp_path / "run"))
     assert meta["preprocessing"]["mean"] == [1.0, 2.0, 3.0]
-    _, source, _ = checkpoint.load_pretrained(source_folder)
+    _, source, _ = pretrained.load_pretrained(source_folder)
     assert not _moved(source["batch_stats"], variables["batch_stats"])

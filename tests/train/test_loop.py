@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ev2 import errors, sharding
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import manager, pretrained
 from ev2.data import sources as source
 from ev2.train import logger as logbook
 from ev2.train import loop as train
@@ -27,7 +27,7 @@ def final_state(workdir):
     """All arrays of the newest checkpoint, by path."""
     import orbax.checkpoint as ocp
 
-    folder, reader = checkpoint._find(str(workdir)), ocp.PyTreeCheckpointer()
+    folder, reader = pretrained.find(str(workdir)), ocp.PyTreeCheckpointer()
     tree = reader.metadata(folder / "state").item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     args = ocp.args.PyTreeRestore(restore_args=as_numpy)
@@ -123,7 +123,7 @@ def test_sigterm_saves_and_goes_on(tmp_path, monkeypatch, whole_run, step):
         train.train_and_evaluate(config, str(tmp_path))
     assert signal.getsignal(signal.SIGTERM) == former
     monkeypatch.undo()
-    assert checkpoint.exists(str(tmp_path))
+    assert manager.exists(str(tmp_path))
     again = train.train_and_evaluate(config, str(tmp_path))
     assert_equal_bits(final_state(workdir), final_state(tmp_path))
     assert again["ema"] == results["ema"]
@@ -177,7 +177,7 @@ def test_restored_on_other_device_counts(whole_run):
     expected = final_state(workdir)
     for count in (1, 2, 4):
         mesh = sharding.make_mesh(jax.devices()[:count])
-        checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
+        checkpoints = manager.Checkpoints(str(workdir), keep=2)
         shapes = _abstract_state(mesh)
         state = checkpoints.restore(8, shapes)
         checkpoints.close()
@@ -261,12 +261,12 @@ def test_another_config_in_the_same_folder_is_refused(whole_run):
 
 def test_a_run_starts_from_the_averaged_weights_of_another(whole_run, tmp_path):
     workdir, _ = whole_run
-    _, variables, _ = checkpoint.load_pretrained(str(workdir))
+    _, variables, _ = pretrained.load_pretrained(str(workdir))
     config = tiny.make_config(
         **{"init.checkpoint": str(workdir), "steps": 2, "optimizer.lr": 0.0}
     )
     train.train_and_evaluate(config, str(tmp_path / "next"))
-    _, continued, _ = checkpoint.load_pretrained(str(tmp_path / "next"), weights="raw")
+    _, continued, _ = pretrained.load_pretrained(str(tmp_path / "next"), weights="raw")
     jax.tree.map(
         np.testing.assert_array_equal, variables["params"], continued["params"]
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ev2 import errors
-from ev2.checkpoint import manager as checkpoint
+from ev2.checkpoint import pretrained
 from ev2.train import multihost as processes
 from tests.helpers import run_processes as crowd
 from tests.train.test_loop import final_state, make_photographs
@@ -105,7 +105,7 @@ def test_several_processes_end_as_one(alone, count):
     # Logs and reports are of process 0 alone.
     assert "report: " in several.said(0) and (workdir / "report.html").exists()
     assert "img/s" not in several.said(1) and "report" not in several.said(1)
-    _, variables, _ = checkpoint.load_pretrained(str(workdir))
+    _, variables, _ = pretrained.load_pretrained(str(workdir))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
 
 
@@ -123,7 +123,7 @@ def test_sigterm_to_one_saves_at_the_same_step_on_all(alone):
         for i in range(2)
     ]
     assert found[0] and found[1] and found[0][1] == found[1][1]
-    assert checkpoint._find(str(workdir)).name == found[0][1]
+    assert pretrained.find(str(workdir)).name == found[0][1]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ so that the logits are the same: another epsilon, biases before a normalization,
 BGR stem.
 """
 
+import collections
 import dataclasses
 import difflib
 import re
@@ -18,6 +19,7 @@ from ev2 import errors
 from ev2.checkpoint.published import formats as readers
 from ev2.checkpoint.published import preprocessing
 from ev2.checkpoint.published import tensor_names as names
+from ev2.data import imagenet_classes
 from ev2.models import arch as architectures
 from ev2.models import efficientnet, resnet
 from ev2.models.model import Model, create_model
@@ -39,9 +41,8 @@ class Converted:
         model: the network, float32.
         variables: `{"params", "batch_stats"}`, float32 NumPy arrays.
         preprocessing: see `preprocessing.of_published`.
-        class_names: as the file says; () if it does not.
+        class_names: from the file, or else WordNet ids for 1,000 classes, or numbers.
         has_both: whether the file holds running averages and raw values.
-        new_head: whether the classifier was drawn anew.
         report: JSON-able: "model", "format", "matched" and "transposed" (counts),
             "skipped" (`{"name", "reason"}` of the file's tensors without a place),
             "missing" (names the file lacks) and "notes" (what was folded).
@@ -52,7 +53,6 @@ class Converted:
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...]
     has_both: bool
-    new_head: bool
     report: dict[str, Any]
 
 
@@ -111,11 +111,20 @@ def convert(
         model=model,
         variables=_tree(found),
         preprocessing=wanted,
-        class_names=() if new_head else tuple(file.own.get("class_names", ())),
+        class_names=_class_names(model.num_classes, file, new_head),
         has_both=file.has_both,
-        new_head=new_head,
         report={"model": name, "format": scheme, **report, "notes": notes},
     )
+
+
+def _class_names(count: int, file: readers.File, new_head: bool) -> tuple[str, ...]:
+    """Returns the file's names, ImageNet's, or numbers for unknown classes."""
+    if not new_head and "class_names" in file.own:
+        return tuple(file.own["class_names"])
+    imagenet = tuple(row.id for row in imagenet_classes.imagenet1k())
+    if not new_head and count == len(imagenet):
+        return imagenet
+    return imagenet_classes.default_class_names(count)
 
 
 def _choose_padding(padding: str, scheme: str) -> str:
@@ -381,3 +390,22 @@ def _tree(flat: dict[_Path, np.ndarray]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[path[-1]] = np.asarray(values, np.float32)
     return tree
+
+
+def format_report(report: dict, out: str) -> str:
+    """The mapping report for people: counts, then what was left out by reason."""
+    skipped = collections.Counter(row["reason"] for row in report["skipped"])
+    lines = [
+        f"{report['model']} from {report['format']} names: {report['matched']:,} "
+        f"tensors matched, {report['transposed']:,} of them transposed",
+        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
+        *report["notes"],
+        "preprocessing: "
+        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
+        f"weights: {out}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)

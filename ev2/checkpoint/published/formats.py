@@ -87,8 +87,8 @@ def read(path: str, *, averaged: bool = True) -> File:
     except Exception as error:  # whatever the libraries make of a damaged file
         reason = " ".join(str(error).split())[:200]
         raise errors.InputError(
-            f"source: {path!r} cannot be read, it is cut or damaged ({reason}); fetch"
-            " it again"
+            f"source: {path!r} cannot be read, it is truncated or corrupt ({reason});"
+            " fetch it again"
         ) from error
 
 

@@ -1,17 +1,22 @@
-"""What published weights expect their pictures to look like.
+"""Preprocessing of images that published weights were trained with.
 
-The values travel in a checkpoint's meta data, so that evaluation and prediction cannot
-use others by mistake. mean and std are per RGB channel in 0..255.
+The values are kept in a checkpoint's metadata, so that evaluation and prediction use
+them. mean and std are per RGB channel, in 0..255.
 """
 
 from typing import Any
 
+from ev2 import errors
 from ev2.models import arch as architectures
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 # Keras's ResNets have Caffe's weights: the means alone, and BGR, which `convert` turns.
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
+_CHOICES = {"interpolation": ("bilinear", "bicubic"), "eval_crop": ("resize", "center")}
+# Lowest and highest: pixels, or levels in 0..255. A standard deviation below 1 was
+# meant for images in 0..1.
+_RANGES = {"image_size": (8, 4096), "mean": (0, 255), "std": (1, 255)}
 
 # Evaluation size, interpolation, and how much larger the short side is resized than
 # the central crop, px. Source: torchvision 0.29, the `transforms` of its IMAGENET1K_V1.
@@ -65,3 +70,35 @@ def of_published(scheme: str, arch: architectures.ArchSpec) -> dict[str, Any]:
         found |= {"mean": (128.0,) * 3, "std": (128.0,) * 3}
         found |= {"interpolation": "bilinear", "eval_crop": "resize"}
     return found
+
+
+def parse(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns preprocessing values from the command line as the metadata holds them.
+
+    Args:
+        values: "image_size" (px), "interpolation", "eval_crop", "mean" and "std" (lists
+            of one or three numbers or strings, in 0..255); any of them.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    return {key: _parse(key, value) for key, value in values.items()}
+
+
+def _parse(key: str, value: Any) -> Any:
+    if key in _CHOICES:
+        errors.check_choice(key, value, _CHOICES[key])
+        return value
+    given = value if isinstance(value, list | tuple) else [value]
+    low, high = _RANGES[key]
+    counts = (1,) if key == "image_size" else (1, 3)
+    try:
+        numbers = [float(number) for number in given]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or not all(low <= n <= high for n in numbers):
+        raise errors.InputError(
+            f"{key}: {','.join(map(str, given))} is not allowed; give "
+            f"{' or '.join(map(str, counts))} number(s) from {low} to {high}"
+        )
+    return value if key == "image_size" else tuple(numbers * (3 // len(numbers)))

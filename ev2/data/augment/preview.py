@@ -63,7 +63,7 @@ def write_preview(config: Any, out: str, image: str = "") -> None:
         f"{_TITLES[config.data.augment]}, {config.data.randaugment_variant} arithmetic,"
         f" {config.progressive.image_size[-1]} px"
     )
-    with files.written_aside(out) as temporary:
+    with files.atomic_path(out) as temporary:
         draw_sheet(title, magnitudes, rows).save(temporary, "PNG")
 
 

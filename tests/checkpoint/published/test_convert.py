@@ -346,11 +346,11 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path, released):
         b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00true\x85R."
     )
     cases = {
-        "cut.safetensors": "cut or damaged",
-        "cut.h5": "cut or damaged",
-        "cut.keras": "cut or damaged",
-        "cut.tgz": "cut or damaged",
-        "released": "cut or damaged",
+        "cut.safetensors": "truncated or corrupt",
+        "cut.h5": "truncated or corrupt",
+        "cut.keras": "truncated or corrupt",
+        "cut.tgz": "truncated or corrupt",
+        "released": "truncated or corrupt",
         "code.pth": "os.system",
         "nothing.h5": "does not exist",
         "small.txt": "is not a weight file",
