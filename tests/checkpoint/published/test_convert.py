@@ -34,7 +34,7 @@ AVERAGED = published.random_variables(MODEL, seed=1)
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     """Puts the small network in the table, where files are found to be of it."""
-    small = dataclasses.replace(arch.get(NAME), rows=arch.decode(published.BLOCKS))
+    small = dataclasses.replace(arch.get(NAME), stages=arch.decode(published.BLOCKS))
     monkeypatch.setitem(arch.table._TABLE, NAME, small)
 
 
@@ -163,7 +163,7 @@ def test_what_is_folded_leaves_the_logits_alone(tmp_path):
     values["conv3_block1_2_conv/bias"] = np.linspace(-1, 1, 16, dtype=np.float32)
     own = dataclasses.replace(
         arch.get("resnet50"),
-        rows=tuple(
+        stages=tuple(
             dataclasses.replace(row, operator=arch.BOTTLENECK)
             for row in model.arch.stages
         ),
