@@ -15,7 +15,7 @@ from ev2.checkpoint import integrity
 from ev2.checkpoint.published import convert, formats
 from ev2.checkpoint.published import preprocessing as published_preprocessing
 from ev2.models import arch
-from ev2.models import model as models
+from ev2.models.model import Model, create_model
 
 # Keys of the metadata's preprocessing that a config has under `data`.
 _DATA_KEYS = (
@@ -25,7 +25,7 @@ _DATA_KEYS = (
 
 def load_pretrained(
     path: str, *, weights: str = "ema"
-) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
+) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     """Returns `(model, variables, metadata)` of an ev2 checkpoint or published file.
 
     Args:
@@ -59,7 +59,7 @@ def load_pretrained(
             f"checkpoint: {str(folder)!r} is corrupt ({damage}); give another one"
         )
     metadata = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-    model = models.create_model(**metadata["model"])
+    model = create_model(**metadata["model"])
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_size=32))
     if weights == "ema" or metadata["config"] is None:
         return model, _restore(folder, {"ema": shapes})["ema"], metadata
@@ -122,7 +122,7 @@ def save_weights(
 
 
 def make_metadata(
-    model: models.Model,
+    model: Model,
     class_names: tuple[str, ...],
     *,
     config: ConfigDict | None = None,
