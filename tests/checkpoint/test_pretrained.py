@@ -146,7 +146,7 @@ def test_a_refused_source_leaves_nothing(tmp_path):
         (["--std=0.229", "--out=OUT"], "std: 0.229 is not allowed"),
         (["--image_size=99999", "--out=OUT"], "image_size: 99999 is not allowed"),
         (["--json=/nowhere/x.json", "--out=OUT"], "json: '/nowhere/x.json'"),
-        ([f"--json={__file__}", "--out=OUT"], "is no JSON file"),
+        ([f"--json={__file__}", "--out=OUT"], "is not a JSON file"),
         (["--image_size=4", "--out=OUT"], "image_size: 4 is not allowed"),
         (["--interpolation=cubic", "--out=OUT"], "interpolation: 'cubic'"),
         (["--num_classes=7", "--out=OUT"], "5 classes"),

@@ -16,7 +16,7 @@ import pytest
 
 import ev2
 from ev2 import config
-from ev2.checkpoint import manager
+from ev2.checkpoint import pretrained
 from ev2.cli import commands, flags, help, recipe_keys
 from ev2.cli import main as cli
 from ev2.cli.commands import COMMANDS
@@ -91,7 +91,7 @@ def test_commands_as_markdown():
 def test_top_level_functions_have_the_signatures_of_the_packages():
     for top, inner in (
         (ev2.create_model, model.create_model),
-        (ev2.load_pretrained, manager.load_pretrained),
+        (ev2.load_pretrained, pretrained.load_pretrained),
     ):
         assert [*signature(top).parameters.values()] == [
             p.replace(annotation=signature(top).parameters[p.name].annotation)
