@@ -29,7 +29,7 @@ try:
     import optuna
     from ml_collections import config_flags
 except ImportError as missing:
-    print(f"sweep: {missing}; pip install -e '.[sweep]'", file=sys.stderr)
+    print(f"sweep: {missing}; pip install 'ev2[sweep]'", file=sys.stderr)
     sys.exit(2)
 
 from ev2 import errors, files  # noqa: E402

@@ -9,7 +9,7 @@ is its own: `decode` reads and decodes whole pictures and throws them away; `hal
 so at half scale, where JPEG leaves out most of the arithmetic; `crop` is ours without
 augmentation, which decodes the crop alone; `ev2` is ours.
 torchvision's and timm's loaders (PIL, one worker process per core, RandAugment at the
-same magnitude) read the same files where installed (pip install -e '.[peers]')
+same magnitude) read the same files where installed (pip install 'ev2[peers]')
 and the source is a folder.
 """
 

@@ -5,7 +5,7 @@ statistics, writes it to a file as its users would, and computes logits. The fil
 converted by the road that users take, and our logits are compared, in float32 at an
 even and an odd size.
 
-Keras needs nothing more than ev2 does; timm and torchvision: pip install -e '.[peers]'.
+Keras needs nothing more than ev2 does; timm and torchvision: pip install 'ev2[peers]'.
 """
 
 import concurrent.futures
@@ -54,7 +54,7 @@ def compare(
         errors.check_choice("witnesses", witness, WITNESSES)
         if not _installed(witness):
             raise errors.InputError(
-                f"witnesses: {witness!r} is not installed; pip install -e '.[peers]'"
+                f"witnesses: {witness!r} is not installed; pip install 'ev2[peers]'"
             )
     for name in models:
         arch.get(name)

@@ -177,7 +177,7 @@ def check_installed(format_name: str) -> None:
         raise errors.InputError(
             f"format: {format_name!r} needs {' and '.join(missing)}, which "
             f"{'is' if len(missing) == 1 else 'are'} not installed; "
-            "pip install -e '.[export]'"
+            "pip install 'ev2[export]'"
         )
 
 

@@ -135,7 +135,7 @@ def _sample_title(stage, augment: str) -> str:
         "autoaugment": "AutoAugment",
         "none": "neither RandAugment nor AutoAugment",
     }[augment]
-    return f"Stage {stage.index + 1}: {stage.image_size} px, {what}"
+    return f"Stage {stage.index}: {stage.image_size} px, {what}"
 
 
 def _with_tuples(value: Any) -> Any:

@@ -63,7 +63,7 @@ def connect(url: str) -> optuna.storages.BaseStorage:
     except ImportError as error:
         raise errors.InputError(
             f"storage: {hidden(url)!r} needs a package ({error}); "
-            "pip install -e '.[sweep]'"
+            "pip install 'ev2[sweep]'"
         ) from error
     except (OSError, *_database_errors()) as error:
         raise _unreachable(url, _reason(error)) from error

@@ -90,7 +90,7 @@ def check_installed() -> None:
     """Raises InputError if there is no libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise errors.InputError(
-            "tpu: libtpu, the compiler, is not installed; pip install -e '.[tpu]' "
+            "tpu: libtpu, the compiler, is not installed; pip install 'ev2[tpu]' "
             "brings it (no TPU is needed)"
         )
 

@@ -52,7 +52,7 @@ def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
         f"{bound}{1e3 * tpu['step_seconds']:.1f}",
         f"{tpu['images_per_second_per_device']:,.0f}",
         f"{tpu['reduced_bytes'] / 1e6:.1f}",
-        f"{steps * tpu['step_seconds'] / 3600:.2f}",
+        format_hours(steps * tpu["step_seconds"] / 3600),
         end,
     )
 
@@ -64,8 +64,8 @@ def _summary(table: dict[str, Any]) -> str:
     if not total["fits"]:
         return f"{where}does not fit{by}"
     return (
-        f"{where}fits; {total['hours']:.2f} hours of training steps, "
-        f"{total['device_hours']:,.0f} device-hours{by}"
+        f"{where}fits; {format_hours(total['hours'], ' hours')} of training steps, "
+        f"{format_hours(total['device_hours'], ' hours')} over all devices{by}"
     )
 
 
@@ -117,9 +117,16 @@ def _scaling_row(row: dict[str, Any]) -> tuple[str, ...]:
         *start,
         f"{1e3 * row['step_seconds'][-1]:.1f}",
         f"{row['reduced_bytes'][-1] / 1e6:.1f}",
-        f"{row['hours']:.2f}",
-        f"{row['device_hours']:,.0f}",
+        format_hours(row["hours"]),
+        format_hours(row["device_hours"]),
     )
+
+
+def format_hours(hours: float, unit: str = "") -> str:
+    """Returns hours with `unit`, or seconds if they are less than six minutes."""
+    if hours < 0.1:
+        return f"{3600 * hours:.3g} s"
+    return f"{hours:,.0f}{unit}" if hours >= 100 else f"{hours:.2f}{unit}"
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -135,7 +135,7 @@ class Logbook:
             line["mfu"] = self._flops * len(sums) / seconds / self._peak
         self._write("train", stage, step, line, batch_size=stage.batch_size)
         self._bar.set_postfix_str(
-            f"stage {stage.index + 1}/{len(self._stages)} {stage.image_size}px "
+            f"stage {stage.index} of {len(self._stages)}, {stage.image_size} px "
             f"step {step} loss {line['loss']:.3f} {rate:,.0f} img/s "
             + (f"{rate / devices:,.0f} img/s/device " if devices > 1 else "")
             + (f"MFU {line['mfu']:.0%} " if "mfu" in line else "")

@@ -46,7 +46,7 @@ def test_keras_has_every_network_that_was_promised():
 @pytest.mark.parametrize("witness", ["timm", "torchvision"])
 def test_every_network_of_pytorch_gives_the_same_logits(witness):
     if importlib.util.find_spec(witness) is None:
-        pytest.skip(f"{witness} is not installed; pip install -e '.[peers]'")
+        pytest.skip(f"{witness} is not installed; pip install 'ev2[peers]'")
     table = parity.compare(witnesses=[witness])
     assert len(table["results"]) == {"timm": 24, "torchvision": 14}[witness]
     for row in table["results"]:

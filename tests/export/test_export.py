@@ -374,7 +374,7 @@ TIMM = {  # ours: timm's
 
 @pytest.mark.parametrize("name", sorted(TIMM))
 def test_timm_loads_the_weights_and_gives_the_same_logits(name, tmp_path):
-    why = "timm or torch is not installed; pip install -e '.[peers,export]'"
+    why = "timm or torch is not installed; pip install 'ev2[peers,export]'"
     torch = pytest.importorskip("torch", reason=why)
     timm = pytest.importorskip("timm", reason=why)
     skip_without("safetensors")

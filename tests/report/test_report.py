@@ -197,7 +197,7 @@ def test_samples_leave_out_corrupt_images(full):
     workdir, stub = full
     text = (workdir / "report.html").read_text()
     assert stub.closed == 4
-    assert "Stage 2: 20 px, RandAugment magnitude 2" in Page(text).text
+    assert "Stage 1: 20 px, RandAugment magnitude 2" in Page(text).text
     section = text[text.index("Training images</h2>") : text.index("Classes</h2>")]
     captions = re.findall("<figcaption>(.*?)</figcaption>", section)
     names = [html.escape(name) for name in fake_run.CLASS_NAMES]

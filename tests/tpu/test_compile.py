@@ -1,6 +1,6 @@
 """python -m pytest tests/tpu/test_compile.py
 
-The slow ones compile with libtpu, where it is installed: pip install -e '.[tpu]'
+The slow ones compile with libtpu, where it is installed: pip install 'ev2[tpu]'
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def test_what_is_the_hosts_business_changes_no_job():
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.InputError, match=r"pip install -e '\.\[tpu\]'"):
+    with pytest.raises(errors.InputError, match=r"pip install 'ev2\[tpu\]'"):
         tpu.check_installed()
 
 

@@ -238,3 +238,11 @@ def test_the_verb_refuses(flags, said, monkeypatch, capsys):
     assert cli.main(["plan", "--config=configs/imagenet1k.py:s", *flags]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "hours, text",
+    [(0.0123, "44.3 s"), (0.1, "0.10 h"), (6.663, "6.66 h"), (8192, "8,192 h")],
+)
+def test_times_under_six_minutes_are_in_seconds(hours, text):
+    assert scaling.format_hours(hours, " h") == text

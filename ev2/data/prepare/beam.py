@@ -49,8 +49,8 @@ def check(options: Options) -> None:
         _import_beam()
     except ImportError as error:
         raise errors.InputError(
-            f"prepare: Apache Beam cannot be imported ({error}); pip install -e"
-            " '.[prepare]'"
+            f"prepare: Apache Beam cannot be imported ({error}); pip install "
+            "'ev2[prepare]'"
         ) from None
     try:
         _pipeline_options(options)

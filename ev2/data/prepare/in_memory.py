@@ -86,7 +86,7 @@ def load_matlab(key: str, path: str, content: Any = None) -> dict[str, Any]:
         import scipy.io
     except ImportError as error:
         raise errors.InputError(
-            f"prepare: SciPy cannot be imported ({error}); pip install -e '.[prepare]'"
+            f"prepare: SciPy cannot be imported ({error}); pip install 'ev2[prepare]'"
         ) from None
     try:
         return scipy.io.loadmat(path if content is None else content, squeeze_me=True)

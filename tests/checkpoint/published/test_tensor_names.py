@@ -51,7 +51,7 @@ def test_names_and_shapes_are_those_of_timm(name):
 @pytest.mark.parametrize("name", sorted(TIMM))
 def test_the_golden_names_are_what_timm_says(name):
     timm = pytest.importorskip(
-        "timm", reason="timm is not installed; pip install -e '.[peers]'"
+        "timm", reason="timm is not installed; pip install 'ev2[peers]'"
     )
     state = timm.create_model(TIMM[name]).state_dict()
     theirs = {

@@ -11,7 +11,7 @@ from ev2.cli import main as cli
 from tests.helpers import archives
 
 pytest.importorskip(
-    "apache_beam", reason="Apache Beam is missing: pip install -e '.[prepare]'"
+    "apache_beam", reason="Apache Beam is missing: pip install 'ev2[prepare]'"
 )
 # Beam's own modules use what newer Pythons and packages drop.
 pytestmark = pytest.mark.filterwarnings(
@@ -158,4 +158,4 @@ def test_without_beam_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     assert archives.prepare_imagenet1k(imagenet1k, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "pip install -e '.[prepare]'" in error and error.count("\n") == 1
+    assert "pip install 'ev2[prepare]'" in error and error.count("\n") == 1

@@ -23,7 +23,7 @@ from tests.helpers import archives
 from tests.helpers import images as pictures
 
 pytest.importorskip(
-    "apache_beam", reason="Apache Beam is missing: pip install -e '.[prepare]'"
+    "apache_beam", reason="Apache Beam is missing: pip install 'ev2[prepare]'"
 )
 # Beam's own modules use what newer Pythons and packages drop.
 pytestmark = pytest.mark.filterwarnings(

@@ -13,7 +13,7 @@ from ev2.train import loop as train
 from tests.helpers import archives
 from tests.helpers import tiny_run as tiny
 
-pytest.importorskip("apache_beam", reason="pip install -e '.[prepare]'")
+pytest.importorskip("apache_beam", reason="pip install 'ev2[prepare]'")
 
 
 def _config(out, train_split: str, counts: tuple[int, int], **changes):
