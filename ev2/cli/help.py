@@ -6,6 +6,12 @@ from collections.abc import Iterable, Sequence
 from ev2.cli import commands, flags
 
 _WIDTH = 88
+_PAGE_HEAD = """# Commands
+
+Every command with its flags, as `ev2 COMMAND --help` prints them. With `--config=RECIPE`
+beside `--help`, it also prints every key of the recipe with its value and meaning.
+Exit codes are listed under [training](training.md#exit-codes). This page is written by
+`python -m ev2.cli.help > docs/commands.md`."""
 
 
 def format_overview(names: Iterable[str] = commands.COMMANDS) -> str:
@@ -67,15 +73,15 @@ def _describe_values(flag: flags.Flag) -> str:
 
 
 def describe_commands() -> str:
-    """Returns every command with usage, example and flags as Markdown."""
-    parts = []
+    """Returns docs/commands.md: every command with usage, example and flags."""
+    parts = [_PAGE_HEAD]
     for heading, group in commands.GROUPS.items():
         parts.append(f"## {heading}")
         for command in map(commands.load, group):
             parts.append(f"### `ev2 {command.name}`\n\n{command.summary}")
             parts.append(f"```sh\n{format_usage(command)}\n{command.example}\n```")
             rows = [
-                f"| `--{flag.name}` | {flag.text} {_describe_values(flag)} |"
+                f"| `--{flag.name}` | {f'{flag.text} {_describe_values(flag)}'.strip()} |"
                 for flag in command.flags
             ]
             parts.append("\n".join(["| flag | meaning |", "|---|---|", *rows]))
