@@ -8,10 +8,11 @@ from ev2.cli import commands, flags
 _WIDTH = 88
 _PAGE_HEAD = """# Commands
 
-Every command with its flags, as `ev2 COMMAND --help` prints them. With `--config=RECIPE`
-beside `--help`, it also prints every key of the recipe with its value and meaning.
-Exit codes are listed under [training](training.md#exit-codes). This page is written by
-`python -m ev2.cli.help > docs/commands.md`."""
+Every command with its flags, as `ev2 COMMAND --help` prints them. With
+`--config=RECIPE` beside `--help`, it also prints every key of the recipe with its value
+and meaning. The exit codes are listed under [training](training.md#exit-codes).
+
+This page is written by `python -m ev2.cli.help > docs/commands.md`."""
 
 
 def format_overview(names: Iterable[str] = commands.COMMANDS) -> str:
@@ -56,20 +57,20 @@ def _format_flags(definitions: Sequence[flags.Flag]) -> list[str]:
     indent = max(map(len, names)) + 4
     lines = []
     for name, flag in zip(names, definitions, strict=True):
-        text = textwrap.wrap(f"{flag.text} {_describe_values(flag)}", _WIDTH - indent)
+        text = textwrap.wrap(_describe_flag(flag), _WIDTH - indent)
         lines += [f"{f'  {name}':<{indent}}{text[0]}"]
         lines += [" " * indent + line for line in text[1:]]
     return lines
 
 
-def _describe_values(flag: flags.Flag) -> str:
-    """Returns what is allowed and the default, in parentheses."""
+def _describe_flag(flag: flags.Flag) -> str:
+    """Returns the text of a flag with its choices and default in parentheses."""
     notes = [", ".join(filter(None, flag.choices))] if flag.choices else []
     if flag.required:
         notes.append("required")
     elif flag.default:
         notes.append(f"default: {flag.default}")
-    return f"({'; '.join(notes)})" if notes else ""
+    return f"{flag.text} ({'; '.join(notes)})" if notes else flag.text
 
 
 def describe_commands() -> str:
@@ -80,10 +81,7 @@ def describe_commands() -> str:
         for command in map(commands.load, group):
             parts.append(f"### `ev2 {command.name}`\n\n{command.summary}")
             parts.append(f"```sh\n{format_usage(command)}\n{command.example}\n```")
-            rows = [
-                f"| `--{flag.name}` | {f'{flag.text} {_describe_values(flag)}'.strip()} |"
-                for flag in command.flags
-            ]
+            rows = [f"| `--{f.name}` | {_describe_flag(f)} |" for f in command.flags]
             parts.append("\n".join(["| flag | meaning |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
