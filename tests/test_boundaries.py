@@ -80,7 +80,7 @@ ALLOWED = {
     "models": "errors",
     "data": "errors files",
     "checkpoint": "data errors files models train",
-    "evaluation": "checkpoint data errors models sharding train",
+    "evaluation": "checkpoint data errors models sharding",
     "export": "checkpoint data errors files models train",
     "train": "checkpoint data errors evaluation files models progressive sharding",
     "report": "data errors files progressive",

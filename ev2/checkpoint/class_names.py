@@ -7,6 +7,9 @@ import collections
 import functools
 from collections.abc import Sequence
 
+import numpy as np
+
+from ev2 import errors
 from ev2.data import imagenet_classes
 
 
@@ -25,6 +28,41 @@ def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
         places = written.get(name) or meant.get(_meaning(name), [])
         found.append(places[0] if len(places) == 1 else None)
     return found
+
+
+def match(names: Sequence[str], known: Sequence[str], checkpoint: str) -> np.ndarray:
+    """Returns the checkpoint's class of each class of the data: `[len(names)]` int32.
+
+    Where either side has only numbers for names, classes are matched by index.
+
+    Args:
+      names: class names of the data.
+      known: class names of the checkpoint.
+      checkpoint: path of the checkpoint, for the error.
+
+    Raises:
+      InputError: the checkpoint has no classes, or lacks one of the data's.
+    """
+    if not known:
+        raise errors.InputError(
+            f"checkpoint: {checkpoint!r} gives features and no classes; give one with "
+            "classes"
+        )
+    classes = find(names, known)
+    missing = [name for name, i in zip(names, classes, strict=True) if i is None]
+    numbers = imagenet_classes.default_class_names(len(names))
+    if missing and len(names) == len(known):
+        numbered = len(missing) == len(names) and tuple(known) == numbers
+        if tuple(names) == numbers or numbered:
+            return np.arange(len(names), dtype=np.int32)
+    if missing:
+        examples = ", ".join(imagenet_classes.readable(name) for name in known[:3])
+        raise errors.InputError(
+            f"checkpoint: {checkpoint!r} does not know {len(missing):,} of the data's "
+            f"{len(names):,} classes, the first being {missing[0]!r}; name them as its "
+            f"{len(known):,} are: {examples}, ..."
+        )
+    return np.array(classes, np.int32)
 
 
 def _positions(names: Sequence[str]) -> dict[str, list[int]]:

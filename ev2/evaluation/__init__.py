@@ -1,1 +1,1 @@
-"""Measures of trained weights: accuracy over a split, predictions."""
+"""Measures of trained weights: accuracy over a split, and predictions for images."""

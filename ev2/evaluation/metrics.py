@@ -1,4 +1,4 @@
-"""Accuracy as sums that can be added up in any order: hits, images, confusion."""
+"""Accuracy as sums that can be added in any order: hits, images, confusion matrix."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ def accuracy_sums(
 ) -> dict[str, jax.Array]:
     """Returns int32 sums `top1`, `top5` and `count` over the images with mask 1.
 
+    Of equal logits the lower class ranks first, so a constant network scores at chance.
+
     Args:
       logits: `[N, classes]` float32. A row that is not finite is never a hit.
-      labels: `[N]` int32; or `[N, L]`, filled up with -1: the one that ranks highest
-        counts.
+      labels: `[N]` int32; or `[N, L]`, ascending and padded with -1: the label that
+        ranks highest counts.
       mask: `[N]` float32 of 0 and 1.
-
-    Of equal logits the lower class ranks first, so a constant network does not score.
     """
-    best, true = _best_label(logits, labels)
+    label, label_logit = _best_label(logits, labels)
     classes = jnp.arange(logits.shape[1], dtype=labels.dtype)[None, :]
-    ahead = (logits > true) | ((logits == true) & (classes < best))
+    ahead = (logits > label_logit) | ((logits == label_logit) & (classes < label))
     rank = jnp.sum(ahead, axis=1)
     valid = mask > 0
     finite = valid & jnp.all(jnp.isfinite(logits), axis=1)
@@ -34,19 +34,14 @@ def accuracy_sums(
 
 
 def _best_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The label of the highest logit, of equal ones the lowest, and its logit.
-
-    Both are `[N, 1]`.
-    """
+    """Returns each image's label with the highest logit, and that logit: `[N, 1]`."""
     labels = labels.reshape(len(labels), -1)  # [N, L]
-    scores = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)
-    scores = jnp.where(labels >= 0, scores, -jnp.inf)
-    place = jnp.argmax(
-        scores, axis=1, keepdims=True
-    )  # labels ascend: ties to the lower
+    label_logits = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)
+    label_logits = jnp.where(labels >= 0, label_logits, -jnp.inf)
+    best = jnp.argmax(label_logits, axis=1, keepdims=True)  # a tie: the lower label
     return (
-        jnp.take_along_axis(labels, place, axis=1),
-        jnp.take_along_axis(scores, place, axis=1),
+        jnp.take_along_axis(labels, best, axis=1),
+        jnp.take_along_axis(label_logits, best, axis=1),
     )
 
 
