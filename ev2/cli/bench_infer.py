@@ -23,6 +23,4 @@ def run(values: flags.Values) -> None:
         image_size=values.image_size,
         formats=values.formats,
     )
-    flags.write_json(values.json, figures)
-    if not values.json:
-        print(latency.format_table(figures))
+    flags.show(values.json, figures, latency.format_table(figures))

@@ -10,7 +10,7 @@ FLAGS = (
     flags.choice(
         "dtype",
         "Compute type; by default bfloat16 with --tpu, float32 without.",
-        choices=("float32", "bfloat16"),
+        ("float32", "bfloat16"),
     ),
     flags.string("tpu", "TPU slice to compile for, such as v3-32."),
     flags.switch("peers", "Measures Keras, torchvision and timm too."),

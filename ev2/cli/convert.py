@@ -9,8 +9,8 @@ ARGUMENTS = "SOURCE"
 PREPROCESSING = (
     flags.words(
         "mean",
-        "Subtracted from pixels in 0..255: one number or red,green,blue. The "
-        "published value if not given, as for the four flags below.",
+        "Subtracted from pixels in 0..255: one number or red,green,blue. By default "
+        "published, like the four values below.",
     ),
     flags.words("std", "Divides pixels in 0..255: one number or red,green,blue."),
     flags.integer("image_size", "Pixels."),
@@ -26,8 +26,8 @@ FLAGS = (
     flags.choice(
         "padding",
         "symmetric for timm's networks without tf_ in their name.",
-        "",
-        choices=("", "same", "symmetric"),
+        ("", "same", "symmetric"),
+        default="",
     ),
     *PREPROCESSING,
     flags.JSON,

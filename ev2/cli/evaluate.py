@@ -11,9 +11,9 @@ FLAGS = (
     flags.WEIGHTS,
     flags.choice(
         "split",
-        "Images to evaluate. all: every image of a directory without train/ and val/, "
-        "and the default there for weights that were not trained on a directory.",
-        choices=("eval", "train", "all"),
+        "Images to evaluate; all, for a directory without train/ and val/, is the "
+        "default for weights that were not trained on a directory.",
+        ("eval", "train", "all"),
     ),
     flags.integer("batch_size", "Global images; 0 for the recipe's.", 0),
     flags.integer("image_size", "Pixels; 0 for the checkpoint's.", 0),

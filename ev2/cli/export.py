@@ -6,9 +6,7 @@ EXAMPLE = "ev2 export --checkpoint=runs/demo --format=onnx --out=demo.onnx"
 FLAGS = (
     flags.CHECKPOINT,
     flags.string(
-        "format",
-        "stablehlo, saved_model, tflite, onnx or safetensors.",
-        required=True,
+        "format", "stablehlo, saved_model, tflite, onnx or safetensors.", required=True
     ),
     flags.string("out", "File or directory to write, new.", required=True),
     flags.WEIGHTS,

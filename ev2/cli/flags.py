@@ -25,8 +25,7 @@ class Flag:
         text: one or two sentences for the help.
         default: the value if it is not given.
         required: whether the command refuses to run without it.
-        choices: the allowed words; () for any.
-        lower_bound: the smallest allowed number; None for any.
+        enum_values: the allowed words; () for any.
     """
 
     define: Callable[..., Any]
@@ -34,31 +33,22 @@ class Flag:
     text: str
     default: Any = None
     required: bool = False
-    choices: Sequence[str] = ()
-    lower_bound: int | None = None
+    enum_values: Sequence[str] = ()
 
     def add(self, values: Values, argv: Sequence[str]) -> None:
         """Defines the flag in `values`; `argv` sets keys inside of a config."""
-        options: dict[str, Any] = {}
-        if self.choices:
-            options["enum_values"] = self.choices
-        if self.lower_bound is not None:
-            options["lower_bound"] = self.lower_bound
+        options: dict[str, Any] = {"flag_values": values}
+        if self.enum_values:
+            options["enum_values"] = self.enum_values
         if self.define is _define_config:
             options["sys_argv"] = ["ev2", *argv]
-        self.define(
-            name=self.name,
-            default=self.default,
-            help=self.text,
-            flag_values=values,
-            **options,
-        )
+        self.define(self.name, self.default, help=self.text, **options)
 
 
-def _define_config(help: str, **options: Any) -> None:
+def _define_config(name: str, default: None, help: str, **options: Any) -> None:
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file(help_string=help, **options)
+    config_flags.DEFINE_config_file(name, default, help, **options)
 
 
 string = functools.partial(Flag, flags.DEFINE_string)
@@ -67,7 +57,14 @@ number = functools.partial(Flag, flags.DEFINE_float)
 switch = functools.partial(Flag, flags.DEFINE_bool, default=False)
 words = functools.partial(Flag, flags.DEFINE_list)
 repeated = functools.partial(Flag, flags.DEFINE_multi_string)
-choice = functools.partial(Flag, flags.DEFINE_enum)
+
+
+def choice(
+    name: str, text: str, allowed: Sequence[str], default: str | None = None
+) -> Flag:
+    """Returns a flag whose value is one of `allowed`."""
+    return Flag(flags.DEFINE_enum, name, text, default, enum_values=allowed)
+
 
 _config = functools.partial(Flag, _define_config, "config", required=True)
 _SETS = "--config.KEY=VALUE sets one of its keys."
@@ -78,7 +75,7 @@ SEARCH = _config(f"Search, such as configs/search.py:tiny. {_SETS}")
 CHECKPOINT = string(
     "checkpoint", "Run, checkpoint or published weights.", required=True
 )
-WEIGHTS = choice("weights", "EMA or raw weights.", "ema", choices=("ema", "raw"))
+WEIGHTS = choice("weights", "EMA or raw weights.", ("ema", "raw"), "ema")
 JSON = string("json", "File to write the result to, as JSON.")
 
 

@@ -65,7 +65,7 @@ def _format_flags(definitions: Sequence[flags.Flag]) -> list[str]:
 
 def _describe_flag(flag: flags.Flag) -> str:
     """Returns the text of a flag with its choices and default in parentheses."""
-    notes = [", ".join(filter(None, flag.choices))] if flag.choices else []
+    notes = [", ".join(filter(None, flag.enum_values))] if flag.enum_values else []
     if flag.required:
         notes.append("required")
     elif flag.default:

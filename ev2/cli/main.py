@@ -77,8 +77,9 @@ def _print_help(command: commands.Command, argv: Sequence[str]) -> None:
         from ml_collections import config_flags
 
         values, _ = flags.parse(command.flags, argv, check_required=False)
-        path = config_flags.get_config_filename(values["config"])
-        text += f"\n\n{recipe_keys.format_keys(values.config, path)}"
+        if values.config is not None:
+            path = config_flags.get_config_filename(values["config"])
+            text += f"\n\n{recipe_keys.format_keys(values.config, path)}"
     print(text)
 
 
@@ -117,7 +118,6 @@ def _set_up_process() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().addFilter(_is_not_a_failed_save)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
 
@@ -128,18 +128,13 @@ def _is_not_a_failed_save(record: Any) -> bool:
 
 
 def _must_not_wait() -> bool:
-    """Whether a compilation, or JAX's link to other processes, would hold the exit.
+    """Whether Python's exit would wait for a compilation or for other processes.
 
-    XLA cannot be interrupted, and Python would wait for its thread.
+    XLA cannot be interrupted, so its threads, whose names begin with "ev2-", are left.
     """
     multihost = sys.modules.get("ev2.train.multihost")  # not to load JAX for this
-    if multihost is not None and multihost.have_joined():
-        return True
-    next_stage = sys.modules.get("ev2.train.next_stage")
-    return next_stage is not None and any(
-        thread.name.startswith(next_stage.THREAD_NAME)
-        for thread in threading.enumerate()
-    )
+    has_joined = multihost is not None and multihost.have_joined()
+    return has_joined or any(t.name.startswith("ev2-") for t in threading.enumerate())
 
 
 if __name__ == "__main__":

@@ -34,9 +34,7 @@ def run(values: flags.Values) -> None:
         )
     else:
         table = plan.make_plan(config)
-        flags.write_json(values.json, table)
-        if not values.json:
-            print(plan.format_table(table))
+        flags.show(values.json, table, plan.format_table(table))
 
 
 def _run_forecast(values: flags.Values, config: Any) -> None:

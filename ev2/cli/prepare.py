@@ -1,6 +1,5 @@
 """Flags and end of the commands that write a data set as shards."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +37,3 @@ def run_beam(values: flags.Values, make_listing: Callable[[], Any]) -> None:
         make_listing(), values.out, shard_mb=values.shard_mb, options=options
     )
     flags.show(values.json, manifest, build.format_result(manifest, values.out))
-
-
-def write_manifest(values: flags.Values, manifest: dict[str, Any]) -> None:
-    """Prints the manifest, or writes it to the file of --json."""
-    flags.write_json(values.json, manifest)
-    if not values.json:
-        print(json.dumps(manifest, indent=1))

@@ -1,5 +1,7 @@
 """Writes Stanford's cars as shards: train and test."""
 
+import json
+
 from ev2.cli import flags, prepare
 
 EXAMPLE = "ev2 prepare cars --archive=downloads --out=data/cars"
@@ -12,4 +14,5 @@ FLAGS = (
 def run(values: flags.Values) -> None:
     from ev2.data.prepare import cars
 
-    prepare.write_manifest(values, cars.prepare_cars(values.archive, values.out))
+    manifest = cars.prepare_cars(values.archive, values.out)
+    flags.show(values.json, manifest, json.dumps(manifest, indent=1))

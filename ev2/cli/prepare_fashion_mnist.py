@@ -1,22 +1,14 @@
 """Writes the embedded shards again, or more images, from the original files."""
 
+import json
+
 from ev2.cli import flags, prepare
 
 EXAMPLE = "ev2 prepare fashion-mnist --source=fashion-mnist --out=data/fashion"
 FLAGS = (
     flags.string("source", "Directory of the original files.", required=True),
-    flags.integer(
-        "train_per_class",
-        "Training images of each class, at most 6000.",
-        1200,
-        lower_bound=1,
-    ),
-    flags.integer(
-        "eval_per_class",
-        "Evaluation images of each class, at most 1000.",
-        200,
-        lower_bound=1,
-    ),
+    flags.integer("train_per_class", "Training images per class, to 6000.", 1200),
+    flags.integer("eval_per_class", "Evaluation images per class, to 1000.", 200),
     *prepare.PLAIN_FLAGS,
 )
 
@@ -30,4 +22,4 @@ def run(values: flags.Values) -> None:
         train_per_class=values.train_per_class,
         eval_per_class=values.eval_per_class,
     )
-    prepare.write_manifest(values, manifest)
+    flags.show(values.json, manifest, json.dumps(manifest, indent=1))

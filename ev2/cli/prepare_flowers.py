@@ -1,5 +1,7 @@
 """Writes Oxford's 102 flowers as shards: train, validation and test."""
 
+import json
+
 from ev2.cli import flags, prepare
 
 EXAMPLE = "ev2 prepare flowers --archive=downloads --out=data/flowers"
@@ -13,4 +15,4 @@ def run(values: flags.Values) -> None:
     from ev2.data.prepare import flowers
 
     manifest = flowers.prepare_flowers(values.archive, values.out)
-    prepare.write_manifest(values, manifest)
+    flags.show(values.json, manifest, json.dumps(manifest, indent=1))

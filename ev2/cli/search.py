@@ -6,11 +6,7 @@ from ev2.cli import flags
 EXAMPLE = "ev2 search --config=configs/search.py:tiny --workdir=runs/search"
 FLAGS = (
     flags.SEARCH,
-    flags.string(
-        "workdir",
-        "Directory for the candidates of this machine and for the result.",
-        required=True,
-    ),
+    flags.string("workdir", "Directory of candidates and result.", required=True),
     flags.string(
         "storage",
         "Storage that workers share: a file on one machine; "
