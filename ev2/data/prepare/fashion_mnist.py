@@ -115,7 +115,9 @@ def choose(
         InputError: if a class has fewer; `where` names the files.
     """
     if per_class < 1:
-        raise errors.InputError(f"per_class: {per_class} is not allowed; give 1 or more")
+        raise errors.InputError(
+            f"per_class: {per_class} is not allowed; give 1 or more"
+        )
     rank = np.zeros(len(labels), np.int64)  # how many of its class came before it
     for label in range(len(FASHION_MNIST_CLASSES)):
         of_class = labels == label
