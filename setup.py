@@ -21,9 +21,7 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # The recipes are a package too, so that one recipe can import another from
-    # whatever folder it is run.
-    packages=setuptools.find_packages(include=["ev2", "ev2.*", "configs"]),
+    packages=setuptools.find_packages(include=["ev2", "ev2.*"]),
     package_data={
         "ev2": [
             *("data/fashion_mnist/*", "data/imagenet1k.tsv", "data/augment/*.png"),
@@ -48,7 +46,6 @@ setuptools.setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
         "safetensors>=0.5",
-        "tabulate>=0.9",
         "tensorboard>=2.20",  # clu's writers import it without asking for it
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

@@ -20,8 +20,12 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from configs import imagenet1k, imagenet1k_ft, imagenet21k, transfer
-from ev2 import arguments
+from ev2.config import choose_names, load_recipe, parse_argument
+
+imagenet1k = load_recipe(__file__, "imagenet1k")
+imagenet1k_ft = load_recipe(__file__, "imagenet1k_ft")
+imagenet21k = load_recipe(__file__, "imagenet21k")
+transfer = load_recipe(__file__, "transfer")
 
 _FILE = "chain.py"
 TRANSFER_RUNS = 5  # Table 8
@@ -38,8 +42,8 @@ def get_config(arg: str = "s") -> ConfigDict:
         "epochs": ("60", "30"),
         "weights": ("21k", "1k"),
     }
-    names, values = arguments.parse(_FILE, arg, options)
-    (model,) = arguments.choose(_FILE, names, {"model": transfer.MODELS})
+    names, values = parse_argument(_FILE, arg, options)
+    (model,) = choose_names(_FILE, names, {"model": transfer.MODELS})
     recipe = f"recipe={values['recipe']}"
     if values["weights"] == "21k":
         wide = f"{model},{recipe},epochs={values['epochs']}"

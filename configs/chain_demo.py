@@ -16,7 +16,10 @@ Source: none; small data show that the chain works, not what it gains.
 
 from ml_collections import ConfigDict
 
-from configs import chain, demo
+from ev2.config import load_recipe
+
+chain = load_recipe(__file__, "chain")
+demo = load_recipe(__file__, "demo")
 
 TRANSFER_RUNS = 3
 

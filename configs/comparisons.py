@@ -25,8 +25,10 @@ on ImageNet.
 
 from ml_collections import ConfigDict
 
-from configs import chain, demo
-from ev2 import arguments
+from ev2.config import choose_names, load_recipe, parse_argument
+
+chain = load_recipe(__file__, "chain")
+demo = load_recipe(__file__, "demo")
 
 _FILE = "comparisons.py"
 NAMES = ("sizes", "table13", "pretraining")
@@ -39,8 +41,8 @@ def get_config(arg: str = "sizes") -> ConfigDict:
     Raises:
         ValueError: the name or an option is not known.
     """
-    names, values = arguments.parse(_FILE, arg, {"runs": ()})
-    (name,) = arguments.choose(_FILE, names, {"comparison": NAMES})
+    names, values = parse_argument(_FILE, arg, {"runs": ()})
+    (name,) = choose_names(_FILE, names, {"comparison": NAMES})
     make = {"sizes": _sizes, "table13": _table13, "pretraining": _pretraining}
     links = make[name]()
     return chain.make_chain(links, dict.fromkeys(links, int(values["runs"]) or RUNS))

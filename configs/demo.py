@@ -10,12 +10,12 @@ Source: none; the schedule is the paper's Algorithm 1 at toy size.
 
 from ml_collections import ConfigDict
 
-from ev2 import config as defaults
+from ev2.config import default_config
 
 
 def get_config() -> ConfigDict:
     """Returns the demo's recipe, locked."""
-    config = defaults.get_config()
+    config = default_config()
 
     config.batch_size = 64
     config.epochs = 11.0  # 2,062 steps

@@ -19,7 +19,9 @@ Source: none; all values are ours.
 
 from ml_collections import ConfigDict
 
-from configs import folder
+from ev2.config import load_recipe
+
+folder = load_recipe(__file__, "folder")
 
 
 def get_config(model: str = "efficientnet-lite0") -> ConfigDict:

@@ -16,7 +16,7 @@ Source: Algorithm 1; the strengths, between Table 6's weakest and its S, are our
 
 from ml_collections import ConfigDict
 
-from ev2 import config as defaults
+from ev2.config import default_config
 
 
 def get_config(model: str = "efficientnetv2-b0") -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config(model: str = "efficientnetv2-b0") -> ConfigDict:
     Args:
         model: a name of `ev2.list_models()`; checked when the run is planned.
     """
-    config = defaults.get_config()
+    config = default_config()
 
     config.batch_size = 32
     config.epochs = 60.0

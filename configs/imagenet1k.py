@@ -43,8 +43,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from ev2 import arguments
-from ev2 import config as defaults
+from ev2.config import default_config, parse_argument
 
 # ImageNet's channel means and deviations, in 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -129,7 +128,7 @@ def get_config(arg: str = "s") -> ConfigDict:
     """
     model, recipe = _parse(arg)
     row = ROWS[recipe][model]
-    config = defaults.get_config()
+    config = default_config()
     config.recipe = recipe
 
     config.model.name = row.name
@@ -182,7 +181,7 @@ def _use_released_settings(config: ConfigDict) -> None:
 
 def _parse(arg: str) -> tuple[str, str]:
     """Model and recipe of "MODEL[,recipe=...]"."""
-    names, values = arguments.parse("imagenet1k.py", arg, {"recipe": tuple(ROWS)})
+    names, values = parse_argument("imagenet1k.py", arg, {"recipe": tuple(ROWS)})
     model, recipe = ",".join(names), values["recipe"]
     if model not in ROWS[recipe]:
         raise ValueError(

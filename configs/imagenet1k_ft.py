@@ -24,8 +24,9 @@ of crops, RandAugment and mixing, and (x - 127.5) / 127.5 for any checkpoint.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet1k
-from ev2 import arguments
+from ev2.config import choose_names, load_recipe, parse_argument
+
+imagenet1k = load_recipe(__file__, "imagenet1k")
 
 _FILE = "imagenet1k_ft.py"
 MODELS = ("s", "m", "l", "xl")
@@ -38,8 +39,8 @@ def get_config(arg: str = "s") -> ConfigDict:
     Raises:
         ValueError: the model or an option is not known.
     """
-    names, values = arguments.parse(_FILE, arg, {"recipe": RECIPES})
-    (model,) = arguments.choose(_FILE, names, {"model": MODELS})
+    names, values = parse_argument(_FILE, arg, {"recipe": RECIPES})
+    (model,) = choose_names(_FILE, names, {"model": MODELS})
     config = imagenet1k.get_config(f"{model},recipe={values['recipe']}")
     use_trained_weights(config)
     # Longer than the released code's least, 10,000 steps, with either count of images.

@@ -32,8 +32,9 @@ classes and 100,357 images held out of shards of its own.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet1k
-from ev2 import arguments
+from ev2.config import choose_names, load_recipe, parse_argument
+
+imagenet1k = load_recipe(__file__, "imagenet1k")
 
 _FILE = "imagenet21k.py"
 MODELS = ("s", "m", "l", "xl")
@@ -48,8 +49,8 @@ def get_config(arg: str = "s") -> ConfigDict:
         ValueError: the model or an option is not known.
     """
     options = {"recipe": RECIPES, "epochs": ("60", "30")}
-    names, values = arguments.parse(_FILE, arg, options)
-    (model,) = arguments.choose(_FILE, names, {"model": MODELS})
+    names, values = parse_argument(_FILE, arg, options)
+    (model,) = choose_names(_FILE, names, {"model": MODELS})
     config = imagenet1k.get_config(f"{model},recipe={values['recipe']}")
 
     config.epochs = float(values["epochs"])

@@ -15,9 +15,10 @@ Hardware: tiny 2 CPU cores, see docs/results.md; imagenet not yet measured.
 
 from ml_collections import ConfigDict
 
-from configs import demo, imagenet1k
-from ev2 import arguments
-from ev2 import config as defaults
+from ev2.config import choose_names, default_config, load_recipe, parse_argument
+
+demo = load_recipe(__file__, "demo")
+imagenet1k = load_recipe(__file__, "imagenet1k")
 
 _FILE = "search.py"
 NAMES = ("tiny", "imagenet")
@@ -30,8 +31,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     Raises:
         ValueError: the name or an option is not known.
     """
-    names, values = arguments.parse(_FILE, arg, {"controller": CONTROLLERS})
-    (name,) = arguments.choose(_FILE, names, {"search": NAMES})
+    names, values = parse_argument(_FILE, arg, {"controller": CONTROLLERS})
+    (name,) = choose_names(_FILE, names, {"search": NAMES})
     config = _tiny() if name == "tiny" else _imagenet()
     config.controller = values["controller"]
     return config.lock()
@@ -76,8 +77,8 @@ def _defaults() -> ConfigDict:
     config.step_time.image_size = 224  # px
     config.step_time.batch_size = 4096  # images; global on a slice
 
-    config.proxy = defaults.get_config()  # the recipe that every candidate is given
-    config.full = defaults.get_config()  # the recipe of those that are kept
+    config.proxy = default_config()  # the recipe that every candidate is given
+    config.full = default_config()  # the recipe of those that are kept
     return config
 
 

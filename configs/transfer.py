@@ -36,8 +36,10 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import imagenet1k, imagenet1k_ft
-from ev2 import arguments
+from ev2.config import choose_names, load_recipe, parse_argument
+
+imagenet1k = load_recipe(__file__, "imagenet1k")
+imagenet1k_ft = load_recipe(__file__, "imagenet1k_ft")
 
 _FILE = "transfer.py"
 MODELS = ("s", "m", "l")
@@ -69,9 +71,9 @@ def get_config(arg: str = "cifar10,s") -> ConfigDict:
     Raises:
         ValueError: the dataset, the model or an option is not known.
     """
-    names, values = arguments.parse(_FILE, arg, {"recipe": RECIPES, "seed": ()})
+    names, values = parse_argument(_FILE, arg, {"recipe": RECIPES, "seed": ()})
     choices = {"dataset": tuple(SETS), "model": MODELS}
-    dataset, model = arguments.choose(_FILE, names, choices)
+    dataset, model = choose_names(_FILE, names, choices)
     config = imagenet1k.get_config(f"{model},recipe={values['recipe']}")
     config.seed = int(values["seed"])
     imagenet1k_ft.use_trained_weights(config)

@@ -1,8 +1,8 @@
 """Every key of a run, with its unit and meaning; the values are the paper's S recipe.
 
-A recipe is a file beside this one with `get_config()`, which takes the ConfigDict
-below and assigns to keys that exist; it is locked, so a misspelt key fails. Every
-key can be set on the command line: `--config.optimizer.lr=0.01`,
+A recipe is a file with `get_config()`, which takes the ConfigDict below and assigns to
+keys that exist; it is locked, so a misspelt key fails. Every key can be set on the
+command line: `--config.optimizer.lr=0.01`,
 `--config.progressive.image_size='(128, 224)'`.
 
 Images are counted over all devices ("global"), image sizes are the side of a
@@ -10,10 +10,17 @@ square in pixels, and a pair is (first stage, last stage). Where the paper is
 silent the value is the released code's; the comments say which.
 """
 
+import importlib.util
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
 from ml_collections import ConfigDict
 
+from ev2 import progressive
 
-def get_config() -> ConfigDict:
+
+def default_config() -> ConfigDict:
     """Returns the locked defaults: EfficientNetV2-S on ImageNet1k, the paper's way."""
     config = ConfigDict()
 
@@ -170,34 +177,30 @@ def _data() -> ConfigDict:
 
 
 def _progressive() -> ConfigDict:
-    """Table 6, column S; mixup and cutmix are alphas of Beta(alpha, alpha), 0 = off."""
-    progressive = ConfigDict()
+    """Table 6, column S."""
+    section = ConfigDict()
     # "progressive" (Algorithm 1) | "random" (a size drawn anew every
     # `random_epochs`, Table 13) | "fixed" (one stage at the last values).
-    progressive.schedule = "progressive"
-    progressive.stages = 4  # stages of equal length
+    section.schedule = "progressive"
+    section.stages = 4  # stages of equal length
     # False: the size moves, the strengths stay at their last value.
-    progressive.adaptive = True
-    progressive.image_size = (128, 300)  # px
-    progressive.dropout = (0.1, 0.3)  # probability, before the classifier
-    progressive.randaugment = (5.0, 15.0)  # magnitude, scale 0..10, extrapolated
-    progressive.mixup = (0.0, 0.0)  # alpha
-    progressive.cutmix = (0.0, 0.0)  # alpha; the paper does not mention cutmix
-    # Probability of dropping the last block, falling linearly to 0 at the first.
-    # The paper's survival probability 0.8.
-    progressive.drop_path = (0.2, 0.2)
+    section.adaptive = True
+    section.image_size = (128, 300)  # px
+    for strength in progressive.STRENGTHS:
+        # A pair; its meaning and default stand in `ev2.progressive`.
+        section[strength.name] = strength.default
     # Size of stage i of M: "paper" first + (last - first) * i / (M - 1), nearest
     # pixel, half up; "released" int(first + (last - first) * (i + 1) / M).
-    progressive.size_rule = "paper"
+    section.size_rule = "paper"
     # Global batch of each stage in place of `batch_size`, e.g. (8192, 6144, 4096,
     # 4096); () = the same for all. Each stage then sees the same number of images,
     # and the learning rate follows the batch.
-    progressive.batch_size = ()
+    section.batch_size = ()
     # Compile the next stage's step and open its data while a stage runs; at the change
     # nothing then waits. Two programs and two pipelines need memory at the same time.
-    progressive.prepare_ahead = True
-    progressive.random_epochs = 8.0  # epochs between draws of schedule "random"
-    return progressive
+    section.prepare_ahead = True
+    section.random_epochs = 8.0  # epochs between draws of schedule "random"
+    return section
 
 
 def _loss() -> ConfigDict:
@@ -227,3 +230,81 @@ def _optimizer() -> ConfigDict:
     optimizer.weight_decay = 1e-5
     optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
     return optimizer
+
+
+def load_recipe(beside: str, name: str) -> ModuleType:
+    """Returns the recipe `name` from the folder of the file `beside`, as a module.
+
+    One recipe takes another's rows or settings this way, from any working directory.
+    """
+    path = pathlib.Path(beside).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"ev2_recipe_{name}", path)
+    assert spec is not None and spec.loader is not None, path
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+def parse_argument(
+    file: str, argument: str, options: Mapping[str, Sequence[str]]
+) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of an argument, and the value of every option.
+
+    Args:
+        file: name of the recipe, for errors.
+        argument: names and `key=value`, with commas between.
+        options: values that each key may have, the first being its default; () for
+            any whole number, by default 0.
+
+    Raises:
+        ValueError: an option or its value is not known.
+    """
+    names = []
+    values = {key: allowed[0] if allowed else "0" for key, allowed in options.items()}
+    for word in argument.split(","):
+        key, equals, value = word.partition("=")
+        if not equals:
+            names.append(word)
+            continue
+        allowed = options.get(key)
+        if allowed is None or (
+            value not in allowed if allowed else not value.isdigit()
+        ):
+            known = [
+                f"{key}={choice}"
+                for key, choices in options.items()
+                for choice in choices or ("NUMBER",)
+            ]
+            raise ValueError(
+                f"{file}: {word!r} is not known; choose one of {', '.join(known)}"
+            )
+        values[key] = value
+    return names, values
+
+
+def choose_names(
+    file: str, names: Sequence[str], choices: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Returns the names, one for each of `choices`, in their order.
+
+    Args:
+        file: name of the recipe, for errors.
+        names: from `parse_argument`.
+        choices: what each name may be, by what it is the name of.
+
+    Raises:
+        ValueError: too many or too few names, or one that is not known.
+    """
+    for i, (kind, allowed) in enumerate(choices.items()):
+        name = names[i] if i < len(names) else ""
+        if name not in allowed:
+            raise ValueError(
+                f"{file}: there is no {kind} {name!r}; choose one of "
+                f"{', '.join(allowed)}"
+            )
+    if len(names) > len(choices):
+        raise ValueError(
+            f"{file}: {names[len(choices)]!r} is one name too many; give "
+            f"{','.join(choices).upper()}"
+        )
+    return list(names)

@@ -9,15 +9,75 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from typing import Any
 
 from ev2 import errors
 
 SCHEDULES = ("progressive", "random", "fixed")
 SIZE_RULES = ("paper", "released")
-STRENGTHS = ("dropout", "randaugment", "mixup", "cutmix", "drop_path")
 MIN_IMAGE_SIZE = 8  # px; the networks halve the side five times, rounding up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strength:
+    """One regularization strength that may grow with the image size.
+
+    Attributes:
+        name: key of `config.progressive`, a pair (first stage, last stage).
+        label: column heading and figure title.
+        meaning: one line for the help.
+        default: the pair of the paper's S recipe (Table 6).
+        limit: every value is at least 0 and below this.
+        in_step: whether the compiled training step takes it as an argument; otherwise
+            it belongs to the data pipeline.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    default: tuple[float, float]
+    limit: float = math.inf
+    in_step: bool = True
+
+
+# The one list of strengths: config, validation, stages, plan, step, plots and report
+# walk it. What a strength does stands in the data pipeline or in the training step.
+STRENGTHS = (
+    Strength(
+        name="dropout",
+        label="dropout",
+        meaning="probability, before the classifier",
+        default=(0.1, 0.3),
+        limit=1.0,
+    ),
+    Strength(
+        name="randaugment",
+        label="RandAugment",
+        meaning="magnitude, scale 0..10, extrapolated",
+        default=(5.0, 15.0),
+        in_step=False,
+    ),
+    Strength(
+        name="mixup",
+        label="mixup",
+        meaning="alpha of Beta(alpha, alpha); 0 = off",
+        default=(0.0, 0.0),
+    ),
+    Strength(
+        name="cutmix",
+        label="CutMix",
+        meaning="alpha of Beta(alpha, alpha); 0 = off; the paper does not mention it",
+        default=(0.0, 0.0),
+    ),
+    Strength(
+        name="drop_path",
+        label="drop path",
+        meaning="probability of dropping the last block, falling linearly to 0 at the "
+        "first; the paper's survival probability is 0.8",
+        default=(0.2, 0.2),
+        limit=1.0,
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,16 +90,7 @@ class Stage:
     first_image: int  # training images consumed before first_step
     image_size: int  # px, side of a square
     batch_size: int  # global images
-    dropout: float  # probability
-    randaugment: float  # magnitude
-    mixup: float  # alpha
-    cutmix: float  # alpha
-    drop_path: float  # probability, of the last block
-
-    @property
-    def strengths(self) -> dict[str, float]:
-        """The five regularization strengths by name, in the order of `STRENGTHS`."""
-        return {name: getattr(self, name) for name in STRENGTHS}
+    strengths: dict[str, float]  # by name, in the order of `STRENGTHS`
 
     def images_seen(self, step: int) -> int:
         """Returns the training images consumed before `step`, a step of this stage."""
@@ -64,16 +115,15 @@ def make_stages(config: Any, num_train_images: int) -> tuple[Stage, ...]:
     belongs to the size: "random" uses the batch of the size drawn, "fixed" the last.
 
     Args:
-        config: keys `seed`, `batch_size`, `epochs`, `steps` and `progressive.*`.
+        config: keys `seed`, `batch_size`, `epochs`, `steps` and `progressive.*`, with
+            values that `train.validate` allows.
         num_train_images: images of one epoch.
 
     Raises:
-        errors.InputError: a value is out of range, or the run is too short for its
-            stages.
+        InputError: the run is too short for its stages.
 
     Source: Algorithm 1; Table 6 (strengths); Table 13 (random, adaptive).
     """
-    _check(config, num_train_images)
     progressive = config.progressive
     # A level is a row of Algorithm 1: one size with its strengths and batch size.
     num_levels = progressive.stages
@@ -94,7 +144,7 @@ def make_stages(config: Any, num_train_images: int) -> tuple[Stage, ...]:
             first_image=first_image,
             image_size=sizes[level],
             batch_size=batch_sizes[level],
-            **strengths[level],
+            strengths=strengths[level],
         )
         stages.append(stage)
         first_step = stage.last_step
@@ -166,47 +216,12 @@ def _strengths(progressive: Any, level: int) -> dict[str, float]:
     m = progressive.stages
     is_last = level == m - 1 or not progressive.adaptive
     strengths = {}
-    for name in STRENGTHS:
-        first, last = progressive[name]
+    for strength in STRENGTHS:
+        first, last = progressive[strength.name]
         # Last values are taken as they are: 0.2 + (0.9 - 0.2) is 0.8999999999999999.
         value = last if is_last else first + (last - first) * level / (m - 1)
-        strengths[name] = float(value)
+        strengths[strength.name] = float(value)
     return strengths
-
-
-def _check(config: Any, num_train_images: int) -> None:
-    progressive = config.progressive
-    errors.check_choice("progressive.schedule", progressive.schedule, SCHEDULES)
-    errors.check_choice("progressive.size_rule", progressive.size_rule, SIZE_RULES)
-    _check_integer("progressive.stages", progressive.stages, 1)
-    _check_integer("batch_size", config.batch_size, 1)
-    _check_integer("data.num_train_images", num_train_images, 1)
-    _check_length(config)
-    _check_image_size(progressive.image_size)
-    for name in STRENGTHS:
-        _check_strength(name, progressive[name])
-    if progressive.batch_size:
-        if len(progressive.batch_size) != progressive.stages:
-            raise errors.InputError(
-                f"progressive.batch_size: {progressive.batch_size!r} has "
-                f"{len(progressive.batch_size)} numbers; give one for each of the "
-                f"{progressive.stages} stages, or () to use batch_size for all"
-            )
-        for batch_size in progressive.batch_size:
-            _check_integer("progressive.batch_size", batch_size, 1)
-    if not 0 < progressive.random_epochs < math.inf:
-        raise errors.InputError(
-            f"progressive.random_epochs: {progressive.random_epochs!r} is not a "
-            "length; give epochs above 0"
-        )
-
-
-def _check_integer(key: str, value: Any, minimum: int) -> None:
-    if not isinstance(value, int) or value < minimum:
-        raise errors.InputError(
-            f"{key}: {value!r} is not allowed; give a whole number of at least "
-            f"{minimum}"
-        )
 
 
 def _check_steps(steps: list[int], config: Any, num_train_images: int) -> None:
@@ -218,47 +233,3 @@ def _check_steps(steps: list[int], config: Any, num_train_images: int) -> None:
         f"for {len(steps)} stages, and each stage needs at least 1; raise epochs, or "
         "lower progressive.stages or the batch size"
     )
-
-
-def _check_length(config: Any) -> None:
-    for key, value in (("epochs", config.epochs), ("steps", config.steps)):
-        if not 0 <= value < math.inf:
-            raise errors.InputError(
-                f"{key}: {value!r} is not a length; give a number of at least 0"
-            )
-    if bool(config.epochs) == bool(config.steps):
-        raise errors.InputError(
-            f"epochs: {config.epochs!r} and steps: {config.steps!r}; exactly one of "
-            "the two must be above 0, set the other to 0"
-        )
-
-
-def _check_pair(key: str, value: Any) -> None:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise errors.InputError(
-            f"{key}: {value!r} is not a pair; give (first stage, last stage)"
-        )
-
-
-def _check_image_size(value: Any) -> None:
-    key = "progressive.image_size"
-    _check_pair(key, value)
-    for size in value:
-        _check_integer(key, size, MIN_IMAGE_SIZE)
-    if value[0] > value[1]:
-        raise errors.InputError(
-            f"{key}: {value!r} shrinks, so its last size is never reached by "
-            "growing; give (smaller, larger) in px"
-        )
-
-
-def _check_strength(name: str, value: Any) -> None:
-    key = f"progressive.{name}"
-    _check_pair(key, value)
-    is_probability = name in ("dropout", "drop_path")
-    limit = 1.0 if is_probability else math.inf
-    if not all(isinstance(v, int | float) and 0 <= v < limit for v in value):
-        allowed = "in [0, 1)" if is_probability else "of at least 0"
-        raise errors.InputError(
-            f"{key}: {value!r} is not allowed; give two numbers {allowed}"
-        )

@@ -1,6 +1,6 @@
 """One mesh axis, "data": the state is replicated, batches are split by image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,19 @@ def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in batch.items()
     }
+
+
+def prefetch(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, depth: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields global batches that are on the devices, `depth` of them ahead of use."""
+    queue = []
+    for batch in batches:
+        batch = {key: batch[key] for key in ("image", "label", "mask")}
+        queue.append(to_global(mesh, batch))
+        if len(queue) > depth:
+            yield queue.pop(0)
+    yield from queue
 
 
 def abstract_batch(

@@ -72,8 +72,7 @@ IMPORTS = {name: read_imports(path) for name, path in MODULES.items()}
 # Packages and modules of ev2 that each may import, beside its own.
 ALLOWED = {
     "errors": "",
-    "config": "",
-    "arguments": "",
+    "config": "progressive",
     "files": "errors",
     "progressive": "errors",
     "sharding": "",
@@ -83,7 +82,7 @@ ALLOWED = {
     "evaluation": "checkpoint data errors models sharding",
     "export": "checkpoint data errors files models train",
     "train": "checkpoint data errors evaluation files models progressive sharding",
-    "report": "data errors files progressive",
+    "report": "data errors files progressive train",
     "tpu": "data errors files models report sharding train",
     "sweeps": "checkpoint errors files report train",
     "nas": "data errors files models report sweeps tpu train",

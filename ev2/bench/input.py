@@ -113,7 +113,7 @@ def _measure(name: str, config: Any, stage, images: int) -> dict[str, Any]:
                 name,
                 [opened.name(i) for i in range(len(opened))],
                 image_size=stage.image_size,
-                magnitude=round(stage.randaugment),
+                magnitude=round(stage.strengths["randaugment"]),
                 crop_area=tuple(config.data.crop_area),
                 images=images,
             )

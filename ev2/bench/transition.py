@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.train import memory, plan
+from ev2.train import plan
 
 _AFTER_SAVE = 10  # steps beside which a checkpoint is still being written
 
@@ -73,7 +73,6 @@ def _measure(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
 def _compile_anew() -> None:
     import jax
 
-    memory.keep_freed()  # as `ev2 train` does
     jax.config.update("jax_enable_compilation_cache", False)
 
 

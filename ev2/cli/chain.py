@@ -15,9 +15,7 @@ def run(values: flags.Values) -> None:
     import jax
 
     from ev2.sweeps import chain, chain_summary
-    from ev2.train import memory
 
-    memory.keep_freed()
     summary = chain.run_chain(values.config, values.workdir, dry=values.dry)
     if values.dry or jax.process_index() != 0:
         return

@@ -1,5 +1,8 @@
 """Trains a network; resumes by itself, evaluates and writes a report."""
 
+import re
+
+from ev2 import errors
 from ev2.cli import flags
 
 EXAMPLE = "ev2 train --config=configs/demo.py --workdir=runs/demo"
@@ -18,10 +21,9 @@ def run(values: flags.Values) -> None:
     import jax
 
     from ev2.report import report
-    from ev2.train import loop, memory, multihost, profiling
+    from ev2.train import loop, multihost
 
-    memory.keep_freed()
-    steps = profiling.parse_steps(values.profile)
+    steps = _parse_steps(values.profile)
     with multihost.joined(
         distributed=values.distributed,
         coordinator=values.coordinator,
@@ -42,3 +44,16 @@ def run(values: flags.Values) -> None:
     if skipped := results["train_skipped"]:
         print(f"training skipped {skipped:,} corrupt images, named above")
     print(f"report: {page}")
+
+
+def _parse_steps(text: str | None) -> range:
+    """Returns the steps of "FIRST:LAST", LAST exclusive; of None, no steps."""
+    if text is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    steps = range(int(match[1]), int(match[2])) if match else range(0)
+    if not steps:
+        raise errors.InputError(
+            f"profile: {text!r}; give FIRST:LAST, such as 100:110 for ten steps"
+        )
+    return steps

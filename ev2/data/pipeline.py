@@ -143,7 +143,9 @@ def make_train_data(
         return positions, train_order(config.seed, positions, len(opened))
 
     augmentation = augment.make_augment(
-        config.data, magnitude=stage.randaugment, image_size=stage.image_size
+        config.data,
+        magnitude=stage.strengths["randaugment"],
+        image_size=stage.image_size,
     )
     num_draws = 1 + augmentation.num_draws
 

@@ -84,7 +84,7 @@ def evaluate(
     )
     labelled = batches if classes is None else _relabel(batches, classes)
     bar = tqdm.tqdm(
-        prefetch_to_mesh(labelled, mesh),
+        sharding.prefetch(labelled, mesh),
         total=len(batches),
         unit="batch",
         disable=not progress,
@@ -114,17 +114,6 @@ def _relabel(batches: Iterable, classes: np.ndarray) -> Iterator[dict[str, np.nd
     for batch in batches:
         label = batch["label"]
         yield {**batch, "label": np.where(label < 0, label, classes[label])}
-
-
-def prefetch_to_mesh(batches: Iterable, mesh: Mesh, depth: int = 2):
-    """Yields batches already on the devices, `depth` of them ahead of their use."""
-    queue = []
-    for batch in batches:
-        batch = {key: batch[key] for key in ("image", "label", "mask")}
-        queue.append(sharding.to_global(mesh, batch))
-        if len(queue) > depth:
-            yield queue.pop(0)
-    yield from queue
 
 
 def evaluate_checkpoint(

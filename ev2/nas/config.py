@@ -17,7 +17,6 @@ from ev2.nas import controllers, proxy, reward
 from ev2.nas import space as spaces
 from ev2.tpu import compile as tpu
 from ev2.tpu import slices
-from ev2.train import compile as programs
 from ev2.train import plan
 from ev2.train import validate as check
 
@@ -84,7 +83,7 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
         _check_values(config)
         check.check_recipe(config.proxy)
         from ev2.data import sources  # load TensorFlow, which workers do without
-        from ev2.train import setup as job  # load TensorFlow, which workers do without
+        from ev2.train import setup
 
         num_classes = sources.describe(config.proxy).num_classes
         space = _make_space(config, num_classes)
@@ -106,7 +105,7 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
     text = space.encode(sample)
     with _of("proxy"):
         recipe = proxy.apply(config.proxy, text)
-        _, table = job.check(recipe, str(workdir / "trials/new"))
+        table = setup.set_up(recipe, str(workdir / "trials/new")).plan
     with _of("full"):
         plan.make_plan(proxy.apply(config.full, text))
     return Asked(
@@ -156,7 +155,7 @@ def _check_values(config: ConfigDict) -> None:
     errors.check_choice("step_time.source", how.source, proxy.SOURCES)
     if how.source == "compile":
         devices = slices.find(how.slice).devices
-        programs.check_batches(config.proxy, {how.batch_size}, devices)
+        check.check_batches(config.proxy, {how.batch_size}, devices)
         tpu.check_installed()
 
 

@@ -153,9 +153,7 @@ def _alone(path: str) -> Iterator[None]:
 
 def _train(config: ConfigDict, workdir: str) -> None:
     from ev2.train import loop as train
-    from ev2.train import memory
 
-    memory.keep_freed()
     train.train_and_evaluate(config, workdir)
 
 

@@ -110,7 +110,7 @@ def _set_up() -> None:
 
 def _refuse_other(folder: pathlib.Path, here: dict[str, Any]) -> None:
     """Raises InputError if the folder is of another search, or damaged."""
-    there = run_folder.read_object(folder / "task.json")
+    there = run_folder.read_json(folder / "task.json")
     if there is None:
         return
     kept = {key: there.get(key) for key in ("storage", "name")}
@@ -319,7 +319,7 @@ def _finish(
     asked: asking.Asked, trials: tries.Trials, folder: pathlib.Path
 ) -> dict[str, Any]:
     found = rows.collect(trials, asked.config.retries)
-    reference = run_folder.read_object(folder / "reference.json") or {}
+    reference = run_folder.read_json(folder / "reference.json") or {}
     lines = outcome.write(
         folder,
         found,

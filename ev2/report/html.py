@@ -10,7 +10,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from ev2.report import class_plots, page_template, plots, records
+from ev2.report import class_plots, page_template, plots
+from ev2.train import workdir as workdirs
 
 MAX_CLASS_ROWS = 10  # of the tables of classes; above twice this, best and worst
 MAX_CONFUSIONS = 12
@@ -59,7 +60,7 @@ class Picture:
 
 
 def render(
-    run: records.Run,
+    run: workdirs.Run,
     pictures: Mapping[str, Picture],
     samples: Sequence[class_plots.Samples],
     no_samples: str,
@@ -96,7 +97,7 @@ def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{title}</h2>\n{''.join(parts)}</section>"
 
 
-def _status(run: records.Run) -> str:
+def _status(run: workdirs.Run) -> str:
     if run.final:
         step = run.final["step"]
         trained = run.final.get("trained_steps", step)
@@ -109,7 +110,7 @@ def _status(run: records.Run) -> str:
     return f"Unfinished: {last:,} of {total:,} steps logged"
 
 
-def _notes(run: records.Run) -> str:
+def _notes(run: workdirs.Run) -> str:
     notes = list(run.notes)
     skipped = max((record["skipped"] for record in run.train), default=0)
     if skipped:
@@ -120,7 +121,7 @@ def _notes(run: records.Run) -> str:
     return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
 
 
-def _tiles(run: records.Run) -> str:
+def _tiles(run: workdirs.Run) -> str:
     """The figures one looks for first; those that are not known yet are left out."""
     tiles = []
     result, when = run.final, "test images"
@@ -156,7 +157,7 @@ def _tiles(run: records.Run) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _evaluations(run: records.Run) -> str:
+def _evaluations(run: workdirs.Run) -> str:
     if run.final is None:
         return '<p class="note">The run has not been evaluated at its end yet.</p>'
     rows = [
@@ -173,7 +174,7 @@ def _evaluations(run: records.Run) -> str:
     return _table(headings, rows, words=(0,))
 
 
-def _stage_table(run: records.Run) -> str:
+def _stage_table(run: workdirs.Run) -> str:
     if not run.stages:
         return '<p class="note">The run has not written its stages yet.</p>'
     strengths = [key for _, key in plots.STRENGTHS]
@@ -198,7 +199,7 @@ def _stage_table(run: records.Run) -> str:
     return _table(headings, rows, words=())
 
 
-def _measured(stage: records.Record, key: str, form: str) -> str:
+def _measured(stage: workdirs.Record, key: str, form: str) -> str:
     return format(stage[key], form) if key in stage else "–"
 
 
@@ -224,7 +225,7 @@ def _figure(name: str, picture: Picture) -> str:
 
 
 def _samples(
-    run: records.Run, samples: Sequence[class_plots.Samples], no_samples: str
+    run: workdirs.Run, samples: Sequence[class_plots.Samples], no_samples: str
 ) -> str:
     if not samples:
         return f'<p class="note">{_text(no_samples)}</p>'
@@ -255,7 +256,7 @@ def _encode(image: np.ndarray) -> str:
     return _data_uri("jpeg", buffer.getvalue())
 
 
-def _classes(run: records.Run, pictures: Mapping[str, Picture]) -> str:
+def _classes(run: workdirs.Run, pictures: Mapping[str, Picture]) -> str:
     if run.confusion is None:
         return '<p class="note">There is no confusion matrix.</p>'
     names, counts = run.class_names, run.confusion.sum(axis=1)
@@ -299,7 +300,7 @@ def _class_row(confusion, names, i) -> tuple[str, ...]:
     )
 
 
-def _confusions(run: records.Run) -> list[tuple[str, ...]]:
+def _confusions(run: workdirs.Run) -> list[tuple[str, ...]]:
     """The largest shares off the diagonal."""
     assert run.confusion is not None
     shares = np.nan_to_num(class_plots.row_shares(run.confusion))
@@ -314,12 +315,12 @@ def _confusions(run: records.Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _config(run: records.Run) -> str:
+def _config(run: workdirs.Run) -> str:
     table = _table(("Key", "Value"), list(_flat(run.config)), words=(0, 1))
     return f"<details><summary>Every key and its value</summary>{table}</details>"
 
 
-def _flat(config: records.Record, prefix: str = "") -> Iterable[tuple[str, object]]:
+def _flat(config: workdirs.Record, prefix: str = "") -> Iterable[tuple[str, object]]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -12,8 +12,9 @@ from absl import logging
 from matplotlib import figure as mpl_figure
 
 from ev2 import errors, files
-from ev2.report import class_plots, plots, records
+from ev2.report import class_plots, plots
 from ev2.report import html as page
+from ev2.train import workdir as workdirs
 
 SAMPLES_PER_STAGE = 12  # divides into rows of 6, 4, 3 and 2
 SPARE_SAMPLES = 4  # in place of corrupt files, which have no picture
@@ -34,7 +35,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     Raises:
         errors.InputError: `workdir` is not the folder of a run, or not writable.
     """
-    run = records.read(pathlib.Path(workdir))
+    run = workdirs.read_run(pathlib.Path(workdir))
     samples, excuse = _draw_samples(run)
     pictures = {
         name: page.Picture(
@@ -59,7 +60,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     return run.workdir / "report.html"
 
 
-def _figures(run: records.Run) -> dict[str, Draw]:
+def _figures(run: workdirs.Run) -> dict[str, Draw]:
     """The pictures that this run has values for, by file name."""
     train, evals, stages = run.train, run.evals, run.stages
     figures: dict[str, Draw] = {}
@@ -85,7 +86,7 @@ def _figures(run: records.Run) -> dict[str, Draw]:
     return figures
 
 
-def _draw_samples(run: records.Run) -> tuple[list[class_plots.Samples], str]:
+def _draw_samples(run: workdirs.Run) -> tuple[list[class_plots.Samples], str]:
     """The first images of each stage, or none and the reason why."""
     if not run.stages:
         return [], "The run has not written its stages yet."
@@ -96,7 +97,7 @@ def _draw_samples(run: records.Run) -> tuple[list[class_plots.Samples], str]:
         return [], f"The training data could not be read: {error}"
 
 
-def _read_samples(run: records.Run) -> list[class_plots.Samples]:
+def _read_samples(run: workdirs.Run) -> list[class_plots.Samples]:
     from ev2 import progressive
     from ev2.data import pipeline  # late: loads TensorFlow
 
@@ -130,8 +131,9 @@ def _read_samples(run: records.Run) -> list[class_plots.Samples]:
 
 
 def _sample_title(stage, augment: str) -> str:
+    magnitude = plots.brief(stage.strengths["randaugment"])
     what = {
-        "randaugment": f"RandAugment magnitude {plots.brief(stage.randaugment)}",
+        "randaugment": f"RandAugment magnitude {magnitude}",
         "autoaugment": "AutoAugment",
         "none": "neither RandAugment nor AutoAugment",
     }[augment]

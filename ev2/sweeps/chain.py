@@ -22,7 +22,7 @@ from ev2.report import report
 from ev2.sweeps import chain_summary
 from ev2.train import initialize as initial
 from ev2.train import loop as train
-from ev2.train import setup as job
+from ev2.train import setup
 from ev2.train import workdir as run_folder
 
 LINK = "link:"  # begins an init.checkpoint that is another link
@@ -135,7 +135,7 @@ def _plan_run(
     if start is not None:
         _check_network(config, start)
         config.init.checkpoint = _checkpoint_of(start, begun)
-    result = run_folder.read_result(folder)
+    result = run_folder.read_json(pathlib.Path(folder) / "eval.json")
     if start is not None and start.result is None and begun is not None:
         raise errors.InputError(
             f"workdir: {folder!r} holds a run that started from {start.folder!r}, "
@@ -143,12 +143,13 @@ def _plan_run(
         )
     if result is not None and begun is not None:  # its data may be gone by now
         config, table = initial.fill(config, begun["data"]), None
-        run_folder.refuse_other_run(folder, config)
+        run_folder.check_resumable(folder, config, {})
     elif start is not None and start.result is None:
-        expected = start.config.data.to_dict()
-        config, table = job.check(config, folder, expected=expected)
+        experiment = setup.set_up_link(config, folder, start.config.data.to_dict())
+        config, table = experiment.config, experiment.plan
     else:
-        config, table = job.check(config, folder)
+        experiment = setup.set_up(config, folder)
+        config, table = experiment.config, experiment.plan
     return Run(
         link=name, folder=folder, config=config, plan=table, start=start, result=result
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 from ev2 import errors, files
 from ev2.checkpoint import pretrained
-from ev2.report import records
 from ev2.train import workdir as run_folder
 
 JSON_NAME, CSV_NAME = "chain.json", "chain.csv"
@@ -85,7 +84,7 @@ def _describe(run: Any) -> dict[str, Any]:
 
 def _train_seconds(folder: str) -> float:
     """Of training steps alone: neither compiling nor evaluating."""
-    stages = records.read(folder).stages
+    stages = run_folder.read_run(folder).stages
     return round(sum(stage.get("train_seconds", 0.0) for stage in stages), 2)
 
 

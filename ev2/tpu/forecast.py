@@ -20,8 +20,7 @@ from ev2 import errors
 from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu
 from ev2.tpu import slices
-from ev2.train import compile as programs
-from ev2.train import plan
+from ev2.train import plan, validate
 
 Compile = Callable[[tpu.CompileRequest], dict[str, Any]]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -138,7 +137,7 @@ def _make_run(config: ConfigDict, slice_: slices.Slice) -> _Run:
     """Checks that the recipe can run on the slice."""
     table = plan.make_plan(config)
     batch_sizes = {stage["batch_size"] for stage in table["stages"]}
-    programs.check_batches(config, batch_sizes, slice_.devices)
+    validate.check_batches(config, batch_sizes, slice_.devices)
     return _Run(
         config=config, slice=slice_, table=table, num_classes=_count_classes(config)
     )
@@ -267,7 +266,7 @@ def _allows(run: _Run, per_device: int) -> bool:
     """Whether the recipe's groups divide such a batch."""
     batch_size = per_device * run.slice.devices
     try:
-        programs.check_batches(run.config, [batch_size], run.slice.devices)
+        validate.check_batches(run.config, [batch_size], run.slice.devices)
     except errors.InputError:
         return False
     return True

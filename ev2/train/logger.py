@@ -1,61 +1,41 @@
-"""What a run says while it goes: progress bar, metrics.jsonl, TensorBoard events."""
+"""Progress of a run: the bar, metrics.jsonl, stages.json and TensorBoard events."""
 
 import collections
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import tqdm
 
 from ev2 import progressive
-from ev2.train import device_peaks
-from ev2.train import workdir as run_folder
+from ev2.train import device_peaks, multihost, setup
+from ev2.train import workdir as workdirs
 
-_IN_FLIGHT_STEPS = 3
+_STEPS_IN_FLIGHT = 3
 
 
-class Logbook:
-    """Collects the sums of steps on the devices and writes them out now and then."""
+class ThroughputMeter:
+    """Measures images per second, waiting for data and MFU since the last `restart`.
 
-    def __init__(
-        self,
-        folder: run_folder.RunFolder,
-        stages: Sequence[progressive.Stage],
-        num_train_images: int,
-        *,
-        first_step: int,
-    ):
-        self._folder = folder
-        self._stages = stages
-        self._num_train_images = num_train_images
-        self._writer = _events_writer(str(folder.path)) if folder.writes else None
-        # The bar counts pixels: a step of 300 px costs more than one of 128 px, and
-        # the time left should know.
-        done = sum(_pixels(s, 0, min(s.last_step, first_step)) for s in stages)
-        self._bar = tqdm.tqdm(
-            total=sum(_pixels(s, 0, s.last_step) for s in stages),
-            initial=done,
-            disable=not folder.writes,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # lines in a log file
-            dynamic_ncols=True,
-        )
-        self._window: list[dict[str, jax.Array]] = []
-        self._running: collections.deque[jax.Array] = collections.deque()
-        self._peak = device_peaks.peak_flops_per_second(jax.devices()[0].device_kind)
-        self._flops, self._stage_seconds, self._stage_images = 0.0, 0.0, 0
-        self._start_window()
+    Args:
+        num_devices: devices that share the work.
+        peak_flops: FLOP/s of one device, None where unknown.
+    """
 
-    def _start_window(self) -> None:
-        self._window.clear()
-        self._window_started = time.monotonic()
+    def __init__(self, num_devices: int, peak_flops: float | None):
+        self._num_devices, self._peak_flops = num_devices, peak_flops
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new measurement."""
+        self._started = time.monotonic()
         self._waited = 0.0
 
-    def batches(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Passes `batches` on, counting the time the loop waits for them."""
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Passes `batches` on and counts the time that the loop waits for them."""
         iterator = iter(batches)
         while True:
             started = time.monotonic()
@@ -65,173 +45,228 @@ class Logbook:
                 return
             yield batch
 
+    def read(self, steps: int, batch_size: int, flops: float) -> dict[str, float]:
+        """Returns the rates of the last `steps` steps.
+
+        Args:
+            steps: steps since the last restart.
+            batch_size: global images per step.
+            flops: FLOPs of a step on one device; 0 = unknown.
+        """
+        seconds = time.monotonic() - self._started
+        rate = steps * batch_size / seconds
+        rates = {
+            "images_per_second": rate,
+            "images_per_second_per_device": rate / self._num_devices,
+            "seconds": round(seconds, 3),
+            "data_wait_share": min(self._waited / seconds, 1.0),
+        }
+        if self._peak_flops and flops > 0:
+            rates["mfu"] = flops * steps / seconds / self._peak_flops
+        return rates
+
+
+class Logger:
+    """Collects the sums of steps on the devices and writes them at each interval."""
+
+    def __init__(
+        self,
+        folder: workdirs.Workdir,
+        experiment: setup.Experiment,
+        *,
+        start: int,
+        num_params: int,
+    ):
+        """Drops what was logged after step `start`, for those steps come again."""
+        self._folder, self._experiment, self._start = folder, experiment, start
+        logged = folder.resume_metrics(start)
+        self._stages = self._begin_stages(logged, num_params)
+        self._writer = _events_writer(str(folder.path)) if folder.writes else None
+        # The bar counts pixels: a step of 300 px costs more than one of 128 px, and
+        # the time left accounts for it.
+        stages = experiment.stages
+        self._bar = tqdm.tqdm(
+            total=sum(_pixels(s, s.last_step) for s in stages),
+            initial=sum(_pixels(s, min(s.last_step, start)) for s in stages),
+            disable=not folder.writes,
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # lines in a log file
+            dynamic_ncols=True,
+        )
+        peak = device_peaks.peak_flops_per_second(jax.devices()[0].device_kind)
+        self._meter = ThroughputMeter(jax.device_count(), peak)
+        self._window: list[dict[str, jax.Array]] = []
+        self._in_flight: collections.deque[jax.Array] = collections.deque()
+        self._flops = 0.0
+        self._batches: Any = None
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _begin_stages(
+        self, logged: list[dict[str, Any]], num_params: int
+    ) -> dict[str, Any]:
+        """The content of stages.json, with what earlier starts measured."""
+        experiment = self._experiment
+        document = workdirs.read_json(self._folder.path / "stages.json")
+        if document is None:
+            info = vars(experiment.info)
+            document = {**experiment.plan, **info, "params": num_params}
+            self._folder.write_json("stages.json", document)
+        for stage in document["stages"]:
+            lines = [
+                line
+                for line in logged
+                if line["split"] == "train" and line["stage"] == stage["index"]
+            ]
+            if lines:
+                stage["train_seconds"] = sum(line["seconds"] for line in lines)
+                # A second start may or may not meet the same corrupt images again.
+                skipped = [line["skipped"] for line in lines]
+                stage["skipped"] = max([stage.get("skipped", 0), *skipped])
+        return document
+
+    def start_stage(self, ready: Any) -> Iterator[Any]:
+        """Returns the batches of a `next_stage.ReadyStage`; starts the clocks.
+
+        Compiling and opening the data do not count as training.
+        """
+        self._flops, self._batches = ready.flops, ready.batches
+        stage = self._stages["stages"][ready.stage.index]
+        stage["compile_seconds"] = round(ready.compile_seconds, 2)
+        stage.setdefault("train_seconds", 0.0)
+        stage.setdefault("skipped", 0)
+        self._bar.unpause()
+        self._restart()
+        return self._meter.timed(ready.batches)
+
+    def _restart(self) -> None:
+        self._window.clear()
+        self._meter.restart()
+
     def add(self, stage: progressive.Stage, sums: dict[str, jax.Array]) -> None:
         """Takes the sums of one step, without waiting for the step to finish.
 
-        The step before the last few is waited for: that bounds how many batches lie
-        on the devices, and leaves enough queued steps for the devices never to idle.
+        The step before the last few is waited for: that bounds the batches on the
+        devices, and leaves enough queued steps to keep the devices busy.
         """
         self._window.append(sums)
-        self._running.append(sums["loss"])
-        if len(self._running) > _IN_FLIGHT_STEPS:
-            self._running.popleft().block_until_ready()
+        self._in_flight.append(sums["loss"])
+        if len(self._in_flight) > _STEPS_IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
         self._bar.update(stage.batch_size * stage.image_size**2)
 
     def write_train(
-        self,
-        stage: progressive.Stage,
-        step: int,
-        learning_rate: float,
-        skipped: int,
-        *,
-        saved: int | None,
+        self, stage: progressive.Stage, step: int, *, saved: int | None
     ) -> None:
         """Writes the line of the steps since the last one; `step` steps are done.
 
         Raises:
-          FloatingPointError: if a loss is not finite; nothing is written then. The
-            message names the last good checkpoint, that of step `saved`.
+            FloatingPointError: a loss is not finite; nothing is written then. The
+                message names the last good checkpoint, that of step `saved`.
         """
         if not self._window:
             return
+        learning_rate = self._experiment.learning_rate(step - 1)
         sums = jax.device_get(self._window)  # waits for the last step
-        seconds = time.monotonic() - self._window_started
-        losses = [float(s["loss"] + s["l2"]) for s in sums]
+        rates = self._meter.read(len(sums), stage.batch_size, self._flops)
         first = step - len(sums)
-        bad = [
-            first + i
-            for i, loss in enumerate(losses)
-            if not (math.isfinite(loss) and sums[i]["finite"])
-        ]
-        if bad:
-            raise FloatingPointError(
-                f"loss or weights are not finite at step {bad[0]} (noticed in steps "
-                f"{first} to {step - 1}, stage {stage.index}, {stage.image_size} px, "
-                f"learning rate {learning_rate:.6g}); a lower optimizer.lr, a longer "
-                "optimizer.warmup_epochs or optimizer.clip_norm usually helps; "
-                + (
-                    f"the last good checkpoint is of step {saved}"
-                    if saved
-                    else "nothing was saved before"
+        for i, s in enumerate(sums):
+            if not (math.isfinite(s["loss"] + s["l2"]) and s["finite"]):
+                good = f"the last good checkpoint is of step {saved}"
+                raise FloatingPointError(
+                    f"loss or weights are not finite at step {first + i} (noticed in "
+                    f"steps {first} to {step - 1}, stage {stage.index}, "
+                    f"{stage.image_size} px, learning rate {learning_rate:.6g}); a "
+                    "lower optimizer.lr, a longer optimizer.warmup_epochs or "
+                    "optimizer.clip_norm usually helps; "
+                    + (good if saved else "nothing was saved before")
                 )
-            )
         count = max(sum(int(s["count"]) for s in sums), 1)
-        rate = len(sums) * stage.batch_size / seconds
-        devices = jax.device_count()
-        self._stage_seconds += seconds
-        self._stage_images += len(sums) * stage.batch_size
         line = {
             "loss": sum(float(s["loss"]) for s in sums) / len(sums),
             "l2": sum(float(s["l2"]) for s in sums) / len(sums),
             "top1": sum(int(s["top1"]) for s in sums) / count,
             "learning_rate": learning_rate,
-            "images_per_second": rate,
-            "images_per_second_per_device": rate / devices,
-            "seconds": round(seconds, 3),
-            "data_wait_share": min(self._waited / seconds, 1.0),
-            "skipped": skipped,
+            **rates,
+            "skipped": self._count_skipped(),
         }
-        if self._peak and self._flops > 0:
-            line["mfu"] = self._flops * len(sums) / seconds / self._peak
         self._write("train", stage, step, line, batch_size=stage.batch_size)
+        self._stages["stages"][stage.index]["train_seconds"] += rates["seconds"]
+        devices = jax.device_count()
+        per_device = f"{rates['images_per_second_per_device']:,.0f} img/s/device "
         self._bar.set_postfix_str(
-            f"stage {stage.index} of {len(self._stages)}, {stage.image_size} px "
-            f"step {step} loss {line['loss']:.3f} {rate:,.0f} img/s "
-            + (f"{rate / devices:,.0f} img/s/device " if devices > 1 else "")
-            + (f"MFU {line['mfu']:.0%} " if "mfu" in line else "")
-            + f"wait {line['data_wait_share']:.0%}"
+            f"stage {stage.index} ({stage.image_size} px), "
+            f"step {step:,} of {self._experiment.num_steps:,}, "
+            f"loss {line['loss']:.3f}, {rates['images_per_second']:,.0f} img/s "
+            + (per_device if devices > 1 else "")
+            + (f"MFU {rates['mfu']:.0%} " if "mfu" in rates else "")
+            + f"wait {rates['data_wait_share']:.0%}"
         )
-        self._start_window()
+        self._restart()
+
+    def _count_skipped(self) -> int:
+        return multihost.count_distinct(self._batches.skipped_indices)
 
     def write_eval(
-        self,
-        stage: progressive.Stage,
-        step: int,
-        results: dict[str, Any],
-        size: int,
-        of: str,
+        self, stage: progressive.Stage, step: int, results: dict[str, Any], split: str
     ) -> None:
-        """Writes the line of an evaluation of the weights after `step` steps.
-
-        `of` says of which pictures, for people.
-        """
+        """Writes the line of an evaluation of the weights after `step` steps."""
         line = {
-            name: {
-                key: results[name][key]
-                for key in ("top1", "top5", "map")
-                if key in results[name]
-            }
+            name: {key: results[name][key] for key in ("top1", "top5")}
             for name in ("ema", "raw")
         }
+        size = self._experiment.config.eval.image_size
         self._write("eval", stage, step, line, image_size=size)
-        self.say(
-            f"step {step}: {of} top-1 {line['ema']['top1']:.2%} averaged weights, "
-            f"{line['raw']['top1']:.2%} raw, {results['ema']['count']:,} images "
-            f"at {size} px"
+        self.print(
+            f"step {step:,}: {split} top-1 {line['ema']['top1']:.2%} EMA weights, "
+            f"{line['raw']['top1']:.2%} raw, {results['ema']['count']:,} images at "
+            f"{size} px"
         )
-        self._start_window()  # evaluation does not count as training time
+        self._restart()  # evaluation does not count as training time
 
-    def say(self, text: str) -> None:
+    def finish_stage(self, stage: progressive.Stage, done: int) -> None:
+        """Writes the stage's totals when `done` steps of the run are done."""
+        document = self._stages["stages"][stage.index]
+        seconds = document["train_seconds"]
+        images = stage.images_seen(done) - stage.first_image
+        document["train_seconds"] = round(seconds, 2)
+        document["images_per_second"] = round(images / max(seconds, 1e-9), 1)
+        document["skipped"] = max(document["skipped"], self._count_skipped())
+        self._folder.write_json("stages.json", self._stages)
+
+    @property
+    def train_skipped(self) -> int:
+        """Distinct corrupt images met in training.
+
+        A stage of less than an epoch may not meet every one.
+        """
+        return max(stage.get("skipped", 0) for stage in self._stages["stages"])
+
+    def print(self, text: str) -> None:
         """Prints a line above the bar."""
         if not self._bar.disable:
             self._bar.write(text)
 
-    def start_stage(
-        self, stage: progressive.Stage, first_step: int, flops: float
-    ) -> None:
-        """Starts the clocks: compiling and opening the data do not count.
-
-        Args:
-          stage: the stage.
-          first_step: its first step that is to be taken now; the seconds of those
-            before are what earlier starts wrote down.
-          flops: of a step on one device; 0 = not known.
-        """
-        self._flops = flops
-        self._stage_images = (first_step - stage.first_step) * stage.batch_size
-        self._stage_seconds = 0.0
-        if first_step > stage.first_step:  # else it is the first start in this stage
-            self._stage_seconds = sum(
-                line.get("seconds", 0.0)
-                for line in self._folder.metrics()
-                if line.get("split") == "train" and line["stage"] == stage.index
-            )
-        self._bar.unpause()
-        self._start_window()
-
-    def finish_stage(self) -> dict[str, float]:
-        """Returns seconds of the stage's training steps, and images/s.
-
-        Earlier starts of the run are counted in, but not steps that were taken twice.
-        """
-        seconds = self._stage_seconds
-        rate = self._stage_images / max(seconds, 1e-9)
-        return {
-            "train_seconds": round(seconds, 2),
-            "images_per_second": round(rate, 1),
-        }
-
     def _write(self, split, stage, step, line, **more) -> None:
-        epoch = stage.images_seen(step) / self._num_train_images
+        epoch = stage.images_seen(step) / self._experiment.info.num_train_images
         head = {"time": time.time(), "split": split, "step": step}
-        head |= {"epoch": epoch, "stage": stage.index}
-        self._folder.append_metrics(
-            {**head, "image_size": stage.image_size, **more, **line}
-        )
+        head |= {"epoch": epoch, "stage": stage.index, "image_size": stage.image_size}
+        self._folder.append_metrics({**head, **more, **line})
         if self._writer is not None:
-            scalars = run_folder.flatten(line, "/", f"{split}/")
+            scalars = workdirs.flatten(line, "/", f"{split}/")
             scalars[f"{split}/image_size"] = more.get("image_size", stage.image_size)
             self._writer.write_scalars(step, scalars)
 
-    def close(self) -> None:
-        """Finishes the bar and flushes the events."""
-        self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
 
-
-def _pixels(stage: progressive.Stage, first: int, last: int) -> int:
-    steps = max(0, last - max(first, stage.first_step))
+def _pixels(stage: progressive.Stage, last_step: int) -> int:
+    """Pixels of a stage's training images before `last_step`."""
+    steps = max(0, last_step - stage.first_step)
     return steps * stage.batch_size * stage.image_size**2
 
 

@@ -1,164 +1,171 @@
-"""What is made ready beside the training loop, so that the loop need not wait for it.
+"""Compiles the next stage's step and opens its data while the current stage trains.
 
-XLA's compiler cannot be interrupted. The threads here die with the process, and the
-command line leaves without waiting for them (see `cli.run`).
+XLA's compiler cannot be interrupted. The threads here are daemons: the process ends
+without waiting for them.
 """
 
-import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
 
 from ev2 import progressive
+from ev2.train import compile, preemption
 
-THREAD_NAME = "ev2-ahead"
+THREAD_NAME = "ev2-next-stage"
 # Steps before its end at which a stage opens the next one's data: enough for the first
 # batches, and few enough that two pipelines do not share the cores for long.
 DATA_STEPS = 64
 
 
-class Task:
-    """The result of `function()`, computed in a thread of its own."""
+class Experiment(Protocol):
+    """The part of `setup.Experiment` that this module calls."""
 
-    def __init__(self, what: str, function: Callable[[], Any]):
-        """Starts at once. `what` says in an error what was being done."""
-        self._what, self._function = what, function
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._function()
-        except BaseException as error:  # raised again where the result is wanted
-            error.add_note(f"while {self._what}")
-            self._error = error
-
-    def check(self) -> None:
-        """Raises what the function raised, if it has; does not wait."""
-        if self._error is not None:
-            raise self._error
-
-    def result(self) -> Any:
-        """Waits for the function and returns its result, or raises what it raised."""
-        self._thread.join()
-        self.check()
-        return self._result
+    def compile_train_step(self, stage: progressive.Stage) -> Any: ...
+    def compile_eval_step(self) -> Any: ...
+    def open_train_data(self, stage: progressive.Stage, first_step: int) -> Any: ...
 
 
-class Ready(NamedTuple):
-    """What a stage needs to begin."""
+class ReadyStage(NamedTuple):
+    """A stage with everything that its steps need."""
 
-    program: Any  # what `compile_step` returned
-    compile_seconds: float  # spent compiling, wherever
-    data: Any  # what `open_data` returned
+    stage: progressive.Stage
+    first_step: int  # first step to take, later than the stage's after a resume
+    train_step: Any
+    flops: float  # per step and device; 0 = unknown
+    compile_seconds: float
+    batches: Any  # from `Experiment.open_train_data`
 
 
-class Prepared:
-    """The programs and data of stages, in order, each ready when the one before ends.
+class NextStage:
+    """The stages left of a run, each compiled and opened before the last one ends.
 
-    While a stage runs, the next one's step is compiled, and its data are opened
-    `DATA_STEPS` before they are needed: at most two programs and two pipelines exist
-    at a time, beside the programs that a later stage uses again.
+    At most two programs and two pipelines exist at a time, beside the programs that a
+    later stage uses again. With `early=False` nothing starts before it is needed.
     """
 
     def __init__(
         self,
-        stages: Sequence[progressive.Stage],
+        experiment: Experiment,
+        stages: list[progressive.Stage],
         *,
-        compile_step: Callable[[progressive.Stage], Any],
-        open_data: Callable[[progressive.Stage], Any],
-        compile_eval_step: Callable[[], Any],
+        start: int,
         early: bool,
     ):
-        """Starts with the first stage.
+        """Starts compiling the first stage.
 
         Args:
-            stages: those to come, in order.
-            compile_step: returns the program of a stage's image and batch size.
-            open_data: returns a stage's data; called once for each.
-            compile_eval_step: returns the evaluation's program; called once.
-            early: whether to do all this beside the running stage, or when it is due.
+            experiment: compiles steps and opens data.
+            stages: stages left, in order.
+            start: first step to take; the first stage may have begun before.
+            early: False prepares each stage when it is due.
         """
-        self._stages = collections.deque(stages)
-        self._compile_step, self._open_data = compile_step, open_data
-        self._compile_eval_step = compile_eval_step
+        self._experiment, self._left, self._start = experiment, list(stages), start
         self._early = early
-        self._programs: dict[tuple[int, int], Task] = {}
-        self._data: Task | None = None
-        self._eval_step: Task | None = None
-        if early and self._stages:
-            self._start_compiling(self._stages[0])
+        self._programs: dict[tuple[int, int], Future] = {}
+        self._batches: Future | None = None
+        self._eval_step: Future | None = None
+        if early and self._left:
+            self._compile(self._left[0])
 
-    def take(self) -> Ready:
-        """Returns what the next stage needs; waits for what is not ready yet.
+    def stages(self, listener: preemption.Listener) -> Generator[ReadyStage]:
+        """Yields each stage when its program is compiled and its first batch is read.
 
         Raises:
-            What compiling or opening raised, with the stage in a note.
+            PreemptedError: SIGTERM came while waiting.
+            Exception: compiling or opening failed; a note names the stage.
         """
-        stage = self._stages[0]
-        compiling = self._start_compiling(stage)
-        opening = self._start_opening(stage)
-        program, seconds = compiling.result()
-        ready = Ready(program, seconds, opening.result())
-        self._stages.popleft()
-        self._data = None
-        coming = {_sizes(stage) for stage in self._stages}
-        self._programs = {k: v for k, v in self._programs.items() if k in coming}
-        if self._early:
-            self._start_evaluation()
-            if self._stages:
-                self._start_compiling(self._stages[0])
-        return ready
+        while self._left:
+            stage = self._left[0]
+            first_step = max(stage.first_step, self._start)
+            with listener.waiting(first_step):
+                program, batches = self._compile(stage), self._open(stage)
+                train_step, flops, seconds = program.result()
+                ready = batches.result()
+            self._left.pop(0)
+            self._batches = None
+            needed = {_program_key(later) for later in self._left}
+            self._programs = {k: v for k, v in self._programs.items() if k in needed}
+            if self._early:
+                self._compile_evaluation()
+                if self._left:
+                    self._compile(self._left[0])
+            try:
+                yield ReadyStage(stage, first_step, train_step, flops, seconds, ready)
+            finally:
+                ready.close()
 
-    def watch(self, steps_left: int) -> None:
-        """To be called after every step, `steps_left` before the next stage.
+    def check(self, steps_left: int) -> None:
+        """Starts what is due `steps_left` steps before the next stage; never waits.
 
         Raises:
-            What compiling or opening has raised meanwhile.
+            Exception: compiling or opening has failed; a note names the stage.
         """
         if not self._early:
             return
-        if self._stages and steps_left <= DATA_STEPS:
-            self._start_opening(self._stages[0])
-        for task in (*self._programs.values(), self._data, self._eval_step):
-            if task is not None:
-                task.check()
+        if self._left and steps_left <= DATA_STEPS:
+            self._open(self._left[0])
+        for future in (*self._programs.values(), self._batches, self._eval_step):
+            if future is not None and future.done():
+                future.result()
 
     def eval_step(self) -> Any:
-        """Returns the evaluation's program; waits if it is not ready yet."""
-        return self._start_evaluation().result()
+        """Returns the compiled evaluation step; waits if it is not ready yet."""
+        return self._compile_evaluation().result()
 
-    def _start_compiling(self, stage: progressive.Stage) -> Task:
-        def compile_timed() -> tuple[Any, float]:
+    def _compile(self, stage: progressive.Stage) -> Future:
+        def compile_step() -> tuple[Any, float, float]:
             started = time.monotonic()
-            program = self._compile_step(stage)
-            return program, time.monotonic() - started
+            program = self._experiment.compile_train_step(stage)
+            seconds = time.monotonic() - started
+            return program, compile.count_flops(program), seconds
 
-        key = _sizes(stage)
+        key = _program_key(stage)
         if key not in self._programs:
-            what = f"compiling the step of {_name(stage)}"
-            self._programs[key] = Task(what, compile_timed)
+            task = f"compiling the step of {_describe(stage)}"
+            self._programs[key] = _in_background(task, compile_step)
         return self._programs[key]
 
-    def _start_opening(self, stage: progressive.Stage) -> Task:
-        if self._data is None:
-            what = f"opening the data of {_name(stage)}"
-            self._data = Task(what, lambda: self._open_data(stage))
-        return self._data
+    def _open(self, stage: progressive.Stage) -> Future:
+        first_step = max(stage.first_step, self._start)
+        if self._batches is None:
+            self._batches = _in_background(
+                f"opening the data of {_describe(stage)}",
+                lambda: self._experiment.open_train_data(stage, first_step),
+            )
+        return self._batches
 
-    def _start_evaluation(self) -> Task:
+    def _compile_evaluation(self) -> Future:
         if self._eval_step is None:
-            self._eval_step = Task("compiling the evaluation", self._compile_eval_step)
+            self._eval_step = _in_background(
+                "compiling the evaluation", self._experiment.compile_eval_step
+            )
         return self._eval_step
 
 
-def _sizes(stage: progressive.Stage) -> tuple[int, int]:
-    """What a program depends on."""
+def _in_background(task: str, function: Callable[[], Any]) -> Future:
+    """Runs `function` in a daemon thread; `task` names it in an error's note.
+
+    An executor of `concurrent.futures` would keep the process alive until the compiler
+    is done.
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            error.add_note(f"while {task}")
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=THREAD_NAME, daemon=True).start()
+    return future
+
+
+def _program_key(stage: progressive.Stage) -> tuple[int, int]:
     return stage.image_size, stage.batch_size
 
 
-def _name(stage: progressive.Stage) -> str:
+def _describe(stage: progressive.Stage) -> str:
     return f"stage {stage.index} ({stage.image_size} px)"

@@ -1,46 +1,54 @@
 """The stage table of a run, computed without a device and, where it can, without data.
 
-`make_plan` gives the numbers, `format_table` writes them for people. The same table
-heads a training run, so what is planned is what is trained.
+`make_plan` computes the numbers, `format_table` prints them. The same table heads a
+training run.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import tabulate
 from ml_collections import ConfigDict
 
 from ev2 import progressive
-from ev2.models import arch
-from ev2.train import optimizer as optim
-from ev2.train import validate as check
+from ev2.train import optimizer, validate
 
-# Sources whose declared counts are believed until the data are opened.
+# Sources whose declared counts are trusted until the data are opened.
 _COUNTABLE_SOURCES = ("tfds", "tfrecord", "synthetic")
 
 
 def make_plan(config: ConfigDict) -> dict[str, Any]:
-    """Returns the plan of a run as JSON-ready values.
-
-    Keys: `model`, `num_train_images`, `steps` and `epochs` (both of the whole run)
-    and `stages`, a list of `index`, `first_step`, `last_step` (exclusive), `epochs`,
-    `image_size` (px), `batch_size` (global images), `strengths` by name, and
-    `learning_rate` at the first and the last step of the stage.
+    """Returns the plan of a run as JSON-ready values; see `tabulate_stages`.
 
     Loads TensorFlow only when the source has to count its images.
 
     Raises:
-        errors.InputError: the config has a value that no run could use.
+        InputError: the config has a value that no run could use.
     """
-    check.check(config)
-    check.check_init(config.init)
-    check.check_stall(config.stall_seconds)
-    network = config.model  # refused here if its name, blocks or padding are no good
-    arch.get(network.name, tuple(network.blocks), network.padding)
+    validate.check_config(config)
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)
-    learning_rate = optim.make_learning_rate(config, stages, num_train_images)
+    learning_rate = optimizer.make_learning_rate(config, stages, num_train_images)
+    return tabulate_stages(config.model.name, stages, learning_rate, num_train_images)
+
+
+def tabulate_stages(
+    model_name: str,
+    stages: Sequence[progressive.Stage],
+    learning_rate: Callable[[int], float],
+    num_train_images: int,
+) -> dict[str, Any]:
+    """Returns stages as JSON-ready values.
+
+    Keys: `model`, `num_train_images`, `steps` and `epochs` (both of the whole run)
+    and `stages`, a list of `index`, `first_step`, `last_step` (exclusive), `epochs`,
+    `image_size` (px), `batch_size` (global images), `strengths` by name,
+    `learning_rate` at the first and the last step of the stage, and
+    `peak_learning_rate` within it.
+    """
     last = stages[-1]
     return {
-        "model": config.model.name,
+        "model": model_name,
         "num_train_images": num_train_images,
         "steps": last.last_step,
         "epochs": last.images_seen(last.last_step) / num_train_images,
@@ -58,6 +66,9 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
                     learning_rate(stage.first_step),
                     learning_rate(stage.last_step - 1),
                 ],
+                "peak_learning_rate": max(
+                    map(learning_rate, range(stage.first_step, stage.last_step))
+                ),
             }
             for stage in stages
         ],
@@ -73,58 +84,42 @@ def _count_train_images(config: ConfigDict) -> int:
     return sources.describe(config).num_train_images
 
 
-_HEADINGS = (
-    "stage",
-    "from step",
-    "steps",
-    "epochs",
-    "px",
-    "batch",
-    "dropout",
-    "randaug",
-    "mixup",
-    "cutmix",
-    "drop path",
-    "lr from",
-    "lr to",
-)
-
-
 def format_table(plan: dict[str, Any]) -> str:
-    """Returns the plan as an aligned table, a heading above and the totals below."""
-    rows = [_HEADINGS]
-    rows += [_row(stage) for stage in plan["stages"]]
-    totals = ("total", "", f"{plan['steps']:,}", f"{plan['epochs']:.2f}")
-    rows.append(totals + ("",) * (len(_HEADINGS) - len(totals)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
+    """Returns the plan as an aligned table, a title above and the totals below."""
+    labels = [strength.label for strength in progressive.STRENGTHS]
+    headers = [
+        *("stage", "from step", "steps", "epochs", "px", "batch"),
+        *labels,
+        *("lr from", "lr peak", "lr to"),
     ]
+    rows = [_format_stage(stage) for stage in plan["stages"]]
+    rows.append(["total", "", f"{plan['steps']:,}", f"{plan['epochs']:.2f}"])
+    count = len(plan["stages"])
     title = (
         f"{plan['model']}, {plan['num_train_images']:,} training images, "
-        f"{len(plan['stages'])} stage{'s' if len(plan['stages']) > 1 else ''}"
+        f"{count} stage{'s' if count > 1 else ''}"
     )
-    return "\n".join([title, *lines])
+    table = tabulate.tabulate(
+        [headers, *rows],
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=["right"] * len(headers),
+    )
+    return "\n".join([title, *map(str.rstrip, table.splitlines())])
 
 
-def _row(stage: dict[str, Any]) -> tuple[str, ...]:
-    strengths = stage["strengths"]
+def _format_stage(stage: dict[str, Any]) -> list[str]:
     first_rate, last_rate = stage["learning_rate"]
-    return (
+    return [
         str(stage["index"]),
         f"{stage['first_step']:,}",
         f"{stage['last_step'] - stage['first_step']:,}",
         f"{stage['epochs']:.2f}",
         str(stage["image_size"]),
         f"{stage['batch_size']:,}",
-        f"{strengths['dropout']:.3f}",
-        f"{strengths['randaugment']:.2f}",
-        f"{strengths['mixup']:.3f}",
-        f"{strengths['cutmix']:.3f}",
-        f"{strengths['drop_path']:.3f}",
-        f"{first_rate:.5f}",
-        f"{last_rate:.5f}",
-    )
+        *(f"{value:.4g}" for value in stage["strengths"].values()),
+        *(
+            f"{rate:.3g}"
+            for rate in (first_rate, stage["peak_learning_rate"], last_rate)
+        ),
+    ]

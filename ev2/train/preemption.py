@@ -12,52 +12,57 @@ from jax.experimental import multihost_utils
 from ev2 import errors
 
 
-class Notice:
-    """Whether SIGTERM has come, to this process or to any other of the run.
+class Listener:
+    """Listens for SIGTERM, sent to this process or to any other of the run.
 
     With several processes JAX's coordination service spreads the notice and names one
     step at which all of them stop, so that they save the same state.
     """
 
     def __init__(self):
-        """Listens to SIGTERM until `close`, if called in the main thread."""
-        self._came = False
-        self._saved: str | None = None  # what to say where nothing is unsaved
-        self._before = None
+        self._received = False
+        self._message: str | None = None  # of the stop, while nothing is unsaved
+        self._former_handler = None
+
+    def __enter__(self) -> "Listener":
+        """Handles SIGTERM from here on, if called in the main thread."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         if jax.process_count() == 1 and in_main_thread:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._former_handler = signal.signal(signal.SIGTERM, self._handle)
+        return self
 
-    def _note(self, number: int, frame: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        if self._former_handler is not None:
+            signal.signal(signal.SIGTERM, self._former_handler)
+
+    def _handle(self, number: int, frame: object) -> None:
         del number, frame
-        self._came = True
-        if self._saved is not None:
-            raise errors.PreemptedError(self._saved)
+        self._received = True
+        if self._message is not None:
+            raise errors.PreemptedError(self._message)
         logging.warning("SIGTERM: saving after the next step, then leaving.")
 
     @contextlib.contextmanager
     def waiting(self, step: int) -> Iterator[None]:
-        """A wait, such as for the compiler, with nothing unsaved after `step` steps.
+        """Stops at once during a wait, such as for the compiler, with nothing unsaved.
+
+        Args:
+            step: steps taken, all of them saved.
 
         Raises:
-            PreemptedError: SIGTERM has come before, or comes meanwhile.
+            PreemptedError: SIGTERM came before, or comes during the wait.
         """
-        saved = f"stopped after step {step}, which is saved" if step else "stopped"
-        if self._came:
-            raise errors.PreemptedError(saved)
-        self._saved = saved
+        message = f"stopped after step {step}, which is saved" if step else "stopped"
+        if self._received:
+            raise errors.PreemptedError(message)
+        self._message = message
         try:
             yield
         finally:
-            self._saved = None
+            self._message = None
 
     def reached(self, step: int) -> bool:
-        """Whether to save and leave now; to be asked after every step, by all."""
+        """Returns True if the run must save and leave now; every process asks it."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._came
-
-    def close(self) -> None:
-        """Gives SIGTERM its former meaning."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        return self._received

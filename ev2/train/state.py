@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 import dataclasses
 from typing import Any
@@ -25,6 +25,12 @@ class TrainState:
     batch_stats: Any  # float32 running means and variances
     opt_state: Any  # float32
     ema: Any  # {"params", "batch_stats"}: running averages, float32
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The two sets of weights that every evaluation compares, by name."""
+        raw = {"params": self.params, "batch_stats": self.batch_stats}
+        return {"ema": self.ema, "raw": raw}
 
 
 def create_state(

@@ -22,12 +22,12 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     config: ConfigDict,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns `train_step(state, batch, strengths) -> (state, sums)`.
+    """Returns `train_step(state, batch, hyperparameters) -> (state, sums)`.
 
     batch: "image" `[N, H, W, 3]` uint8, "label" `[N]` or `[N, L]` int32, "mask" `[N]`
       float32; see `pipeline.Batches`.
-    strengths: float32 scalars "learning_rate", "dropout", "drop_path", "mixup" and
-      "cutmix". They are arguments, so one program serves every strength of a size.
+    hyperparameters: float32 scalars by the names of `compile.HYPERPARAMETERS`. They are
+      arguments, so one program serves every strength of a size.
     sums: "loss" and "l2" (of the step), "top1", "top5" and "count", and "finite":
       whether the averages, and so all weights until now, are finite.
 
@@ -36,7 +36,7 @@ def make_train_step(
     mixes = max(config.progressive.mixup + config.progressive.cutmix) > 0
     mean, std = config.data.mean, config.data.std
 
-    def train_step(state: TrainState, batch, strengths):
+    def train_step(state: TrainState, batch, hyperparameters):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         mix_rng, model_rng = jax.random.split(rng)
         images = normalize.normalize(batch["image"], mean, std)
@@ -50,8 +50,8 @@ def make_train_step(
                 images,
                 targets,
                 mask,
-                mixup=strengths["mixup"],
-                cutmix=strengths["cutmix"],
+                mixup=hyperparameters["mixup"],
+                cutmix=hyperparameters["cutmix"],
                 group_images=config.loss.mix_group_images,
             )
 
@@ -61,8 +61,8 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 train=True,
-                dropout=strengths["dropout"],
-                drop_path=strengths["drop_path"],
+                dropout=hyperparameters["dropout"],
+                drop_path=hyperparameters["drop_path"],
                 rng=model_rng,
             )
             loss = losses.cross_entropy(logits, targets, mask)
@@ -75,7 +75,7 @@ def make_train_step(
             grads,
             state.opt_state,
             state.params,
-            learning_rate=strengths["learning_rate"],
+            learning_rate=hyperparameters["learning_rate"],
         )
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1

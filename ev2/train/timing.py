@@ -1,4 +1,4 @@
-"""How calls and training steps are timed: the first do not count, then enough do."""
+"""Times calls and training steps, after a warm-up."""
 
 import contextlib
 import time
@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from ev2 import sharding
 from ev2.train import compile as programs
-from ev2.train import memory
 from ev2.train import optimizer as optim
 from ev2.train import state as states
 
@@ -61,24 +60,25 @@ def time_train_step(
         max_seconds: see `time_calls`.
         alone: entered for the time that counts, compiling not among it, if given.
     """
-    memory.keep_freed()
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = programs.make_model(config, num_classes)
     optimizer = optim.make_optimizer(config)
     sizes = {"image_size": image_size, "batch_size": batch_size}
-    train = programs.compile_train_step(model, optimizer, config, mesh, **sizes)
+    lowered = programs.lower_train_step(model, optimizer, config, mesh, **sizes)
+    train = lowered.compile()
     state = jax.jit(
         lambda: states.create_state(model, optimizer, config, image_size),
         out_shardings=sharding.replicated(mesh),
     )()
     batch = sharding.to_global(mesh, make_batch(num_classes, **sizes))
-    names = {"learning_rate": 1e-3, "dropout": 0.2, "drop_path": 0.2}
-    strengths = {k: np.float32(v) for k, v in names.items()}
-    strengths |= {"mixup": np.float32(0), "cutmix": np.float32(0)}
+    values = {"learning_rate": 1e-3, "dropout": 0.2, "drop_path": 0.2}
+    hyperparameters = {
+        name: np.float32(values.get(name, 0.0)) for name in programs.HYPERPARAMETERS
+    }
 
     def step():
         nonlocal state
-        state, sums = train(state, batch, strengths)
+        state, sums = train(state, batch, hyperparameters)
         jax.block_until_ready(sums)
 
     with alone or contextlib.nullcontext():

@@ -20,15 +20,15 @@ from configs import (
     imagenet21k,
     transfer,
 )
-from ev2 import config as defaults
 from ev2 import progressive
+from ev2.config import default_config
 from ev2.models import arch
-from ev2.train import workdir as run_folder
+from ev2.train import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 RECIPES = {
-    "defaults": defaults.get_config,
+    "defaults": default_config,
     "demo": demo.get_config,
     "folder": folder.get_config,
     "folder:efficientnetv2-s": lambda: folder.get_config("efficientnetv2-s"),
@@ -75,7 +75,7 @@ def test_recipe_builds_locked_and_has_stages(name):
 
 
 def _leaves(config):
-    return run_folder.flatten(config.to_dict(), ".")
+    return workdir.flatten(config.to_dict(), ".")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -83,7 +83,7 @@ def test_recipe_adds_no_key(name):
     def keys(config):
         return {key: type(value) for key, value in _leaves(config).items()}
 
-    assert keys(RECIPES[name]()) == keys(defaults.get_config())
+    assert keys(RECIPES[name]()) == keys(default_config())
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -142,7 +142,7 @@ def test_released_recipe_is_the_released_code(model, sizes, dropout, randaugment
     config = imagenet1k.get_config(f"{model},recipe=released")
     stages = progressive.make_stages(config, config.data.num_train_images)
     assert [stage.image_size for stage in stages] == sizes
-    assert {stage.dropout for stage in stages} == {dropout}
+    assert {stage.strengths["dropout"] for stage in stages} == {dropout}
     assert config.progressive.randaugment == randaugment
     assert config.progressive.mixup == config.progressive.cutmix == (0, mix)
     assert stages[-1].last_step == 107_336

@@ -145,7 +145,7 @@ def test_fine_tunes_have_one_size_that_of_evaluation(model, recipe):
         assert stage.image_size == config.eval.image_size == EVAL_SIZES[model]
         assert config.data.eval_crop == "resize"
         assert (config.ema.decay, config.loss.label_smoothing) == (0.9996, 0.1)
-        assert stage.drop_path == 0.2
+        assert stage.strengths["drop_path"] == 0.2
 
 
 @pytest.mark.parametrize("arg", ["cifar10,s", "flowers,m", "cars,l"])
@@ -172,10 +172,18 @@ def test_the_fine_tune_to_imagenet1k_keeps_table_6_in_the_paper_alone():
         for recipe in ("paper", "released")
     )
     (stage,) = _stages(paper)
-    assert (stage.dropout, stage.randaugment, stage.mixup) == (0.5, 25.0, 0.4)
+    assert (
+        stage.strengths["dropout"],
+        stage.strengths["randaugment"],
+        stage.strengths["mixup"],
+    ) == [*(0.5, 25.0, 0.4)]
     assert paper.data.augment == "randaugment" and paper.data.cutout == 0.0
     (stage,) = _stages(released)
-    assert (stage.dropout, stage.randaugment, stage.mixup) == (1e-6, 0.0, 0.0)
+    assert (
+        stage.strengths["dropout"],
+        stage.strengths["randaugment"],
+        stage.strengths["mixup"],
+    ) == [1e-6, 0.0, 0.0]
     assert released.data.augment == "none" and released.data.cutout == 0.5
     for config in (paper, released):
         assert config.optimizer.weight_decay == 1e-5

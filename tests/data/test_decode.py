@@ -189,7 +189,7 @@ def test_center_box_by_hand():
 
 
 def test_center_crop_takes_the_configured_padding():
-    data = defaults.get_config().data
+    data = defaults.default_config().data
     data.eval_crop = "center"
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[10:30, 10:30] = 200  # the central 8 / (8 + 8) of the side
@@ -223,7 +223,7 @@ def test_bicubic_overshoot_is_clipped():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("eval_crop", image.EVAL_CROPS)
 def test_eager_equals_graph(picture, kind, eval_crop):
-    data = defaults.get_config().data
+    data = defaults.default_config().data
     data.eval_crop = eval_crop
     encoded = _encode(picture, kind)
     whole = tf.constant(not image.can_decode_part(encoded))
@@ -246,7 +246,7 @@ def test_eager_equals_graph(picture, kind, eval_crop):
 
 
 def test_mirroring(picture):
-    data = defaults.get_config().data
+    data = defaults.default_config().data
     plain, mirrored = (
         image.train_picture(
             _encode(picture, "PNG"), 1, True, [1, 2], flip, image_size=16, data=data
@@ -267,7 +267,7 @@ def test_mirroring(picture):
     ],
 )
 def test_bad_input(key, value):
-    config = defaults.get_config()
+    config = defaults.default_config()
     config.data[key] = value
     with pytest.raises(errors.InputError, match=f"data.{key}"):
         image.check(config)

@@ -12,7 +12,7 @@ from ev2 import config as defaults
 
 def make_config(**values) -> ConfigDict:
     """Returns the defaults with `values` of `data.*` keys."""
-    config = defaults.get_config()
+    config = defaults.default_config()
     config.data.update(values)
     return config
 

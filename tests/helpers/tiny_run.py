@@ -16,7 +16,7 @@ BLOCKS = ("r1_k3_s2_e1_i16_o16_c1", "r1_k3_s1_e2_i16_o16_se0.25")
 
 def make_config(**changes) -> ConfigDict:
     """Returns the tiny recipe; `changes` are flat keys such as "data.source"."""
-    config = defaults.get_config()
+    config = defaults.default_config()
     config.batch_size = 16
     config.epochs = 0.0
     config.steps = 8

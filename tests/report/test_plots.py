@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from ev2.report import class_plots, plots, records
+from ev2.report import class_plots, plots
+from ev2.train import workdir as workdirs
 from tests.helpers import fake_run
 
 
 def test_learning_curves_show_what_was_logged(tmp_path):
-    run = records.read(fake_run.make_run(tmp_path))
+    run = workdirs.read_run(fake_run.make_run(tmp_path))
     loss, accuracy = plots.learning_curves(
         run.train, run.evals, run.stages, plots.LIGHT
     ).axes
@@ -24,7 +25,7 @@ def test_learning_curves_show_what_was_logged(tmp_path):
 
 
 def test_many_points_are_smoothed_within_stages(tmp_path):
-    run = records.read(fake_run.make_run(tmp_path, log_every=2))
+    run = workdirs.read_run(fake_run.make_run(tmp_path, log_every=2))
     loss, _ = plots.learning_curves(run.train, [], run.stages, plots.LIGHT).axes
     raw, *means = loss.lines
     assert [len(m.get_ydata()) for m in means] == [140, 140, 140, 141]
@@ -35,7 +36,9 @@ def test_many_points_are_smoothed_within_stages(tmp_path):
 
 
 def test_stage_steps_show_every_strength(tmp_path):
-    run = records.read(fake_run.make_run(tmp_path, **{"progressive.mixup": (0.0, 0.3)}))
+    run = workdirs.read_run(
+        fake_run.make_run(tmp_path, **{"progressive.mixup": (0.0, 0.3)})
+    )
     panels = plots.stage_steps(run.stages, plots.LIGHT).axes
     titles = [axes.get_title("left") for axes in panels]
     assert titles[0] == "Image size (px)" and titles[4] == "Mixup (alpha)"

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ev2 import errors, progressive
 from ev2.report import html as page
-from ev2.report import records, report
+from ev2.report import report
+from ev2.train import workdir as workdirs
 from tests.helpers import fake_run
 
 FIGURES = ("learning_curves", "stages", "learning_rate", "throughput")
@@ -100,7 +101,7 @@ def use_data(monkeypatch, stub):
 
 def render(workdir) -> Page:
     """The page without pictures, for what is written in it."""
-    return Page(page.render(records.read(workdir), {}, [], "no samples"))
+    return Page(page.render(workdirs.read_run(workdir), {}, [], "no samples"))
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_wordnet_ids_are_shown_by_name(tmp_path):
     plan = json.loads((workdir / "stages.json").read_text())
     plan["class_names"] = ["n01440764", "n01443537"]
     (workdir / "stages.json").write_text(json.dumps(plan))
-    assert records.read(workdir).class_names == ["tench", "goldfish", "2"]
+    assert workdirs.read_run(workdir).class_names == ["tench", "goldfish", "2"]
 
 
 def test_many_classes_give_the_best_and_the_worst(tmp_path):
@@ -285,7 +286,7 @@ def test_steps_logged_twice_count_once(tmp_path):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     again = json.loads(lines[3]) | {"loss": 123.0}
     (workdir / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(again)]))
-    run = records.read(workdir)
+    run = workdirs.read_run(workdir)
     assert [r["step"] for r in run.train] == sorted({r["step"] for r in run.train})
     assert [r["loss"] for r in run.train if r["step"] == again["step"]] == [123.0]
 
@@ -317,14 +318,14 @@ def test_random_schedule_samples_each_size_once(tmp_path, monkeypatch):
     use_data(monkeypatch, StubData())
     overrides = {"progressive.schedule": "random", "progressive.random_epochs": 1.0}
     workdir = fake_run.make_run(tmp_path, **overrides)
-    samples = report._read_samples(records.read(workdir))
+    samples = report._read_samples(workdirs.read_run(workdir))
     sizes = [sample.image_size for sample in samples]
     assert sizes == sorted(set(sizes)) and set(sizes) <= {16, 20, 24, 28}
 
 
 def test_samples_are_the_images_the_run_trained_on(tmp_path):
     overrides = {"progressive.stages": 2, "data.randaugment_layers": 1}
-    run = records.read(fake_run.make_run(tmp_path, **overrides))
+    run = workdirs.read_run(fake_run.make_run(tmp_path, **overrides))
     samples = report._read_samples(run)
     from ev2.data import pipeline
 

@@ -60,7 +60,7 @@ def no_reports(monkeypatch):
 def _pretend_to_train(config, workdir):
     """Leaves what a run does, with fresh weights; compiling takes seconds a run."""
     made = job.prepare(config, workdir)
-    folder = run_folder.RunFolder(workdir, made.config)
+    folder = run_folder.Workdir(workdir, made.config)
     tiny.save_checkpoint(workdir, made.config, made.info.class_names)
     scores = {"top1": 0.5 + 0.1 * config.seed, "top5": 1.0, "count": 19, "skipped": 0}
     result = {"ema": scores, "raw": scores, "step": 1, "image_size": 12}

@@ -1,19 +1,21 @@
 """pytest tests/train/test_next_stage.py
 
-Stages made ready beside the loop: what runs when, what is kept, how failures surface.
+The next stage, compiled and opened while one trains: order, reuse, failures.
 """
 
+import itertools
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from ev2 import progressive
-from ev2.train import next_stage as ahead
+from ev2.train import next_stage, preemption
 
 
-def _stages(*sizes, steps=100):
+def make_stages(*sizes, steps=100):
     return [
         progressive.Stage(
             index=i,
@@ -22,99 +24,116 @@ def _stages(*sizes, steps=100):
             first_image=8 * i * steps,
             image_size=size,
             batch_size=8,
-            dropout=0.0,
-            randaugment=0.0,
-            mixup=0.0,
-            cutmix=0.0,
-            drop_path=0.0,
+            strengths={},
         )
         for i, size in enumerate(sizes)
     ]
 
 
-class _Log:
-    """What was compiled and opened, in order."""
+class Experiment:
+    """Records what is compiled and opened, in order."""
 
     def __init__(self, failing=None):
-        self.done, self.failing = [], failing
+        self.done, self.failing, self.open = [], failing, 0
 
-    def prepared(self, stages, *, early):
-        return ahead.Prepared(
-            stages,
-            compile_step=lambda stage: self._add("compile", stage.image_size),
-            open_data=lambda stage: self._add("open", stage.image_size),
-            compile_eval_step=lambda: self._add("compile", "evaluation"),
-            early=early,
+    def compile_train_step(self, stage):
+        self._add("compile", stage.image_size)
+        return types.SimpleNamespace(
+            size=stage.image_size, cost_analysis=lambda: {"flops": 7.0}
         )
 
-    def _add(self, what, of):
-        if (what, of) == self.failing:
-            raise MemoryError(f"{what} {of}")
-        self.done.append((what, of))
-        return what, of
+    def compile_eval_step(self):
+        return self._add("compile", "evaluation")
+
+    def open_train_data(self, stage, first_step):
+        self._add("open", stage.image_size)
+        return types.SimpleNamespace(first_step=first_step, close=self._close)
+
+    def _close(self):
+        self.done.append(("close",))
+
+    def _add(self, *entry):
+        if entry == self.failing:
+            raise MemoryError(entry)
+        self.done.append(entry)
+        return entry
 
     def wait_for(self, *entry):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while entry not in self.done:
             assert time.monotonic() < deadline, (entry, self.done)
             time.sleep(0.005)
 
 
+def start(experiment, *sizes, early, first_step=0):
+    coming = next_stage.NextStage(
+        experiment, make_stages(*sizes), start=first_step, early=early
+    )
+    return coming, coming.stages(preemption.Listener())
+
+
 def test_next_stage_is_compiled_at_once_and_its_data_opened_near_the_end():
-    log = _Log()
-    prepared = log.prepared(_stages(8, 12), early=True)
-    assert prepared.take()[::2] == (("compile", 8), ("open", 8))
-    log.wait_for("compile", 12)
-    log.wait_for("compile", "evaluation")
-    prepared.watch(ahead.DATA_STEPS + 1)
-    assert ("open", 12) not in log.done
-    prepared.watch(ahead.DATA_STEPS)
-    log.wait_for("open", 12)
-    prepared.watch(0)
-    assert prepared.take()[::2] == (("compile", 12), ("open", 12))
-    assert prepared.eval_step() == ("compile", "evaluation")
-    assert len(log.done) == len(set(log.done)) == 5  # nothing twice
+    experiment = Experiment()
+    coming, stages = start(experiment, 8, 12, early=True, first_step=30)
+    ready = next(stages)
+    assert (ready.train_step.size, ready.flops, ready.first_step) == (8, 7.0, 30)
+    assert ready.batches.first_step == 30
+    experiment.wait_for("compile", 12)
+    experiment.wait_for("compile", "evaluation")
+    coming.check(next_stage.DATA_STEPS + 1)
+    assert ("open", 12) not in experiment.done
+    coming.check(next_stage.DATA_STEPS)
+    experiment.wait_for("open", 12)
+    ready = next(stages)
+    assert (ready.train_step.size, ready.batches.first_step) == (12, 100)
+    assert coming.eval_step() == ("compile", "evaluation")
+    assert next(stages, None) is None
+    assert len(experiment.done) == 5 + 2  # nothing twice, and both pipelines closed
+    assert experiment.done.count(("close",)) == 2
 
 
 def test_late_means_when_it_is_due():
-    log = _Log()
-    prepared = log.prepared(_stages(8, 12), early=False)
-    prepared.take()
-    prepared.watch(0)
-    assert sorted(log.done) == [("compile", 8), ("open", 8)]
-    prepared.take()
-    assert prepared.eval_step() == ("compile", "evaluation")
-    assert sorted(log.done[2:4]) == [("compile", 12), ("open", 12)]
+    experiment = Experiment()
+    coming, stages = start(experiment, 8, 12, early=False)
+    next(stages)
+    coming.check(0)
+    assert sorted(experiment.done) == [("compile", 8), ("open", 8)]
+    next(stages)
+    assert coming.eval_step() == ("compile", "evaluation")
+    assert sorted(experiment.done[3:5]) == [("compile", 12), ("open", 12)]
 
 
 @pytest.mark.parametrize("early", [True, False])
 def test_a_program_is_kept_while_a_later_stage_has_its_sizes(early):
-    log = _Log()
-    prepared = log.prepared(_stages(8, 12, 8, 16, 12), early=early)
-    sizes = [prepared.take().program[1] for _ in range(5)]
-    assert sizes == [8, 12, 8, 16, 12]
-    compiled = [of for what, of in log.done if what == "compile" and of != "evaluation"]
-    assert sorted(compiled) == [8, 12, 16]
-    assert not prepared._programs
+    experiment = Experiment()
+    _, stages = start(experiment, 8, 12, 8, 16, 12, early=early)
+    assert [ready.train_step.size for ready in stages] == [8, 12, 8, 16, 12]
+    compiled = [x[1] for x in experiment.done if x[0] == "compile"]
+    assert sorted(set(compiled) - {"evaluation"}) == [8, 12, 16]
+    assert len(compiled) == len(set(compiled))
 
 
 @pytest.mark.parametrize("failing", [("compile", 12), ("open", 12)])
 def test_a_failure_surfaces_while_the_stage_before_still_runs(failing):
-    log = _Log(failing)
-    prepared = log.prepared(_stages(8, 12), early=True)
-    prepared.take()
+    coming, stages = start(Experiment(failing), 8, 12, early=True)
+    next(stages)
     with pytest.raises(MemoryError) as raised:
-        for _ in range(1000):
-            prepared.watch(10)
+        for _ in itertools.repeat(None, 2000):
+            coming.check(10)
             time.sleep(0.005)
     assert "stage 1 (12 px)" in raised.value.__notes__[0]
 
 
 _LEAVES = """
-import threading
-from ev2 import ahead, cli
+import threading, types
+STAGE = types.SimpleNamespace(image_size=8, batch_size=8, index=0)
+from ev2.cli import main as cli
+from ev2.train import next_stage, preemption
+class Experiment:
+    def compile_train_step(self, stage):
+        threading.Event().wait()  # never ends
 def main():
-    ahead.Task("compiling", threading.Event().wait)  # never ends
+    next_stage.NextStage(Experiment(), [STAGE], start=0, early=True)
     {statement}
 cli.main = main
 cli.run()

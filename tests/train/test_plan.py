@@ -26,7 +26,8 @@ def test_plan_of_s_is_the_papers():
     assert stages[0]["first_step"] == 0 and stages[-1]["last_step"] == 109_474
     for before, after in zip(stages, stages[1:], strict=False):
         assert before["last_step"] == after["first_step"]
-    assert list(stages[0]["strengths"]) == list(progressive.STRENGTHS)
+    names = [strength.name for strength in progressive.STRENGTHS]
+    assert list(stages[0]["strengths"]) == names
     assert stages[3]["strengths"]["randaugment"] == 15.0
 
 
@@ -38,6 +39,9 @@ def test_learning_rate_at_both_ends_of_each_stage():
     assert [s["learning_rate"][1] for s in stages] == pytest.approx(ends)
     starts = [0.0, *ends[:3]]
     assert [s["learning_rate"][0] for s in stages] == pytest.approx(starts)
+    # The last step of the warm-up is one of 1,564 below the peak.
+    peaks = [0.256, *starts[1:]]
+    assert [s["peak_learning_rate"] for s in stages] == pytest.approx(peaks, rel=1e-3)
 
 
 def test_learning_rate_follows_the_batch_size_of_the_stage():
@@ -57,10 +61,10 @@ def test_table_is_aligned_and_totals_are_there():
     assert title == "efficientnetv2-m, 1,281,167 training images, 4 stages"
     assert heading.split()[:4] == ["stage", "from", "step", "steps"]
     assert {len(row) for row in rows} == {len(heading)}
-    assert max(len(line) for line in table.splitlines()) <= 110
+    assert max(len(line) for line in table.splitlines()) <= 130
     assert rows[1].split()[:10] == (
         ["1", "27,368", "27,369", "87.50", "212", "4,096"]
-        + ["0.200", "10.00", "0.067", "0.000"]
+        + ["0.2", "10", "0.06667", "0"]
     )
     assert total.split() == ["total", "109,474", "350.00"]
 
@@ -72,7 +76,7 @@ def test_one_stage_is_not_a_plural():
 
 def test_declared_counts_need_neither_tensorflow_nor_a_device():
     code = (
-        "import sys; from configs import imagenet1k; from ev2 import plan; "
+        "import sys; from configs import imagenet1k; from ev2.train import plan; "
         "plan.make_plan(imagenet1k.get_config('s')); "
         "from jax._src import xla_bridge; "
         "assert 'tensorflow' not in sys.modules; "

@@ -25,7 +25,7 @@ ALL_OFF = dict.fromkeys(ALL_ON, 0.0)
 
 
 def _config(**changes):
-    config = defaults.get_config()
+    config = defaults.default_config()
     config.model.update({"name": "efficientnetv2-tiny", "dtype": "float32"})
     config.progressive.update({"mixup": (0.0, 0.4), "cutmix": (0.0, 0.7)})
     config.loss.mix_group_images = 4

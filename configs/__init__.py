@@ -1,1 +1,0 @@
-"""Recipes: one file is one result; `defaults.py` declares every key."""
