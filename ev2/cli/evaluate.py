@@ -25,7 +25,7 @@ def run(values: flags.Values) -> None:
     from ev2.train import validate
 
     if values.config is not None:
-        validate.check(values.config)
+        validate.check_config(values.config)
     results = evaluate.evaluate_checkpoint(
         values.checkpoint,
         values.config,
