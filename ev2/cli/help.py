@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from ev2.cli import commands, flags
 
 _WIDTH = 88
+_END = """ev2 COMMAND --help lists the flags; ev2 --version prints the version
+exit codes: 0 done, 1 failed, 2 bad input, 75 preempted (run again), 130 Ctrl-C"""
 _PAGE_HEAD = """# Commands
 
 Every command with its flags, as `ev2 COMMAND --help` prints them. With
@@ -23,11 +25,7 @@ def format_overview(names: Iterable[str] = commands.COMMANDS) -> str:
         chosen = [name for name in group if name in names]
         lines += ["", heading] if chosen else []
         lines += [f"  {n:<23}{commands.load(n).summary}" for n in chosen]
-    lines += [
-        "",
-        "ev2 COMMAND --help lists the flags; ev2 --version prints the version",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _END])
 
 
 def format_usage(command: commands.Command) -> str:
@@ -39,20 +37,14 @@ def format_usage(command: commands.Command) -> str:
 
 def format_command(command: commands.Command) -> str:
     """Returns the summary, usage, example and flags of a command."""
-    return "\n".join(
-        [
-            f"usage: {format_usage(command)}",
-            "",
-            command.summary,
-            "",
-            f"example: {command.example}",
-            "",
-            *_format_flags(command.flags),
-        ]
+    return (
+        f"usage: {format_usage(command)}\n\n{command.summary}\n\n"
+        f"example: {command.example}\n\n{_format_flags(command.flags)}"
     )
 
 
-def _format_flags(definitions: Sequence[flags.Flag]) -> list[str]:
+def _format_flags(definitions: Sequence[flags.Flag]) -> str:
+    """Returns the flags in one column and their texts in a second one."""
     names = [("--[no]" if f.default is False else "--") + f.name for f in definitions]
     indent = max(map(len, names)) + 4
     lines = []
@@ -60,7 +52,7 @@ def _format_flags(definitions: Sequence[flags.Flag]) -> list[str]:
         text = textwrap.wrap(_describe_flag(flag), _WIDTH - indent)
         lines += [f"{f'  {name}':<{indent}}{text[0]}"]
         lines += [" " * indent + line for line in text[1:]]
-    return lines
+    return "\n".join(lines)
 
 
 def _describe_flag(flag: flags.Flag) -> str:

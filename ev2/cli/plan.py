@@ -10,8 +10,7 @@ FLAGS = (
     flags.RECIPE,
     flags.words(
         "tpu",
-        "TPU slices such as v3-32: compiles every stage for them and prints memory and "
-        "step time. Takes minutes and needs no TPU.",
+        "TPU slices such as v3-32 to compile every stage for; takes minutes, no TPU.",
     ),
     flags.integer("batch_size", "Global images; the recipe's if not given."),
     flags.string("plot", "PNG file for several slices; beside --json."),

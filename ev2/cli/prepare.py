@@ -1,5 +1,6 @@
-"""Flags and end of the commands that write a data set as shards."""
+"""Flags and results of the commands that write a data set as shards."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,11 @@ BEAM_FLAGS = (
     ),
     flags.JSON,
 )
-PLAIN_FLAGS = (
+IN_MEMORY_FLAGS = (
     flags.string("out", "Directory to write the shards to.", required=True),
     flags.JSON,
 )
+ARCHIVE = flags.string("archive", "Directory of the set's own files.", required=True)
 
 
 def run_beam(values: flags.Values, make_listing: Callable[[], Any]) -> None:
@@ -37,3 +39,8 @@ def run_beam(values: flags.Values, make_listing: Callable[[], Any]) -> None:
         make_listing(), values.out, shard_mb=values.shard_mb, options=options
     )
     flags.show(values.json, manifest, build.format_result(manifest, values.out))
+
+
+def show_manifest(values: flags.Values, manifest: dict[str, Any]) -> None:
+    """Prints a manifest and writes it to the file of --json."""
+    flags.show(values.json, manifest, json.dumps(manifest, indent=1))

@@ -1,7 +1,5 @@
 """Writes the embedded shards again, or more images, from the original files."""
 
-import json
-
 from ev2.cli import flags, prepare
 
 EXAMPLE = "ev2 prepare fashion-mnist --source=fashion-mnist --out=data/fashion"
@@ -9,7 +7,7 @@ FLAGS = (
     flags.string("source", "Directory of the original files.", required=True),
     flags.integer("train_per_class", "Training images per class, to 6000.", 1200),
     flags.integer("eval_per_class", "Evaluation images per class, to 1000.", 200),
-    *prepare.PLAIN_FLAGS,
+    *prepare.IN_MEMORY_FLAGS,
 )
 
 
@@ -22,4 +20,4 @@ def run(values: flags.Values) -> None:
         train_per_class=values.train_per_class,
         eval_per_class=values.eval_per_class,
     )
-    flags.show(values.json, manifest, json.dumps(manifest, indent=1))
+    prepare.show_manifest(values, manifest)

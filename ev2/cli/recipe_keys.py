@@ -11,7 +11,6 @@ from typing import Any
 import ev2
 
 _SCHEMA = pathlib.Path(ev2.__file__).with_name("config.py")
-_WIDTH = 88
 
 
 def format_keys(config: Any, path: str) -> str:
@@ -30,13 +29,7 @@ def format_keys(config: Any, path: str) -> str:
     lines = [f"keys of {path}, set by --config.KEY=VALUE"]
     for key, value in keys:
         lines.append(f"  {key} = {value}")
-        indent = " " * 6
-        lines += textwrap.wrap(
-            comments.get(key, ""),
-            _WIDTH,
-            initial_indent=indent,
-            subsequent_indent=indent,
-        )
+        lines += ["      " + line for line in textwrap.wrap(comments.get(key, ""), 82)]
     return "\n".join(lines)
 
 
