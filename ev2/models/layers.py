@@ -1,14 +1,9 @@
-"""The layers every network here is made of.
+"""Layers of every network: convolution, squeeze-and-excite, dropout, classifier.
 
-Decisions:
-- padding is TensorFlow's SAME, or PyTorch's for weights that were trained with it;
-- convolutions pick their form by platform, see `convolution.py`;
-- parameters and statistics are float32, `dtype` is the compute dtype;
-- a dropped unit or path is decided in float32, at a rate that may be traced.
+Parameters and statistics are float32; layers compute in `LayerOptions.dtype`.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,188 +11,167 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ev2.models import batch_norm
 from ev2.models.ops import convolution, deferred, moments
-
-
-def draw_kernels(rng: jax.Array, params: Any) -> Any:
-    """Returns `params` with every kernel drawn at random.
-
-    A fresh module holds in each kernel the spread its law is to have; here it is
-    multiplied by draws of unit spread: normal for convolutions (rank 4), uniform on
-    [-1, 1) for a dense layer (rank 2). Biases and scales stay as they are.
-
-    One draw serves all convolutions, because XLA on CPU takes long to compile each.
-
-    Source: released code, effnetv2_model.py.
-    """
-    conv_rng, dense_rng = jax.random.split(rng)
-    leaves, tree = jax.tree.flatten(params)
-    sizes = [leaf.size if leaf.ndim == 4 else 0 for leaf in leaves]
-    ends = itertools.accumulate(sizes)
-    normal = jax.random.normal(conv_rng, (sum(sizes),), jnp.float32)
-    for i, (leaf, size, end) in enumerate(zip(leaves, sizes, ends, strict=True)):
-        if leaf.ndim == 4:
-            leaves[i] = leaf * normal[end - size : end].reshape(leaf.shape)
-        elif leaf.ndim == 2:
-            uniform = jax.random.uniform(dense_rng, leaf.shape, minval=-1.0, maxval=1.0)
-            leaves[i] = leaf * uniform
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _spread(deviation: float) -> nn.initializers.Initializer:
-    return nn.initializers.constant(deviation, jnp.float32)
-
-
-class Conv(nn.Module):
-    """Convolution: `[N, H, W, C]` to `[N, H/stride, W/stride, F]`.
-
-    H / stride is rounded up.
-
-    Attributes:
-        features: output channels F.
-        kernel: side of the kernel in pixels.
-        stride: in pixels.
-        use_bias: whether to add a bias, initialized to zero.
-        padding: one of `arch.PADDINGS`.
-        dtype: compute dtype, also of the result.
-    """
-
-    features: int
-    kernel: int = 1
-    stride: int = 1
-    use_bias: bool = False
-    padding: str = "same"
-    dtype: Any = jnp.float32
-
-    def __call__(self, x: jax.Array | deferred.Deferred) -> jax.Array:
-        return self._convolve(x)
-
-    def with_moments(self, x: jax.Array) -> moments.Product:
-        """Returns the result with its mean and mean square; for 1x1 convolutions."""
-        return self._convolve(x, with_moments=True)
-
-    @nn.compact
-    def _convolve(
-        self, x: jax.Array | deferred.Deferred, *, with_moments: bool = False
-    ) -> Any:
-        in_channels = (x.x if isinstance(x, deferred.Deferred) else x).shape[-1]
-        shape = (self.kernel, self.kernel, in_channels, self.features)
-        fan_out = self.kernel * self.kernel * self.features
-        kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
-        kernel = kernel.astype(self.dtype)
-        if with_moments or isinstance(x, deferred.Deferred):
-            assert self.kernel == self.stride == 1 and not self.use_bias
-        if isinstance(x, deferred.Deferred):
-            return x.project(kernel[0, 0])
-        x = x.astype(self.dtype)
-        if with_moments:
-            return moments.product(x, kernel[0, 0])
-        if self.kernel == 1:
-            y = convolution.pointwise_conv(x, kernel, stride=self.stride)
-        else:
-            y = convolution.conv(x, kernel, stride=self.stride, padding=self.padding)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return y
-
-
-class DepthwiseConv(nn.Module):
-    """Convolution of each channel with its own kernel.
-
-    Attributes:
-        kernel: side of the kernel in pixels.
-        stride: in pixels.
-        padding: one of `arch.PADDINGS`.
-        dtype: compute dtype, also of the result.
-    """
-
-    kernel: int
-    stride: int = 1
-    padding: str = "same"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        # fan_out of the released code: the last axis of TensorFlow's kernel is 1.
-        fan_out = self.kernel * self.kernel
-        kernel = self.param("kernel", _spread((2 / fan_out) ** 0.5), shape)
-        return convolution.depthwise_conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.padding,
-        )
-
-
-class ConvNorm(nn.Module):
-    """Convolution, batch normalization and, unless None, an activation.
-
-    Attributes:
-        conv: makes the convolution from `name`, all else bound.
-        norm: makes the normalization from `name`, all else bound.
-        activation: applied last.
-        defer: whether to return, in training, a `deferred.Deferred`, which leaves
-            normalization and activation to the 1x1 convolution that comes next.
-        widens: whether the convolution is 1x1 with more features than channels.
-    """
-
-    conv: Any
-    norm: Any
-    activation: Any = None
-    defer: bool = False
-    widens: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> Any:
-        conv, norm, known = self.conv(name="conv"), self.norm(name="norm"), None
-        if self.widens and train and norm.group_images in (0, len(x)):
-            x, *known = conv.with_moments(x)
-        else:
-            x = conv(x)
-        affine = norm.affine(x, train=train, moments=known)
-        if self.defer and train:
-            return deferred.Deferred(self.activation, x, affine)
-        x = affine(x).astype(norm.dtype)
-        return x if self.activation is None else self.activation(x)
-
 
 ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6, "relu": nn.relu}
 
 
-class SqueezeExcite(nn.Module):
-    """Rescales channels by what the whole picture says: pool, 1x1, SiLU, 1x1, sigmoid.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """Options that all layers of a network share.
 
     Attributes:
-        channels: width between the two 1x1 convolutions. Both have biases.
-        conv: makes a convolution from its features; dtype bound.
+        dtype: compute dtype.
+        padding: one of `arch.PADDINGS`.
+        activation: one of `ACTIVATIONS`.
+        bn_momentum, bn_epsilon, bn_group_images, bn_frozen: see `batch_norm.BatchNorm`.
     """
 
+    dtype: Any = jnp.float32
+    padding: str = "same"
+    activation: str = "silu"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    bn_group_images: int = 0
+    bn_frozen: bool = False
+
+
+def _constant(value: float) -> nn.initializers.Initializer:
+    """Fills a kernel with its standard deviation, for `model.draw_kernels`."""
+    return nn.initializers.constant(value, jnp.float32)
+
+
+class Conv(nn.Module):
+    """Convolution: `[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), F]`.
+
+    Attributes:
+        options: shared by all layers.
+        features: output channels F; C if depthwise.
+        kernel: side of the kernel, px.
+        stride: px.
+        depthwise: whether each channel has a kernel of its own.
+        use_bias: whether to add a bias, initialized to zero.
+    """
+
+    options: LayerOptions
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array | deferred.Deferred, *, with_moments: bool = False
+    ) -> Any:
+        """Returns the map, or `moments.Product` if `with_moments` (1x1, no bias)."""
+        inputs, outputs = x.shape[-1], self.features
+        if (
+            self.depthwise
+        ):  # the released code takes fan_out of TensorFlow's [k, k, C, 1]
+            inputs, outputs = 1, 1
+        deviation = (2 / (self.kernel**2 * outputs)) ** 0.5
+        shape = (self.kernel, self.kernel, inputs, self.features)
+        kernel = self.param("kernel", _constant(deviation), shape)
+        kernel = kernel.astype(self.options.dtype)
+        if with_moments or isinstance(x, deferred.Deferred):
+            assert self.kernel == self.stride == 1 and not self.use_bias
+        if isinstance(x, deferred.Deferred):
+            return x.project(kernel[0, 0])
+        x = x.astype(self.options.dtype)
+        if with_moments:
+            return moments.product(x, kernel[0, 0])
+        conv = convolution.depthwise_conv if self.depthwise else convolution.conv
+        y = conv(x, kernel, stride=self.stride, padding=self.options.padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalization, activation.
+
+    Attributes:
+        options, features, kernel, stride, depthwise: see `Conv`.
+        activate: whether to end with the activation.
+        zero_init: whether the scale of the normalization starts at 0 instead of 1.
+        tpu_form: training form of equal value that moves less memory on TPU, for the
+            wide maps inside a block. "moments": a 1x1 convolution whose gradient does
+            not read its output, see `ops.moments`. "deferred": the 1x1 convolution
+            that follows normalizes and activates, see `ops.deferred`.
+    """
+
+    options: LayerOptions
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    activate: bool = True
+    zero_init: bool = False
+    tpu_form: str = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> Any:
+        """Returns `[N, H, W, F]`; a `deferred.Deferred` of it in that training form."""
+        options, batch_moments = self.options, None
+        conv = Conv(
+            options,
+            self.features,
+            self.kernel,
+            self.stride,
+            self.depthwise,
+            name="conv",
+        )
+        one_group = options.bn_group_images in (0, x.shape[0])
+        if self.tpu_form == "moments" and train and one_group:
+            x, *batch_moments = conv(x, with_moments=True)
+        else:
+            x = conv(x)
+        norm = batch_norm.BatchNorm(
+            momentum=options.bn_momentum,
+            epsilon=options.bn_epsilon,
+            group_images=options.bn_group_images,
+            frozen=options.bn_frozen,
+            zero_init=self.zero_init,
+            name="norm",
+        )(x, train=train, moments=batch_moments)
+        activation = ACTIVATIONS[options.activation]
+        if self.tpu_form == "deferred" and train:
+            return deferred.Deferred(activation, x, norm)
+        x = norm(x).astype(options.dtype)
+        return activation(x) if self.activate else x
+
+
+class SqueezeExcite(nn.Module):
+    """Gates channels by the whole image: mean, 1x1, SiLU, 1x1, sigmoid, product.
+
+    Attributes:
+        options: shared by all layers.
+        channels: width between the two 1x1 convolutions, which have biases.
+    """
+
+    options: LayerOptions
     channels: int
-    conv: Any
 
     @nn.compact
     def __call__(self, x: jax.Array | deferred.Deferred) -> Any:
-        if isinstance(x, deferred.Deferred):
-            return dataclasses.replace(x, gate=self._gate(x.squeeze()))
-        return x * self._gate(jnp.mean(x, (1, 2), jnp.float32, keepdims=True))
-
-    def _gate(self, s: jax.Array) -> jax.Array:
-        """From the mean over pixels to the factors, both `[N, 1, 1, C]`."""
-        channels = s.shape[-1]
-        s = nn.silu(self.conv(self.channels, use_bias=True, name="reduce")(s))
-        return nn.sigmoid(self.conv(channels, use_bias=True, name="expand")(s))
+        """Returns `x` times a gate in (0, 1) per image and channel."""
+        s = deferred.pixel_mean(x)  # [N, 1, 1, C]
+        s = Conv(self.options, self.channels, use_bias=True, name="reduce")(s)
+        s = Conv(self.options, x.shape[-1], use_bias=True, name="expand")(nn.silu(s))
+        return deferred.multiply(x, nn.sigmoid(s))
 
 
 class Classifier(nn.Module):
-    """Global pool, dropout, dense layer: `[N, H, W, C]` to logits `[N, num_classes]`.
-
-    All in float32. With `num_classes` 0 the pooled features `[N, C]` come out and
-    there are no parameters.
+    """Mean over pixels, dropout, dense layer, in float32.
 
     The kernel starts uniform on +-1/sqrt(num_classes), the bias at zero, as in the
     released code.
+
+    Attributes:
+        num_classes: number of logits; 0 returns the pooled features.
     """
 
     num_classes: int
@@ -206,13 +180,14 @@ class Classifier(nn.Module):
     def __call__(
         self, x: jax.Array, *, dropout: jax.Array | float, rng: jax.Array | None
     ) -> jax.Array:
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [N, C]
+        """Returns logits `[N, num_classes]` or features `[N, C]` of `[N, H, W, C]`."""
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if not self.num_classes:
             return x
         if rng is not None:
             x = drop(x, dropout, rng, mask_shape=x.shape)
         shape = (x.shape[-1], self.num_classes)
-        kernel = self.param("kernel", _spread(self.num_classes**-0.5), shape)
+        kernel = self.param("kernel", _constant(self.num_classes**-0.5), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         return x @ kernel + bias.reshape(1, -1)
 
@@ -226,16 +201,15 @@ def drop(
 ) -> jax.Array:
     """Zeroes parts of `x` at random and scales the rest so that the mean stays.
 
-    Dropout with `mask_shape` the shape of `x`; stochastic depth ("drop path") with
-    `[N, 1, 1, 1]`. The draw covers the global batch and is the same on any number of
-    devices.
+    The draw covers the global batch and is the same on any number of devices.
 
     Args:
         x: any shape and float dtype.
         rate: probability of a zero, in [0, 1), traced or not. 0 returns the values of
             `x` exactly.
         rng: key.
-        mask_shape: shape of the draw, broadcast to that of `x`.
+        mask_shape: shape of the draw, broadcast to the shape of `x`: equal to it for
+            dropout, `[N, 1, 1, 1]` for stochastic depth ("drop path").
 
     Differs: the released code draws in the compute dtype, whose steps of 2^-7 in
     bfloat16 shift the rate; here draw and scale are float32.
@@ -248,25 +222,17 @@ def drop(
 
 
 def drop_path_at(
-    index: int,
-    num_blocks: int,
-    *,
-    rate: jax.Array | float,
-    rng: jax.Array | None,
+    index: int, num_blocks: int, *, rate: jax.Array | float, rng: jax.Array | None
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns the stochastic depth of block `index`: a function of its branch.
+    """Returns the stochastic depth of block `index`, a function of its branch.
 
-    Whole images lose the branch, with probability `rate * index / num_blocks`: none
-    in the first block, nearly `rate` in the last. Without `rng`, the identity.
+    Whole images lose the branch with probability `rate * index / num_blocks`: none in
+    the first block, nearly `rate` in the last. Without `rng`, the identity.
 
-    Source: released code (effnetv2_model.py, utils.drop_connect); the paper gives
-    only the end of the ramp, survival 0.8.
+    Source: released code (effnetv2_model.py, utils.drop_connect); the paper gives only
+    the end of the ramp, survival 0.8.
     """
     if rng is None:
         return lambda x: x
     block_rng, block_rate = jax.random.fold_in(rng, index), rate * index / num_blocks
-
-    def drop_path(x: jax.Array) -> jax.Array:
-        return drop(x, block_rate, block_rng, mask_shape=(len(x), 1, 1, 1))
-
-    return drop_path
+    return lambda x: drop(x, block_rate, block_rng, mask_shape=(len(x), 1, 1, 1))

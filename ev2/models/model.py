@@ -1,11 +1,12 @@
-"""Networks by name: `create_model`, and the `Model` that the rest of ev2 sees.
+"""`create_model`, and the `Model` by which the rest of ev2 uses a network.
 
-Flax is imported in this package alone. To others a network is two functions, `init`
-and `apply`, over two plain trees of float32 arrays: `params` and `batch_stats`.
+A network is two functions, `init` and `apply`, over two plain trees of float32 arrays:
+`params` and `batch_stats`. Only this package imports Flax.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ev2 import errors
-from ev2.models import arch as architectures
-from ev2.models import efficientnet, layers, resnet
+from ev2.models import arch, efficientnet, layers, resnet
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
-_STATE = ("params", "batch_stats")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,18 +27,18 @@ class Model:
     Attributes:
         name: as in `ev2.list_models`.
         num_classes: number of logits; 0 for pooled features.
-        arch: the rows it is made of.
+        arch: its stem, stages and head.
         module: the Flax module.
     """
 
     name: str
     num_classes: int
-    arch: architectures.ArchSpec
+    arch: arch.ArchSpec
     module: nn.Module
 
     @property
     def eval_image_size(self) -> int:
-        """Side in pixels that the network is evaluated at by default."""
+        """Default image size of evaluation, px."""
         return self.arch.eval_image_size
 
     def init(self, rng: jax.Array, image_size: int = 224) -> Variables:
@@ -66,10 +65,10 @@ class Model:
         Args:
             variables: as `init` returns.
             images: `[N, H, W, 3]` float, normalized, of any size.
-            train: whether to normalize by the batch, drop, and return the running
-                statistics after this batch beside the logits.
+            train: whether to normalize by the batch, drop, and return the updated
+                running statistics beside the logits.
             dropout: rate before the classifier, in [0, 1). A traced scalar does not
-                recompile when it moves; 0 is exactly no dropout. Training only.
+                recompile when it changes; 0 is exactly no dropout. Training only.
             drop_path: the same for the rate at the end of the stochastic-depth ramp.
             rng: key of both; without it nothing is dropped.
             endpoints: whether to return `(logits, endpoints)` in place of the logits.
@@ -88,37 +87,38 @@ class Model:
             InputError: if `bn_group_images` does not divide the batch.
             ValueError: if a rate other than a plain 0 comes without `rng`.
         """
-        mutable = ["endpoints"] if endpoints else []
-        if not train:
-            logits, made = self.module.apply(
-                variables, images, train=False, mutable=mutable
-            )
-            return (logits, self._name_ends(made["endpoints"])) if endpoints else logits
-        if rng is None and not (_is_zero(dropout) and _is_zero(drop_path)):
-            raise ValueError("rng: needed with a dropout or drop_path rate; pass a key")
-        logits, made = self.module.apply(
+        options: dict[str, Any] = {}
+        if train:
+            if rng is None and not (_is_zero(dropout) and _is_zero(drop_path)):
+                raise ValueError(
+                    "rng: needed with a dropout or drop_path rate; pass a key"
+                )
+            options = {"dropout": dropout, "drop_path": drop_path, "rng": rng}
+        kept = {"batch_stats": train, "endpoints": endpoints}
+        logits, changed = self.module.apply(
             variables,
             images,
-            train=True,
-            dropout=dropout,
-            drop_path=drop_path,
-            rng=rng,
-            mutable=["batch_stats", *mutable],
+            train=train,
+            mutable=[name for name in kept if kept[name]],
+            **options,
         )
-        outputs = (logits, self._name_ends(made["endpoints"])) if endpoints else logits
-        return outputs, made["batch_stats"]
+        outputs = logits
+        if endpoints:
+            outputs = logits, self._name_endpoints(changed["endpoints"]["maps"])
+        return (outputs, changed["batch_stats"]) if train else outputs
 
-    def _name_ends(self, made: Any) -> dict[str, jax.Array]:
-        """The maps by name, and the last of each size as `reduction_i`."""
-        sown = made["maps"]
+    def _name_endpoints(self, maps: Any) -> dict[str, jax.Array]:
+        """Returns the maps by name, and the last of each size as `reduction_i`."""
         names = ["stem", *(name for name, _ in self.arch.named_blocks)]
-        strides = [row.stride for _, row in self.arch.named_blocks]
+        strides = [block.stride for _, block in self.arch.named_blocks]
         if self.arch.is_resnet:
             strides[0] = 2  # its max pool
-        ends = dict(zip([*names, "head"], sown, strict=False))  # a ResNet has no head
+        # A ResNet has no head.
+        endpoints = dict(zip([*names, "head"], maps, strict=False))
         last = [name for name, s in zip(names, [*strides, 2], strict=True) if s > 1]
-        ends |= {f"reduction_{i}": ends[name] for i, name in enumerate(last, start=1)}
-        return ends | {"features": jnp.mean(sown[-1], axis=(1, 2), dtype=jnp.float32)}
+        endpoints |= {f"reduction_{i}": endpoints[n] for i, n in enumerate(last, 1)}
+        features = jnp.mean(maps[-1], axis=(1, 2), dtype=jnp.float32)
+        return endpoints | {"features": features}
 
 
 def _is_zero(rate: jax.Array | float) -> bool:
@@ -128,8 +128,34 @@ def _is_zero(rate: jax.Array | float) -> bool:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(model: Model, rng: jax.Array, image_size: int) -> Variables:
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = dict(model.module.init(rng, images, train=False, mutable=_STATE))
-    return {**variables, "params": layers.draw_kernels(rng, variables["params"])}
+    mutable = ["params", "batch_stats"]
+    variables = dict(model.module.init(rng, images, train=False, mutable=mutable))
+    return {**variables, "params": draw_kernels(rng, variables["params"])}
+
+
+def draw_kernels(rng: jax.Array, params: Any) -> Any:
+    """Returns fresh `params` with every kernel drawn at random.
+
+    A fresh kernel holds the standard deviation of its law. It is multiplied by standard
+    normal draws in convolutions (rank 4) and by uniform draws on [-1, 1) in a dense
+    layer (rank 2). Biases and scales stay as they are.
+
+    One draw serves all convolutions, because XLA on CPU takes long to compile each.
+
+    Source: released code, effnetv2_model.py.
+    """
+    conv_rng, dense_rng = jax.random.split(rng)
+    leaves, tree = jax.tree.flatten(params)
+    sizes = [leaf.size if leaf.ndim == 4 else 0 for leaf in leaves]
+    ends = itertools.accumulate(sizes)
+    normal = jax.random.normal(conv_rng, (sum(sizes),), jnp.float32)
+    for i, (leaf, size, end) in enumerate(zip(leaves, sizes, ends, strict=True)):
+        if leaf.ndim == 4:
+            leaves[i] = leaf * normal[end - size : end].reshape(leaf.shape)
+        elif leaf.ndim == 2:
+            uniform = jax.random.uniform(dense_rng, leaf.shape, minval=-1.0, maxval=1.0)
+            leaves[i] = leaf * uniform
+    return jax.tree.unflatten(tree, leaves)
 
 
 def create_model(
@@ -150,49 +176,51 @@ def create_model(
         name: one of `ev2.list_models()`.
         num_classes: number of logits; 0 for pooled features, without a classifier.
         dtype: compute dtype, "float32" or "bfloat16".
-        bn_momentum: share of the running statistics kept at each step, in [0, 1).
+        bn_momentum: fraction of the running statistics kept at each step, in [0, 1).
             Paper 0.99, released code 0.9.
         bn_group_images: consecutive images of the global batch that share
             BatchNorm statistics; 0 for all of them.
         bn_frozen: whether training leaves the running statistics as they are, and
             normalizes by them.
-        blocks: block strings (see `ev2.models.arch`) in place of the network's rows.
-            Stem and head stay; the first row starts at the width of the stem.
+        blocks: block strings (see `ev2.models.arch`) that replace the network's stages.
+            Stem and head stay; the first stage starts at the width of the stem.
         padding: "same" or "symmetric", see `arch.PADDINGS`; "" for the network's
-            own, which is "symmetric" for ResNets and "same" for all others.
+            own, "symmetric" for ResNets and "same" for all others.
         remat: whether training computes the inside of each block twice and keeps
             less; same values, less memory, more time. Not for ResNets.
 
     Raises:
         InputError: if a value is not allowed, or the blocks do not fit.
     """
-    errors.check_choice("model.dtype", dtype, architectures.DTYPES)
+    errors.check_choice("model.dtype", dtype, arch.DTYPES)
     if num_classes < 0:
         raise errors.InputError(
             f"num_classes: {num_classes} is negative; use 0 or more"
         )
     if not 0 <= bn_momentum < 1:
         raise errors.InputError(
-            f"model.bn_momentum: {bn_momentum} is not allowed; use a share in [0, 1)"
+            f"model.bn_momentum: {bn_momentum} is not allowed; use a fraction in [0, 1)"
         )
     if bn_group_images < 0:
         raise errors.InputError(
             f"model.bn_group_images: {bn_group_images} is negative; use a number of "
             "images, or 0 for the whole batch"
         )
-    arch = architectures.get(name, tuple(blocks), padding)
-    options: dict[str, Any] = dict(
-        arch=arch,
-        num_classes=num_classes,
+    spec = arch.get(name, tuple(blocks), padding)
+    network = resnet if spec.is_resnet else efficientnet
+    options = layers.LayerOptions(
         dtype=jnp.dtype(dtype),
+        padding=spec.padding,
+        activation=spec.activation,
         bn_momentum=bn_momentum,
+        bn_epsilon=network.BN_EPSILON,
         bn_group_images=bn_group_images,
         bn_frozen=bn_frozen,
     )
-    if not arch.is_resnet:
-        module = efficientnet.EfficientNet(remat=remat, **options)
+    if not spec.is_resnet:
+        module = efficientnet.EfficientNet(spec, options, num_classes, remat)
     elif remat:
-        raise errors.InputError(f"model.remat: {name} has none; use False")
+        raise errors.InputError(f"model.remat: {name} does not support it; use False")
     else:
-        module = resnet.ResNet(**options)
-    return Model(name=name, num_classes=num_classes, arch=arch, module=module)
+        module = resnet.ResNet(spec, options, num_classes)
+    return Model(name=name, num_classes=num_classes, arch=spec, module=module)

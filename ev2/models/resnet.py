@@ -1,4 +1,4 @@
-"""ResNet-50, 101 and 152: the "v1.5" of today's benchmarks and, by rows, "v1".
+"""ResNet-50, 101 and 152: the "v1.5" of today's benchmarks or, by its blocks, "v1".
 
 The parameter tree:
 
@@ -11,33 +11,58 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from ev2.models import arch as architectures
-from ev2.models import batch_norm as norms
-from ev2.models import blocks, layers
+from ev2.models import arch, blocks, layers
 from ev2.models.ops import convolution
 
-# What torchvision, timm and Flax's example use (Keras: 1.001e-5).
+# As in torchvision, timm and Flax's example (Keras: 1.001e-5).
 BN_EPSILON = 1e-5
 
 
-class ResNet(nn.Module):
-    """Stem of 7x7 and a max pool, rows of bottlenecks, pool, dense classifier.
+class Bottleneck(nn.Module):
+    """ResNet block: 1x1 reduce, 3x3, 1x1 expand, add, ReLU.
 
-    Attributes and arguments are those of `efficientnet.EfficientNet`. Dropout and
-    stochastic depth are no part of the original; at rate 0 they do nothing.
+    Where the shape changes, the shortcut is a 1x1 projection. The last scale starts at
+    zero, so that every block starts as its shortcut. The stride is in the 3x3 ("v1.5"),
+    or in the first 1x1 if the operator is `BOTTLENECK_V1`.
+
+    Source: He et al., CVPR 2016, Figure 5 (v1); Goyal et al., 2017, section 5.1
+    (v1.5 and the zero).
+    """
+
+    spec: arch.StageSpec
+    options: layers.LayerOptions
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool, drop_path: blocks.DropPath
+    ) -> jax.Array:
+        spec, hidden, shortcut = self.spec, self.spec.hidden_channels, x
+        conv = functools.partial(layers.ConvNorm, self.options)
+        last = functools.partial(conv, spec.out_channels, activate=False)
+        early = spec.stride if spec.operator == arch.BOTTLENECK_V1 else 1
+        late = spec.stride // early
+        x = conv(hidden, stride=early, name="reduce")(x, train)
+        x = conv(hidden, spec.kernel, late, name="spatial")(x, train)
+        x = last(zero_init=True, name="expand")(x, train)
+        if not spec.has_skip:
+            shortcut = last(stride=spec.stride, name="shortcut")(shortcut, train)
+        return nn.relu(shortcut + drop_path(x))
+
+
+class ResNet(nn.Module):
+    """Stem of 7x7 and a max pool, stages of bottlenecks, dense classifier.
+
+    Attributes and arguments are those of `efficientnet.EfficientNet`. The original has
+    neither dropout nor stochastic depth; at rate 0 they do nothing.
 
     Source: He et al., CVPR 2016, Table 1.
     """
 
-    arch: architectures.ArchSpec
+    spec: arch.ArchSpec
+    options: layers.LayerOptions
     num_classes: int
-    dtype: Any = jnp.float32
-    bn_momentum: float = 0.99
-    bn_group_images: int = 0
-    bn_frozen: bool = False
 
     @nn.compact
     def __call__(
@@ -50,31 +75,18 @@ class ResNet(nn.Module):
         rng: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits `[N, num_classes]` or features `[N, 2048]`, float32."""
+        spec, options = self.spec, self.options
         dropout_rng, path_rng = (None, None) if rng is None else jax.random.split(rng)
-        padding = self.arch.padding
-        conv = functools.partial(layers.Conv, padding=padding, dtype=self.dtype)
-        norm = functools.partial(
-            norms.BatchNorm,
-            momentum=self.bn_momentum,
-            epsilon=BN_EPSILON,
-            group_images=self.bn_group_images,
-            frozen=self.bn_frozen,
-            dtype=self.dtype,
-        )
-
-        stem = functools.partial(conv, self.arch.stem_channels, kernel=7, stride=2)
-        x = layers.ConvNorm(stem, norm, nn.relu, name="stem")(x, train=train)
+        x = layers.ConvNorm(options, spec.stem_channels, 7, 2, name="stem")(x, train)
         self.sow("endpoints", "maps", x)
-        pads: Any = convolution.pads_of(
-            x.shape, 3, 2, padding
-        )  # Flax declares a string
+        # Flax declares a string.
+        pads: Any = convolution.pads_of(x.shape, 3, 2, spec.padding)
         x = nn.max_pool(x, (3, 3), (2, 2), pads)
-        for index, (name, row) in enumerate(self.arch.named_blocks):
+        for index, (name, stage) in enumerate(spec.named_blocks):
             drop = layers.drop_path_at(
-                index, self.arch.num_blocks, rate=drop_path, rng=path_rng
+                index, spec.num_blocks, rate=drop_path, rng=path_rng
             )
-            block = blocks.Bottleneck(row, conv=conv, norm=norm, name=name)
-            x = block(x, train=train, drop_path=drop)
+            x = Bottleneck(stage, options, name=name)(x, train, drop)
             self.sow("endpoints", "maps", x)
         classifier = layers.Classifier(self.num_classes, name="classifier")
         return classifier(x, dropout=dropout, rng=dropout_rng)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from ev2.models import layers
+from ev2.models.model import draw_kernels
+
+OPTIONS = layers.LayerOptions()
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-# --- convolution -----------------------------------------------------------------
 
 
 def padded_conv(x, kernel, stride, padding):
@@ -41,9 +41,10 @@ def padded_conv(x, kernel, stride, padding):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_conv_pads_as_told(padding, kernel, stride, size):
+def test_conv_pads_as_its_options_ask(padding, kernel, stride, size):
     x, weights = normal(2, size, size, 3), normal(kernel, kernel, 3, 4, seed=1)
-    conv = layers.Conv(4, kernel, stride, padding=padding)
+    options = layers.LayerOptions(padding=padding)
+    conv = layers.Conv(options, 4, kernel, stride)
     y = conv.apply({"params": {"kernel": weights}}, x)
     want = padded_conv(x, weights, stride, padding)
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
@@ -54,16 +55,13 @@ def test_the_odd_pixel_of_padding_is_at_the_end():
     x = np.arange(1, 5, dtype=np.float32)[None, None, :, None] * np.ones((1, 4, 1, 1))
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[0] = 1  # sums the upper row of each window
-    y = layers.Conv(1, 3, 2).apply({"params": {"kernel": kernel}}, x)
+    y = layers.Conv(OPTIONS, 1, 3, 2).apply({"params": {"kernel": kernel}}, x)
     assert y[0, 0, :, 0].tolist() == [1 + 2 + 3, 3 + 4 + 0]
-
-
-# --- batch normalization ---------------------------------------------------------
 
 
 def test_squeeze_excite_is_the_formula():
     x = normal(2, 3, 3, 4)
-    excite = layers.SqueezeExcite(2, layers.Conv)
+    excite = layers.SqueezeExcite(OPTIONS, 2)
     params = excite.init(jax.random.key(0), x)["params"]
     assert jax.tree.map(np.shape, params) == {
         "reduce": {"kernel": (1, 1, 4, 2), "bias": (2,)},
@@ -106,15 +104,15 @@ def test_drop_has_its_rate_and_keeps_the_mean(rate, dtype):
 
 def test_drop_path_drops_whole_images_on_a_linear_ramp():
     x = jnp.ones((20_000, 1, 2, 2))
-    shares = []
+    fractions = []
     for index in range(4):
         path = layers.drop_path_at(index, 4, rate=0.4, rng=jax.random.key(2))
         y = np.asarray(path(x))
         per_image = y.reshape(len(y), -1)
         assert (per_image == per_image[:, :1]).all()
-        shares.append(np.mean(per_image == 0))
-    assert shares[0] == 0
-    np.testing.assert_allclose(shares, [0, 0.1, 0.2, 0.3], atol=0.01)
+        fractions.append(np.mean(per_image == 0))
+    assert fractions[0] == 0
+    np.testing.assert_allclose(fractions, [0, 0.1, 0.2, 0.3], atol=0.01)
 
 
 def test_drop_path_without_a_key_is_the_identity():
@@ -126,8 +124,12 @@ def test_drop_path_without_a_key_is_the_identity():
     "layer, shape, deviation",
     [
         # sqrt(2 / fan_out), fan_out = kh * kw * last axis of TensorFlow's kernel.
-        (layers.Conv(64, 3), (8, 8, 32), (2 / (9 * 64)) ** 0.5),
-        (layers.DepthwiseConv(3), (8, 8, 2048), (2 / 9) ** 0.5),
+        (layers.Conv(OPTIONS, 64, 3), (8, 8, 32), (2 / (9 * 64)) ** 0.5),
+        (
+            layers.Conv(OPTIONS, 2048, 3, depthwise=True),
+            (8, 8, 2048),
+            (2 / 9) ** 0.5,
+        ),
         # Uniform on +-1/sqrt(classes).
         (layers.Classifier(100), (1, 1, 512), 0.1 / 3**0.5),
     ],
@@ -136,7 +138,7 @@ def test_initialization(layer, shape, deviation):
     inputs = jnp.zeros((1, *shape))
     options = dict(dropout=0, rng=None) if isinstance(layer, layers.Classifier) else {}
     params = layer.init(jax.random.key(0), inputs, **options)["params"]
-    params = layers.draw_kernels(jax.random.key(1), params)
+    params = draw_kernels(jax.random.key(1), params)
     assert np.std(params["kernel"]) == pytest.approx(deviation, rel=0.03)
     assert np.mean(params["kernel"]) == pytest.approx(0, abs=deviation * 0.03)
     assert not np.any(params.get("bias", 0))

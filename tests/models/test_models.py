@@ -398,7 +398,10 @@ def test_eight_devices_agree_with_one(group_images, variables, images):
         (dict(bn_momentum=1.0), "model.bn_momentum: 1.0 is not allowed"),
         (dict(bn_group_images=-8), "model.bn_group_images: -8 is negative"),
         (dict(blocks=["r1"]), "model.blocks[0] 'r1': "),
-        (dict(name="resnet50", remat=True), "model.remat: resnet50 has none"),
+        (
+            dict(name="resnet50", remat=True),
+            "model.remat: resnet50 does not support it",
+        ),
     ],
 )
 def test_what_is_refused(options, complaint):

@@ -1,13 +1,12 @@
-"""Convolutions whose form and gradient suit the platform; chosen at lowering.
+"""Convolutions whose form and gradient suit the platform, chosen at lowering.
 
-XLA's own convolution is what an accelerator wants. On CPU three of its parts are many
-times slower than they need be (measured in docs/results.md):
+Accelerators use XLA's own convolution. On CPU three of its parts are many times slower
+than necessary (measured in docs/results.md) and are replaced:
 
-- a depthwise convolution, which is a sum of shifted products here, and so is its
-  gradient by the input;
-- the gradient of a depthwise convolution by its kernel: the images are added up first,
-  in one pass over the map that stays in cache, and what is left is summed over pixels;
-- the gradient of a dense convolution by its kernel: a matrix product for each kernel
+- a depthwise convolution, and its gradient by the input, by a sum of shifted products;
+- the gradient of a depthwise convolution by its kernel: images are added up first, in
+  one pass over the map that stays in cache, then pixels are summed;
+- the gradient of a dense convolution by its kernel, by a matrix product for each kernel
   position.
 """
 
@@ -20,9 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# More images are not added up in one expression: their maps, whole pages apart, would
-# drive each other out of the cache.
-_MOST_IMAGES_AT_ONCE = 8
+# Images added up in one expression, at most: the maps of more, whole pages apart, would
+# evict each other from the cache.
+_MAX_IMAGES_AT_ONCE = 8
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -30,7 +29,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def pads_of(shape: tuple[int, ...], kernel: int, stride: int, padding: str) -> Pads:
     """Returns the pixels to add above, below and left, right of `[N, H, W, C]`.
 
-    Either padding gives H / stride rows, rounded up, where the kernel is odd.
+    Either padding gives ceil(H / stride) rows if the kernel is odd.
     """
     if padding == "symmetric":
         return (kernel // 2, kernel // 2), (kernel // 2, kernel // 2)
@@ -40,22 +39,6 @@ def pads_of(shape: tuple[int, ...], kernel: int, stride: int, padding: str) -> P
     return rows, columns
 
 
-def pointwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    """1x1 convolution as a product over channels.
-
-    Same value as XLA's convolution, and a faster gradient on CPU.
-
-    Args:
-        x: `[N, H, W, C]`.
-        kernel: `[1, 1, C, F]`, of the dtype of `x`.
-        stride: in pixels.
-    """
-    if stride > 1:
-        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-
-
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # one trace a shape
 def conv(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: str = "same"
 ) -> jax.Array:
@@ -64,12 +47,24 @@ def conv(
     Args:
         x: `[N, H, W, C]`.
         kernel: `[k, k, C, F]`, of the dtype of `x`.
-        stride: in pixels.
+        stride: px.
         padding: one of `arch.PADDINGS`.
 
     Returns:
-        `[N, H/stride, W/stride, F]`, rounded up, of the dtype of `x`.
+        `[N, ceil(H / stride), ceil(W / stride), F]`, of the dtype of `x`.
     """
+    if len(kernel) > 1:
+        return _spatial_conv(x, kernel, stride=stride, padding=padding)
+    # A product over channels: same value, faster gradient on CPU.
+    if stride > 1:
+        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))  # one trace a shape
+def _spatial_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: str
+) -> jax.Array:
     return _conv(x, kernel, stride, pads_of(x.shape, len(kernel), stride, padding))
 
 
@@ -84,7 +79,7 @@ def depthwise_conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    return by_xla(x, kernel, stride=stride, pads=pads)
+    return _by_xla(x, kernel, stride=stride, pads=pads)
 
 
 def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
@@ -93,7 +88,7 @@ def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
 
 def _conv_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     x, kernel = saved
-    plain_conv = functools.partial(by_xla, stride=stride, pads=pads)
+    plain_conv = functools.partial(_by_xla, stride=stride, pads=pads)
     (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel), x)(dy)
 
     def plain(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -113,7 +108,7 @@ def _depthwise_conv(
     x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> jax.Array:
     shifted = functools.partial(_shifted_products, stride=stride, pads=pads)
-    grouped = functools.partial(by_xla, stride=stride, pads=pads)
+    grouped = functools.partial(_by_xla, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
 
 
@@ -123,7 +118,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads)
 
 def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array):
-        grouped = functools.partial(by_xla, stride=stride, pads=pads)
+        grouped = functools.partial(_by_xla, stride=stride, pads=pads)
         return jax.vjp(grouped, x, kernel)[1](dy)
 
     def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array):
@@ -137,10 +132,10 @@ def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
 _depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def by_xla(
+def _by_xla(
     x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence | str
 ) -> jax.Array:
-    """XLA's convolution; of each channel by itself where the kernel has one."""
+    """XLA's convolution; depthwise if the kernel has one input channel of several."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -173,7 +168,7 @@ def _positions(side: int) -> list[tuple[int, int]]:
 def _view(
     x: jax.Array, i: int, j: int, rows: int, columns: int, stride: int
 ) -> jax.Array:
-    """The pixels of the padded `x` that kernel position (i, j) meets."""
+    """Returns the pixels of the padded `x` under kernel position (i, j)."""
     # lax.slice, for indexing becomes a gather where the batch is symbolic.
     last = (i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1)
     limits = (x.shape[0], *last, x.shape[3])
@@ -183,15 +178,15 @@ def _view(
 def _depthwise_input_gradient(
     shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int, pads: Pads
 ) -> jax.Array:
-    """Shifted products of `dy`, spread out by the stride, with the kernel reversed."""
-    side, spread = len(kernel), [(0, 0, 0)]
+    """Shifted products of `dy`, dilated by the stride, with the reversed kernel."""
+    side, config = len(kernel), [(0, 0, 0)]
     for size, outputs, (before, _) in zip(shape[1:3], dy.shape[1:3], pads, strict=True):
         low = side - 1 - before
         high = size + side - 1 - low - ((outputs - 1) * stride + 1)
-        spread.append((low, high, stride - 1))
-    dy_spread = lax.pad(dy, jnp.zeros((), dy.dtype), [*spread, (0, 0, 0)])
+        config.append((low, high, stride - 1))
+    dilated = lax.pad(dy, jnp.zeros((), dy.dtype), [*config, (0, 0, 0)])
     return _shifted_products(
-        dy_spread, kernel[::-1, ::-1], stride=1, pads=((0, 0), (0, 0))
+        dilated, kernel[::-1, ::-1], stride=1, pads=((0, 0), (0, 0))
     )
 
 
@@ -201,7 +196,7 @@ def _depthwise_kernel_gradient(
     """Sums over images in one pass for all kernel positions, then over pixels."""
     x, dtype = x.astype(jnp.float32), x.dtype
     dy, zero = dy.astype(jnp.float32), jnp.zeros((), jnp.float32)
-    # What made dy would be fused into every reading of it; a pad is not. So: a column.
+    # XLA would fuse the producer of dy into every reading of it, but not into a pad.
     dy = lax.pad(dy, zero, [(0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 0)])
     rows, columns = dy.shape[1:3]
     # [N, rows + r, stride, columns + r, stride, C]: then a view has no stride.
@@ -226,14 +221,14 @@ def _depthwise_kernel_gradient(
 
 
 def _images_at_once(images: int) -> int:
-    """How many neighbouring images one expression adds up.
+    """Returns the number of neighbouring images that one expression adds up.
 
-    The largest divisor that also leaves each device whole groups: a sum over images of
-    several devices would send the maps around.
+    It is the largest divisor that also leaves each device whole groups: a sum over
+    images of several devices would move the maps between them.
     """
-    divisors = [n for n in range(1, _MOST_IMAGES_AT_ONCE + 1) if images % n == 0]
-    apart = [n for n in divisors if images // n % jax.device_count() == 0]
-    return max(apart or divisors)
+    divisors = [n for n in range(1, _MAX_IMAGES_AT_ONCE + 1) if images % n == 0]
+    even = [n for n in divisors if images // n % jax.device_count() == 0]
+    return max(even or divisors)
 
 
 def _dense_kernel_gradient(

@@ -1,14 +1,15 @@
-"""A widening 1x1 convolution together with the moments of its output.
+"""A widening 1x1 convolution with the moments of its output, for batch normalization.
 
-Batch normalization subtracts the mean of the output `y = x @ kernel` and divides by
-its deviation, so the gradient by `y` has the form `dy + a + b * y` with `a` and `b`
-constant over pixels. Both gradients of the product are linear in it, and the term
-`b * y` is one in `x`:
+Batch normalization subtracts the mean of the output `y = x @ kernel` and divides by its
+standard deviation, so the gradient by `y` has the form `dy + a + b * y` with `a` and
+`b` constant over pixels. Both gradients of the product are linear in it, and the term
+`b * y` can be written by `x`:
 
     by kernel:  x' (b y) = (x' x) kernel b
     by x:       (b y) kernel' = x (kernel b kernel')
 
-with `'` for transposed. On TPU `y`, which is wider than `x`, is then not read.
+with `'` for transposed. On TPU the gradient then does not read `y`, which is wider than
+`x`.
 """
 
 import functools
@@ -26,7 +27,9 @@ Product = tuple[jax.Array, jax.Array, jax.Array]
 
 @jax.jit  # one trace a shape
 def product(x: jax.Array, kernel: jax.Array) -> Product:
-    """Returns `x @ kernel` and its mean and mean square; chosen at lowering.
+    """Returns the 1x1 convolution with its mean and mean square over pixels.
+
+    The form is chosen at lowering.
 
     Args:
         x: `[N, H, W, C]`.
@@ -36,7 +39,7 @@ def product(x: jax.Array, kernel: jax.Array) -> Product:
 
 
 def plain_product(x: jax.Array, kernel: jax.Array) -> Product:
-    """Product and moments as one would write them."""
+    """Returns product and moments in the plain form."""
     y = _times(x, kernel)
     wide = y.astype(jnp.float32)
     return y, jnp.mean(wide, _PIXELS), jnp.mean(jnp.square(wide), _PIXELS)
@@ -55,7 +58,7 @@ def _forward(x: jax.Array, kernel: jax.Array):
 def _backward(saved: Any, gradients: Product):
     x, kernel = saved
     dy, dmean, dsquare = gradients
-    # Of a large slice they are more than an int32 holds.
+    # A float: on a large slice there are more than an int32 holds.
     num_pixels = float(x.shape[0] * x.shape[1] * x.shape[2])
     a, b = dmean / num_pixels, 2 * dsquare / num_pixels
     wide = kernel.astype(jnp.float32)
