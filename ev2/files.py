@@ -16,11 +16,11 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       OSError: the folder cannot be written. The old content is kept.
     """
-    path = epath.Path(path)
-    temporary = _temporary_sibling(path)
+    target = epath.Path(path)
+    temporary = _temporary_sibling(target)
     try:
         temporary.write_bytes(content)
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -31,12 +31,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[epath.Path]:
 
     Parent folders are created. If the block raises, nothing is left at either path.
     """
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(target)
     try:
         yield temporary
-        temporary.rename(path)
+        temporary.rename(target)
     finally:
         temporary.rmtree(missing_ok=True)
 

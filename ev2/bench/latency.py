@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ev2 import errors
-from ev2.export import export, program
+from ev2.export import export, servable
 from ev2.models.model import create_model
 from ev2.train import timing
 
@@ -125,12 +125,12 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
 
 def _source(
     model: str | None, checkpoint: str | None, image_size: int
-) -> program.Program:
+) -> servable.Servable:
     if checkpoint is not None:
-        return program.from_checkpoint(checkpoint, image_size=image_size)
+        return servable.from_checkpoint(checkpoint, image_size=image_size)
     network = create_model(str(model))
     size = image_size or network.eval_image_size
-    return program.Program(
+    return servable.Servable(
         model=network,
         variables=network.init(jax.random.key(0)),
         mean=(127.5, 127.5, 127.5),
@@ -139,13 +139,13 @@ def _source(
     )
 
 
-def _live(source: program.Program) -> Callable:
+def _live(source: servable.Servable) -> Callable:
     call, variables = jax.jit(source.apply), jax.device_put(source.variables)
     return lambda pictures: np.asarray(call(variables, pictures))
 
 
 def _measure_export(
-    source: program.Program, name: str, pictures: np.ndarray
+    source: servable.Servable, name: str, pictures: np.ndarray
 ) -> dict[str, Any]:
     device = jax.default_backend() if name == "stablehlo" else "cpu"
     with tempfile.TemporaryDirectory() as folder:

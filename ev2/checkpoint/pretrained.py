@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from ev2 import errors, files
 from ev2.checkpoint import integrity
 from ev2.checkpoint.published import convert, formats
-from ev2.checkpoint.published import preprocessing as published_preprocessing
 from ev2.models import arch
 from ev2.models.model import Model, create_model
 
@@ -162,31 +161,24 @@ def make_metadata(
     return metadata
 
 
-def convert_published(
-    source: str, out: str, *, preprocessing: dict[str, Any], **options: Any
-) -> dict[str, Any]:
+def convert_published(source: str, out: str, **options: Any) -> dict[str, Any]:
     """Writes a published file as a checkpoint; returns the mapping report.
 
     Args:
-      source: see `published.convert`.
+      source: path of the file.
       out: folder to create.
-      preprocessing: values that replace the published ones, see
-        `published.preprocessing.parse`.
       options: of `published.convert.convert`.
 
     Raises:
-      InputError: `convert` refuses the file, raw values are asked of a file with one
-        set of weights, a preprocessing value is not allowed, or `out` exists or cannot
-        be written.
+      InputError: `convert` refuses the file or an option, raw weights are asked of a
+        file with one set of weights, or `out` exists or cannot be written.
     """
     files.check_new("out", out)
-    replaced = published_preprocessing.parse(preprocessing)
     converted = convert.convert(source, **options)
     if not options.get("averaged", True) and not converted.has_both:
         raise errors.InputError(
             f"raw: {source!r} has one set of weights and no averages; leave --raw out"
         )
-    converted.preprocessing.update(replaced)
     save_weights(out, converted.variables, _published_metadata(converted))
     return {**converted.report, "preprocessing": converted.preprocessing}
 

@@ -47,6 +47,6 @@ def run(values: flags.Values, sources: Sequence[str]) -> None:
         num_classes=values.num_classes,
         new_head=values.new_head,
         padding=values.padding,
-        preprocessing={name: v for name, v in given.items() if v is not None},
+        overrides={name: v for name, v in given.items() if v is not None},
     )
     flags.show(values.json, report, convert.format_report(report, values.out))

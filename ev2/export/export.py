@@ -1,7 +1,7 @@
-"""Models that other tools can serve: written, read back, compared with the source.
+"""Exports weights to the formats of other tools, and compares them with the source.
 
-Each format is a module with `write(program, path)` and `load(path, program)`; `load`
-gives a function from uint8 pictures to logits that the format's own runtime computes.
+Each format is a module with `write(source, path)` and `load(path, source)`; `load`
+returns a function from uint8 images to logits that the format's own runtime computes.
 """
 
 import importlib.metadata
@@ -18,24 +18,24 @@ import numpy as np
 
 import ev2
 from ev2 import errors, files
-from ev2.export import onnx, program, safetensors, saved_model, stablehlo, tflite
+from ev2.export import onnx, safetensors, saved_model, servable, stablehlo, tflite
 
 REPORT = "export.json"
 BATCH_SIZES = (1, 5)
-# Of the larger of 1 and the largest logit: rounding in another order of summation.
+# Relative to the largest logit, or to 1: rounding in another order of summation.
 TOLERANCE = 1e-4
 
 
 class Format(NamedTuple):
-    """How a format is written and read, and the packages that this takes.
+    """The functions of a format, and the packages that it needs.
 
-    `count_unequal` is for weights: how many tensors came back with other bits.
+    `count_unequal` is for weights: the number of tensors read back with other bits.
     """
 
-    write: Callable[[program.Program, pathlib.Path], None]
-    load: Callable[[pathlib.Path, program.Program], Callable]
+    write: Callable[[servable.Servable, os.PathLike], None]
+    load: Callable[[os.PathLike, servable.Servable], Callable]
     packages: tuple[str, ...]
-    count_unequal: Callable[[pathlib.Path, program.Program], int] | None = None
+    count_unequal: Callable[[os.PathLike, servable.Servable], int] | None = None
 
 
 FORMATS = {
@@ -55,7 +55,7 @@ FORMATS = {
 def export(
     checkpoint: str, format_name: str, out: str, *, weights: str = "ema"
 ) -> dict[str, Any]:
-    """Writes a checkpoint in a format of others and compares the two.
+    """Writes the weights of a checkpoint in another format and compares the two.
 
     Args:
         checkpoint: see `pretrained.load_pretrained`.
@@ -65,31 +65,31 @@ def export(
 
     Returns:
         The report, which is also in `export.json` beside `out`: "max_abs_difference"
-        between the logits of the source and of what was read back, on CPU, over random
-        pictures in batches of `BATCH_SIZES`; "bound", what is allowed; and more.
+        between the logits of the source and of the export, on CPU, over random images
+        in batches of `BATCH_SIZES`; "bound", the allowed difference; and more.
 
     Raises:
-        InputError: an unknown format, a package that is missing, no checkpoint, or an
-            `out` that exists. Nothing is computed or written then; so too where a file
-            `export.json` that is no earlier report would be replaced.
+        InputError: the format is unknown, a package is missing, there is no checkpoint,
+            `out` exists, or `export.json` would replace a file that is not a report.
+            Nothing is computed or written then.
         CheckError: the difference is above the bound, or a tensor of "safetensors"
-            has other bits. What was written stays.
+            has other bits. The export stays.
     """
     errors.check_choice("format", format_name, FORMATS)
     check_installed(format_name)
     files.check_new("out", out)
     _check_report(pathlib.Path(out))
-    source = program.from_checkpoint(checkpoint, weights=weights)
+    source = servable.from_checkpoint(checkpoint, weights=weights)
     return write_checked(source, format_name, pathlib.Path(out))
 
 
 def write_checked(
-    source: program.Program, format_name: str, out: pathlib.Path
+    source: servable.Servable, format_name: str, out: pathlib.Path
 ) -> dict[str, Any]:
-    """Does what `export` does, for a program."""
+    """Exports `source` and compares; see `export`."""
     started = time.monotonic()
-    with files.atomic_path(out) as aside:
-        FORMATS[format_name].write(source, aside)
+    with files.atomic_path(out) as temporary:
+        FORMATS[format_name].write(source, temporary)
     written = time.monotonic()
     report = {
         "format": format_name,
@@ -109,49 +109,61 @@ def write_checked(
         raise errors.CheckError(
             f"{format_name}: logits of {str(out)!r} differ from the source by "
             f"{report['max_abs_difference']:.3g}, allowed is {report['bound']:.3g} "
-            f"({report.get('unequal_tensors', 0)} tensors have other bits); what was "
-            f"written stays, with {REPORT} beside it"
+            f"({report.get('unequal_tensors', 0)} tensors have other bits); the export "
+            f"stays, with {REPORT} beside it"
         )
     return report
 
 
 def compare(
-    source: program.Program, format_name: str, path: pathlib.Path
+    source: servable.Servable, format_name: str, path: pathlib.Path
 ) -> dict[str, Any]:
-    """Returns how far the logits of the export at `path` are from those of `source`.
+    """Returns the differences between the logits of the export at `path` and `source`.
 
-    Both run on CPU in float32, whatever other devices there are.
+    Both are computed on CPU in float32, whatever other devices there are.
     """
-    form = FORMATS[format_name]
+    file_format = FORMATS[format_name]
+    differences, largest = {}, 0.0
     with jax.default_device(jax.devices("cpu")[0]):
-        call, reference = form.load(path, source), jax.jit(source.apply)
-        differences, largest = {}, 0.0
+        call, reference = file_format.load(path, source), jax.jit(source.apply)
         for count in BATCH_SIZES:
-            pictures = program.random_pictures(source, count)
-            expected = np.asarray(reference(source.variables, pictures))
-            found = call(pictures)
-            assert found.shape == expected.shape and found.dtype == np.float32
-            differences[str(count)] = float(np.abs(found - expected).max())
+            images = source.random_images(count)
+            expected = np.asarray(reference(source.variables, images))
+            logits = call(images)
+            assert logits.shape == expected.shape and logits.dtype == np.float32
+            differences[str(count)] = float(np.abs(logits - expected).max())
             largest = max(largest, float(np.abs(expected).max()))
     bound = TOLERANCE * max(1.0, largest)
-    unequal = form.count_unequal(path, source) if form.count_unequal else 0
+    counts_unequal = file_format.count_unequal
+    unequal = counts_unequal(path, source) if counts_unequal else 0
     return {
         "max_abs_difference": max(differences.values()),
         "bound": bound,
-        # A difference that is not a number is not below the bound.
+        # NaN is not below the bound.
         "passed": all(value <= bound for value in differences.values()) and not unequal,
         "largest_logit": largest,
         "max_abs_difference_by_batch": differences,
-        **({"unequal_tensors": unequal} if form.count_unequal else {}),
+        **({"unequal_tensors": unequal} if counts_unequal else {}),
     }
 
 
+def check_installed(format_name: str) -> None:
+    """Raises InputError if a package that the format needs is missing."""
+    packages = FORMATS[format_name].packages
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.InputError(
+            f"format: {format_name!r} needs {' and '.join(missing)}; "
+            "pip install 'ev2[export]'"
+        )
+
+
 def _check_report(out: pathlib.Path) -> None:
-    """Refuses to let the report take the place of anything but an earlier report."""
+    """Raises InputError if the report would replace a file that is not a report."""
     path = out.with_name(REPORT)
     if out.name == REPORT:
         raise errors.InputError(
-            f"out: {str(out)!r} is where the report goes; choose another name"
+            f"out: {str(out)!r} is the path of the report; choose another name"
         )
     if not os.path.lexists(path):
         return
@@ -161,23 +173,8 @@ def _check_report(out: pathlib.Path) -> None:
         is_report = False
     if not is_report:
         raise errors.InputError(
-            f"out: {str(path)!r} exists and is no report of an export, which would "
-            "take its place; choose another folder"
-        )
-
-
-def check_installed(format_name: str) -> None:
-    """Raises InputError if a package that the format needs is missing."""
-    missing = [
-        package
-        for package in FORMATS[format_name].packages
-        if importlib.util.find_spec(package) is None
-    ]
-    if missing:
-        raise errors.InputError(
-            f"format: {format_name!r} needs {' and '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed; "
-            "pip install 'ev2[export]'"
+            f"out: the report would replace {str(path)!r}, which is not an export's "
+            "report; choose another folder"
         )
 
 
@@ -188,6 +185,6 @@ def _versions(format_name: str) -> dict[str, str]:
 
 
 def _size(path: pathlib.Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files_in = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files_in if file.is_file())
+    """Returns the bytes of a file, or of all files in a folder."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in paths if file.is_file())

@@ -5,7 +5,10 @@
 timm's EfficientNets that pad as ours do are called `tf_efficientnet*`.
 """
 
+import functools
 import json
+import operator
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,67 +17,58 @@ import jax
 import numpy as np
 
 from ev2 import errors
-from ev2.checkpoint.published import tensor_names as names
-from ev2.export import program as programs
+from ev2.checkpoint.published import tensor_names
+from ev2.export.servable import Servable
 
 
-def write(program: programs.Program, path: pathlib.Path) -> None:
-    """Writes the weights of `program`.
+def write(source: Servable, path: os.PathLike) -> None:
+    """Writes the weights of `source`.
 
-    Model, preprocessing and class names go into the metadata, so that ev2 reads back
-    what it wrote; see `models.readers`.
+    Model, preprocessing and class names go into the file's metadata, so that ev2 reads
+    them back; see `published.formats`.
     """
     from safetensors import numpy as safetensors
 
     tensors = {}
-    for tensor in _table(program):
-        value: Any = program.variables
-        for key in tensor.path:
-            value = value[key]
-        theirs = tensor.to_theirs(np.asarray(value))
-        tensors[tensor.name] = np.ascontiguousarray(theirs)
+    for tensor in _tensors_of(source):
+        value = functools.reduce(operator.getitem, tensor.path, source.variables)
+        published = tensor.to_published(np.asarray(value))
+        tensors[tensor.name] = np.ascontiguousarray(published)
     keys = ("model", "preprocessing", "class_names")
-    about = {key: program.meta[key] for key in keys if key in program.meta}
-    metadata = {"format": "pt", "ev2": json.dumps(about)}
-    path.write_bytes(safetensors.save(tensors, metadata))
+    metadata = {key: source.metadata[key] for key in keys if key in source.metadata}
+    content = safetensors.save(tensors, {"format": "pt", "ev2": json.dumps(metadata)})
+    pathlib.Path(path).write_bytes(content)
 
 
-def load(path: pathlib.Path, program: programs.Program) -> Callable:
-    """Returns the program's function with the weights read back from `path`."""
-    variables, call = read(path, program), jax.jit(program.apply)
+def load(path: os.PathLike, source: Servable) -> Callable:
+    """Returns the function of `source` with the weights read back from `path`."""
+    variables, call = read(path, source), jax.jit(source.apply)
     return lambda images: np.asarray(call(variables, images))
 
 
-def count_unequal(path: pathlib.Path, program: programs.Program) -> int:
-    """Returns how many tensors of `path` are not, bit for bit, those of `program`."""
-    equal = jax.tree.map(np.array_equal, dict(program.variables), read(path, program))
+def count_unequal(path: os.PathLike, source: Servable) -> int:
+    """Returns the number of tensors in `path` that differ from `source` in any bit."""
+    equal = jax.tree.map(np.array_equal, dict(source.variables), read(path, source))
     return sum(not leaf for leaf in jax.tree.leaves(equal))
 
 
-def read(path: pathlib.Path, program: programs.Program) -> dict[str, Any]:
+def read(path: os.PathLike, source: Servable) -> dict[str, Any]:
     """Returns `{"params", "batch_stats"}` of the file `path`."""
     from safetensors import numpy as safetensors
 
     tensors = safetensors.load_file(path)
-    variables: dict[str, Any] = {}
-    for tensor in _table(program):
-        folder = variables
-        for key in tensor.path[:-1]:
-            folder = folder.setdefault(key, {})
-        value = tensor.to_ours(tensors.pop(tensor.name))
-        folder[tensor.path[-1]] = value
+    flat = {t.path: t.to_ours(tensors.pop(t.name)) for t in _tensors_of(source)}
     assert not tensors, sorted(tensors)
-    return variables
+    return tensor_names.nest(flat)
 
 
-def _table(program: programs.Program) -> list[names.Tensor]:
-    """The tensors that there are: without classes, all but the classifier."""
-    arch = program.model.arch
-    own = "symmetric" if arch.is_resnet else "same"
-    if arch.padding != own:
+def _tensors_of(source: Servable) -> list[tensor_names.PublishedTensor]:
+    """Returns the network's tensors in timm's file; no classifier without classes."""
+    arch = source.model.arch
+    if arch.padding != ("symmetric" if arch.is_resnet else "same"):
         raise errors.InputError(
-            f"format: 'safetensors' has timm's names, and timm's {program.model.name} "
-            f"pads otherwise than this network ({arch.padding}); choose another format"
+            f"format: 'safetensors' has timm's names, and timm's {arch.name} pads "
+            f"otherwise than this network ({arch.padding}); choose another format"
         )
-    table = names.timm(arch).tensors(arch)
-    return [t for t in table if t.path[1] in program.variables[t.path[0]]]
+    tensors = tensor_names.timm_scheme(arch).tensors(arch)
+    return [t for t in tensors if t.path[1] in source.variables[t.path[0]]]

@@ -1,39 +1,39 @@
-"""A TensorFlow SavedModel: jax2tf, with the weights as its variables.
+"""A TensorFlow SavedModel, made by jax2tf, with the weights as its variables.
 
-    logits = tf.saved_model.load(path)(pictures)
+    logits = tf.saved_model.load(path)(images)
 
-The signature `serving_default` takes `images` and gives `logits`. The batch is free,
-and one folder serves CPU, GPU and TPU.
+The signature `serving_default` maps `images` to `logits`. The batch is free, and one
+folder serves CPU, GPU and TPU.
 """
 
-import pathlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from ev2.export import program as programs
 from ev2.export import stablehlo
+from ev2.export.servable import Servable
 
 
-def write(program: programs.Program, path: pathlib.Path) -> None:
-    """Writes `program` to the folder `path`."""
+def write(source: Servable, path: os.PathLike) -> None:
+    """Writes the folder `path`."""
     from jax.experimental import jax2tf
 
     from ev2.data.tensorflow import tf
 
     convert = jax2tf.convert(
-        program.apply,
+        source.apply,
         polymorphic_shapes=[None, "batch, ..."],
         with_gradient=False,
         native_serialization_platforms=stablehlo.PLATFORMS,
     )
     module: Any = tf.Module()
     module.weights = jax.tree.map(
-        lambda value: tf.Variable(value, trainable=False), program.variables
+        lambda value: tf.Variable(value, trainable=False), source.variables
     )
-    images = tf.TensorSpec((None, *program.image_shape), tf.uint8, name="images")
+    images = tf.TensorSpec((None, *source.image_shape), tf.uint8, name="images")
 
     @tf.function(input_signature=[images], autograph=False)
     def call(images):
@@ -45,13 +45,13 @@ def write(program: programs.Program, path: pathlib.Path) -> None:
 
     module.__call__ = call
     signatures = {"serving_default": serve.get_concrete_function()}
-    tf.saved_model.save(module, str(path), signatures)
+    tf.saved_model.save(module, os.fspath(path), signatures)
 
 
-def load(path: pathlib.Path, program: programs.Program) -> Callable:
-    """Returns the function, uint8 pictures to logits, that `path` holds."""
-    del program
+def load(path: os.PathLike, source: Servable) -> Callable:
+    """Returns the function of the folder `path`, uint8 images to logits."""
     from ev2.data.tensorflow import tf
 
-    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    del source
+    serve = tf.saved_model.load(os.fspath(path)).signatures["serving_default"]
     return lambda images: np.asarray(serve(images=tf.constant(images))["logits"])

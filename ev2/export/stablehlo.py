@@ -1,10 +1,11 @@
-"""A StableHLO program as `jax.export` writes it: one file for CPU, CUDA and TPU.
+"""StableHLO, written by `jax.export`: one file for CPU, CUDA and TPU.
 
-    logits = jax.export.deserialize(open(path, "rb").read()).call(pictures)
+    logits = jax.export.deserialize(open(path, "rb").read()).call(images)
 
 The batch is symbolic; a depthwise convolution has its own form on each platform.
 """
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -12,19 +13,20 @@ import jax
 import jax.export
 import numpy as np
 
-from ev2.export import program as programs
+from ev2.export.servable import Servable
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(program: programs.Program, path: pathlib.Path) -> None:
-    """Writes `program` to the file `path`."""
-    export = jax.export.export(jax.jit(program.logits), platforms=PLATFORMS)
-    path.write_bytes(export(programs.symbolic_pictures(program)).serialize())
+def write(source: Servable, path: os.PathLike) -> None:
+    """Writes the file `path`."""
+    export = jax.export.export(jax.jit(source.logits), platforms=PLATFORMS)
+    pathlib.Path(path).write_bytes(export(source.abstract_images).serialize())
 
 
-def load(path: pathlib.Path, program: programs.Program) -> Callable:
-    """Returns the function, uint8 pictures to logits, that `path` holds."""
-    del program
-    call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+def load(path: os.PathLike, source: Servable) -> Callable:
+    """Returns the function of the file `path`, uint8 images to logits."""
+    del source
+    content = bytearray(pathlib.Path(path).read_bytes())
+    call = jax.jit(jax.export.deserialize(content).call)
     return lambda images: np.asarray(call(images))

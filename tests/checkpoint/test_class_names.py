@@ -1,6 +1,6 @@
 """pytest tests/checkpoint/test_class_names.py
 
-Class names found among other class names.
+Finds class names among others.
 """
 
 import pytest
@@ -31,7 +31,7 @@ IMAGENET = [row.id for row in imagenet_classes.imagenet1k()]
         ("954", None),
     ],
 )
-def test_finding_a_name_among_wordnet_ids(name, index):
+def test_a_name_is_found_among_wordnet_ids(name, index):
     assert class_names.find([name], IMAGENET) == [index]
 
 
@@ -41,13 +41,13 @@ def test_wordnet_ids_are_found_among_names():
     assert class_names.find(["n04008634"], ["n03773504", "x"]) == [None]
 
 
-def test_what_is_written_alike_comes_before_what_is_meant_alike():
-    known = ["cat", "Cat", "dog"]
-    assert class_names.find(["Cat", "cat", "DOG", "CAT"], known) == [1, 0, 2, None]
+def test_an_equal_name_comes_before_an_equal_meaning():
+    candidates = ["cat", "Cat", "dog"]
+    assert class_names.find(["Cat", "cat", "DOG", "CAT"], candidates) == [1, 0, 2, None]
     assert class_names.find(["tabby"], ["tabby cat", "tabby"]) == [1]
     assert class_names.find(["n02123045"], ["tabby cat", "tabby"]) == [None]
 
 
-def test_equal_lists_are_equal_class_by_class():
+def test_equal_lists_match_class_by_class():
     assert class_names.find(["crane", "crane"], ["crane", "crane"]) == [0, 1]
     assert class_names.find(["crane"], ["crane", "crane"]) == [None]

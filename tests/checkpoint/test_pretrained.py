@@ -41,7 +41,7 @@ def source(variables, tmp_path):
 
 
 def convert(source, out, **options):
-    return pretrained.convert_published(source, str(out), preprocessing={}, **options)
+    return pretrained.convert_published(source, str(out), **options)
 
 
 def test_converted_weights_are_read_back(source, variables, tmp_path):

@@ -1,6 +1,6 @@
 """pytest tests/export/test_export.py
 
-What other runtimes make of an export: the logits of the source, for any batch.
+Exports give the logits of the source in other runtimes, for any batch.
 """
 
 import dataclasses
@@ -18,12 +18,8 @@ from ev2 import errors
 from ev2.checkpoint import manager, pretrained
 from ev2.checkpoint.published import convert
 from ev2.cli import main as cli
-from ev2.data import sources
-from ev2.export import export
-from ev2.export import program as programs
+from ev2.export import export, servable
 from ev2.models import arch
-from ev2.train import optimizer as optim
-from ev2.train import state as states
 from tests.helpers import published_files as published
 from tests.helpers import tiny_run as tiny
 
@@ -43,9 +39,9 @@ NETWORKS = {
 FORMATS = sorted(export.FORMATS)
 
 
-def make_program(name, blocks=(), size=0, num_classes=CLASSES):
+def make_servable(name, blocks=(), size=0, num_classes=CLASSES):
     model = ev2.create_model(name, num_classes=num_classes, blocks=blocks)
-    return programs.Program(
+    return servable.Servable(
         model=model,
         variables=published.random_variables(model),
         mean=MEAN,
@@ -56,17 +52,17 @@ def make_program(name, blocks=(), size=0, num_classes=CLASSES):
 
 @pytest.fixture(scope="module", params=sorted(NETWORKS))
 def source(request):
-    return make_program(*NETWORKS[request.param])
+    return make_servable(*NETWORKS[request.param])
 
 
 @pytest.fixture(scope="module")
 def v2():
-    return make_program(*NETWORKS["v2"])
+    return make_servable(*NETWORKS["v2"])
 
 
-def expected_logits(source, pictures):
-    """The network on pictures normalized by hand."""
-    normalized = (pictures.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+def expected_logits(source, images):
+    """Returns the logits of the network on images normalized by hand."""
+    normalized = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
     return np.asarray(jax.jit(source.model.apply)(source.variables, normalized))
 
 
@@ -89,12 +85,12 @@ def test_every_format_gives_the_logits_of_the_source(source, format_name, tmp_pa
 
     call = export.FORMATS[format_name].load(out, source)
     for count in (1, 5):
-        pictures = programs.random_pictures(source, count)
-        expected = expected_logits(source, pictures)
-        found = call(pictures)
+        images = source.random_images(count)
+        expected = expected_logits(source, images)
+        found = call(images)
         assert found.shape == (count, CLASSES) and found.dtype == np.float32
         assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
-    assert np.ptp(expected, axis=0).max() > 1e-2  # pictures do make a difference
+    assert np.ptp(expected, axis=0).max() > 1e-2  # the logits depend on the images
 
 
 def test_stablehlo_is_one_file_for_all_platforms(v2, tmp_path):
@@ -115,9 +111,9 @@ def test_saved_model_is_called_as_its_docstring_says(v2, tmp_path):
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(out))
-    pictures = programs.random_pictures(v2, 2)
-    found = loaded(tf.constant(pictures)).numpy()
-    np.testing.assert_allclose(found, expected_logits(v2, pictures), atol=1e-4)
+    images = v2.random_images(2)
+    found = loaded(tf.constant(images)).numpy()
+    np.testing.assert_allclose(found, expected_logits(v2, images), atol=1e-4)
     # Weights are variables of the module, not constants of its graph.
     bias = v2.variables["params"]["classifier"]["bias"].tobytes()
     assert bias not in (out / "saved_model.pb").read_bytes()
@@ -166,37 +162,33 @@ def test_onnx_is_plain_and_folded(source, tmp_path):
     ]
     assert operators.count("Conv") == len(convolutions)
     assert operators.count("Transpose") == 1
-    assert operators.count("Sub") == 1  # the pictures' mean: no normalization is left
+    assert operators.count("Sub") == 1  # the images' mean: no normalization is left
     used = {name for node in model.graph.node for name in node.input}
     assert {constant.name for constant in model.graph.initializer} <= used
 
 
-def test_onnx_refuses_what_it_does_not_know(v2, tmp_path):
+def test_onnx_refuses_an_unsupported_operation(v2, tmp_path):
     skip_without("onnx")
 
     def apply(variables, images, *, train):
         return jax.numpy.sort(images.mean((1, 2)), axis=-1)
 
     odd = types.SimpleNamespace(name="odd", apply=apply)
-    strange = programs.Program(
+    strange = servable.Servable(
         model=odd, variables={}, mean=MEAN, std=STD, image_size=8
     )
-    with pytest.raises(errors.InputError, match="'onnx' does not know sort"):
+    with pytest.raises(
+        errors.InputError, match="'onnx' does not support the operation sort"
+    ):
         export.write_checked(strange, "onnx", tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def perturbed(source):
-    """The same network with one bias of the classifier moved by a thousandth."""
+    """Returns the network with one bias of the classifier moved by a thousandth."""
     variables = jax.tree.map(np.copy, source.variables)
     variables["params"]["classifier"]["bias"][3] += 1e-3
-    return programs.Program(
-        model=source.model,
-        variables=variables,
-        mean=MEAN,
-        std=STD,
-        image_size=source.image_size,
-    )
+    return dataclasses.replace(source, variables=variables)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -228,9 +220,7 @@ def test_weights_are_held_to_the_bit(v2, tmp_path):
     variables = jax.tree.map(np.copy, v2.variables)
     kernel = variables["params"]["stem"]["conv"]["kernel"]
     kernel[0, 0, 0, 0] = np.nextafter(kernel[0, 0, 0, 0], np.float32(9))
-    nudged = programs.Program(
-        model=v2.model, variables=variables, mean=MEAN, std=STD, image_size=16
-    )
+    nudged = dataclasses.replace(v2, variables=variables)
     export.FORMATS["safetensors"].write(nudged, tmp_path / "model")
     found = export.compare(v2, "safetensors", tmp_path / "model")
     assert found["max_abs_difference"] < found["bound"]
@@ -239,30 +229,19 @@ def test_weights_are_held_to_the_bit(v2, tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint of the tiny network, its weights random."""
+    """Returns a run folder whose checkpoint has random weights."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny.make_config()
-    source = make_program(*NETWORKS["v2"])
-    state = states.create_state(
-        source.model, optim.make_optimizer(config), config, config.eval.image_size
-    )
-    state = states.TrainState(
-        **{
-            **vars(state),
-            "params": source.variables["params"],
-            "batch_stats": source.variables["batch_stats"],
-            "ema": source.variables,
-        }
-    )
+    source = make_servable(*NETWORKS["v2"])
+    state = {**source.variables, "ema": source.variables}
+    names = tuple(map(str, range(CLASSES)))
+    metadata = pretrained.make_metadata(source.model, names, config=tiny.make_config())
     checkpoints = manager.Checkpoints(str(workdir), keep=1)
-    names = sources.describe(config).class_names
-    meta = pretrained.make_metadata(source.model, names, config=config)
-    checkpoints.save(state, 1, meta)
+    checkpoints.save(state, 1, metadata)
     checkpoints.close()
     return workdir
 
 
-def test_the_verb_writes_file_and_figures(saved, tmp_path, capsys):
+def test_the_command_writes_file_and_report(saved, tmp_path, capsys):
     out = tmp_path / "model.shlo"
     argv = ["export", f"--checkpoint={saved}", "--format=stablehlo", f"--out={out}"]
     assert cli.main(argv) == 0
@@ -271,27 +250,26 @@ def test_the_verb_writes_file_and_figures(saved, tmp_path, capsys):
     assert report["format"] == "stablehlo" and report["bytes"] == out.stat().st_size
     assert report["images"] == ["batch", 12, 12, 3] and report["classes"] == CLASSES
     assert 0 <= report["max_abs_difference"] <= report["bound"]
-    # A second time the path is taken.
+    # The path exists the second time.
     before = out.read_bytes()
     assert cli.main(argv) == 2
     assert "exists" in capsys.readouterr().err and out.read_bytes() == before
 
 
-def test_the_program_normalizes_as_the_checkpoint_says(saved):
+def test_preprocessing_comes_from_the_checkpoint(saved):
     _, _, meta = pretrained.load_pretrained(str(saved))
-    source = programs.from_checkpoint(str(saved))
+    source = servable.from_checkpoint(str(saved))
     assert list(source.mean) == meta["preprocessing"]["mean"]
     assert list(source.std) == meta["preprocessing"]["std"]
-    assert source.image_size == 12 and source.meta == meta
+    assert source.image_size == 12 and source.metadata == meta
 
 
-def test_a_mismatch_fails_with_the_figure_and_deletes_nothing(
+def test_a_mismatch_fails_with_its_size_and_deletes_nothing(
     saved, tmp_path, capsys, monkeypatch
 ):
     right = export.FORMATS["stablehlo"]
     wrong = right._replace(write=lambda s, path: right.write(perturbed(s), path))
     monkeypatch.setitem(export.FORMATS, "stablehlo", wrong)
-    # The checkpoint's own mean and deviation are other ones: a clear difference.
     out = tmp_path / "model"
     argv = ["export", f"--checkpoint={saved}", "--format=stablehlo", f"--out={out}"]
     assert cli.main(argv) == 1
@@ -312,11 +290,13 @@ def test_a_mismatch_fails_with_the_figure_and_deletes_nothing(
         ({"out": str(pathlib.Path(__file__).parent)}, "exists"),
     ],
 )
-def test_what_is_refused(saved, tmp_path, changes, message, capsys, monkeypatch):
+def test_bad_flags_are_refused_before_computing(
+    saved, tmp_path, changes, message, capsys, monkeypatch
+):
     def nothing(*_, **__):
         raise AssertionError("computed something")
 
-    monkeypatch.setattr(programs.Program, "apply", nothing)
+    monkeypatch.setattr(servable.Servable, "apply", nothing)
     flags = {"checkpoint": saved, "format": "tflite", "out": tmp_path / "m", **changes}
     assert cli.main(["export", *(f"--{key}={v}" for key, v in flags.items())]) == 2
     err = capsys.readouterr().err
@@ -324,17 +304,17 @@ def test_what_is_refused(saved, tmp_path, changes, message, capsys, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_takes_the_place_of_reports_alone(saved, tmp_path, capsys):
+def test_only_an_earlier_report_is_replaced(saved, tmp_path, capsys):
     def run(out):
         argv = [f"--checkpoint={saved}", "--format=stablehlo", f"--out={out}"]
         return cli.main(["export", *argv]), capsys.readouterr().err
 
     code, line = run(tmp_path / "export.json")
-    assert code == 2 and "where the report goes" in line
+    assert code == 2 and "the path of the report" in line
     own = tmp_path / "export.json"
     own.write_text('{"mine": 1}')
     code, line = run(tmp_path / "model")
-    assert code == 2 and "is no report" in line
+    assert code == 2 and "is not an export's report" in line
     assert own.read_text() == '{"mine": 1}' and list(tmp_path.iterdir()) == [own]
     own.write_text('{"max_abs_difference": 0}')  # of another format
     code, _ = run(tmp_path / "model")
@@ -380,15 +360,15 @@ def test_timm_loads_the_weights_and_gives_the_same_logits(name, tmp_path):
     skip_without("safetensors")
     from safetensors import torch as safetensors
 
-    source = make_program(name, size=96)
+    source = make_servable(name, size=96)
     out = tmp_path / "model.safetensors"
     report = export.write_checked(source, "safetensors", out)
     assert report["unequal_tensors"] == 0
     network = timm.create_model(TIMM[name], num_classes=CLASSES)
     network.load_state_dict(safetensors.load_file(out), strict=True)
-    pictures = programs.random_pictures(source, 2)
-    expected = expected_logits(source, pictures)
-    normalized = (pictures.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    images = source.random_images(2)
+    expected = expected_logits(source, images)
+    normalized = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
     with torch.no_grad():
         batch = torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())
         found = network.eval()(batch).numpy()
@@ -401,9 +381,9 @@ def test_timm_loads_the_weights_and_gives_the_same_logits(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, dict(source.variables))
 
 
-def test_padding_that_timm_does_not_have_is_refused(tmp_path):
+def test_padding_unknown_to_timm_is_refused(tmp_path):
     model = ev2.create_model("resnet50", blocks=NETWORKS["resnet"][1], padding="same")
-    source = dataclasses.replace(make_program(*NETWORKS["resnet"]), model=model)
+    source = dataclasses.replace(make_servable(*NETWORKS["resnet"]), model=model)
     with pytest.raises(errors.InputError, match="pads otherwise .*same"):
         export.write_checked(source, "safetensors", tmp_path / "model")
     assert not list(tmp_path.iterdir())
@@ -414,7 +394,7 @@ def test_padding_that_timm_does_not_have_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["efficientnetv2-b0", "efficientnet-b0", "resnet50"])
 def test_at_true_size(name, format_name, tmp_path):
     skip_without(format_name)
-    source = make_program(name, num_classes=1000)
+    source = make_servable(name, num_classes=1000)
     report = export.write_checked(source, format_name, tmp_path / "model")
     assert report["passed"] and report["images"][1:] == [224, 224, 3]
     shutil.rmtree(tmp_path)

@@ -1,4 +1,4 @@
-"""Files as others publish them, made from the tensors of a small network of ours."""
+"""Weight files in published formats, made from the tensors of a small network."""
 
 import json
 import zipfile
@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 import ev2
-from ev2.checkpoint.published import tensor_names as names
+from ev2.checkpoint.published import tensor_names
+from ev2.models import arch
 
 # Each form of block that the released networks have, at widths of a few channels.
 BLOCKS = (
@@ -20,14 +21,27 @@ BLOCKS = (
 CLASSES = 5
 
 
-def network(**options):
-    """A V2 of those blocks; `options` go to `create_model`."""
-    options = {"num_classes": CLASSES, "blocks": BLOCKS, **options}
-    return ev2.create_model("efficientnetv2-tiny", **options)
+def network(name="efficientnetv2-tiny", **options):
+    """Creates a network of those blocks; `options` go to `create_model`."""
+    return ev2.create_model(
+        name, **{"num_classes": CLASSES, "blocks": BLOCKS, **options}
+    )
+
+
+def shrink(monkeypatch, blocks_of):
+    """Gives the networks named in `blocks_of` these blocks by default."""
+    get = arch.get
+    monkeypatch.setattr(
+        arch,
+        "get",
+        lambda name, blocks=(), padding="": get(
+            name, blocks or blocks_of.get(name, ()), padding
+        ),
+    )
 
 
 def random_variables(model, seed=0):
-    """Variables with which a missing scale, statistic or bias would be seen."""
+    """Draws variables that reveal a missing scale, statistic or bias."""
     random = np.random.default_rng(seed)
     draws = {
         "mean": lambda shape: random.normal(0, 0.1, shape),
@@ -52,31 +66,31 @@ def leaf(variables, path):
 
 
 def tensors(scheme, model, variables):
-    """The tensors of a network by the names, and in the axes, of a scheme."""
+    """Returns the tensors of a network by a scheme's names and in its axes."""
     found = {}
-    for tensor in names.SCHEMES[scheme].tensors(model.arch):
+    for tensor in tensor_names.SCHEMES[scheme].tensors(model.arch):
         if tensor.folded:
             width = leaf(variables, tensor.path[:-1])["kernel"].shape[-1]
             found[tensor.name] = np.zeros(width, np.float32)
         else:
-            found[tensor.name] = tensor.to_theirs(leaf(variables, tensor.path))
+            found[tensor.name] = tensor.to_published(leaf(variables, tensor.path))
     return {name: np.ascontiguousarray(value) for name, value in found.items()}
 
 
 def write_released(prefix, scope, raw, averaged):
-    """A TensorFlow checkpoint with both sets of values, and what else training has."""
+    """Writes a TensorFlow checkpoint with raw and EMA weights and optimizer state."""
     import tensorflow as tf
+
+    def keras_name(name):
+        depthwise = "depthwise_conv2d/"
+        return name.replace(f"{depthwise}kernel", f"{depthwise}depthwise_kernel")
 
     values = {"global_step": np.int64(7)}
     for name, value in raw.items():
-        kernel = name.endswith("depthwise_conv2d/kernel")
-        name = name.replace("/kernel", "/depthwise_kernel") if kernel else name
-        values[f"{scope}/{name}"] = value
-        values[f"{scope}/{name}/RMSProp"] = np.ones_like(value)
+        values[f"{scope}/{keras_name(name)}"] = value
+        values[f"{scope}/{keras_name(name)}/RMSProp"] = np.ones_like(value)
     for name, value in averaged.items():
-        kernel = name.endswith("depthwise_conv2d/kernel")
-        name = name.replace("/kernel", "/depthwise_kernel") if kernel else name
-        values[f"{scope}/{name}/ExponentialMovingAverage"] = value
+        values[f"{scope}/{keras_name(name)}/ExponentialMovingAverage"] = value
     tf.raw_ops.SaveV2(
         prefix=str(prefix),
         tensor_names=list(values),
@@ -88,7 +102,7 @@ def write_released(prefix, scope, raw, averaged):
 
 
 def write_keras_h5(path, values):
-    """The older form: layer/layer/variable:0, below model_weights."""
+    """Writes the older form: layer/layer/variable:0, below model_weights."""
     with h5py.File(path, "w") as file:
         for name, value in values.items():
             layer, variable = name.split("/")
@@ -98,7 +112,7 @@ def write_keras_h5(path, values):
 
 
 def write_keras_v3(path, values):
-    """The newer form: numbered variables of layers that carry their names."""
+    """Writes the newer form: numbered variables of layers with their names."""
     order = ["kernel", "gamma", "bias", "beta", "moving_mean", "moving_variance"]
     with h5py.File(path, "w") as file:
         layers = dict.fromkeys(name.split("/")[0] for name in values)
@@ -113,7 +127,7 @@ def write_keras_v3(path, values):
 
 
 def write_keras_archive(path, values):
-    """A .keras file: the newer form inside a zip archive."""
+    """Writes a .keras file: the newer form inside a zip archive."""
     inner = path.with_suffix(".weights.h5")
     write_keras_v3(inner, values)
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,13 +1,11 @@
-"""Published weights as our variables: which network, which tensor goes where.
+"""Converts published weights to our variables.
 
-What a published network does that ours writes otherwise is folded into its numbers,
-so that the logits are the same: another epsilon, biases before a normalization, a
-BGR stem.
+Differences between a published network and ours are folded into the weights, so that
+the logits agree: another epsilon, biases before a normalization, a BGR stem.
 """
 
 import collections
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +14,7 @@ import jax
 import numpy as np
 
 from ev2 import errors
-from ev2.checkpoint.published import formats as readers
-from ev2.checkpoint.published import preprocessing
-from ev2.checkpoint.published import tensor_names as names
+from ev2.checkpoint.published import formats, preprocessing, tensor_names
 from ev2.data import imagenet_classes
 from ev2.models import arch as architectures
 from ev2.models import efficientnet, resnet
@@ -29,23 +25,28 @@ _SCHEMES_OF = {
     "keras": ("keras", "keras_resnet"),
     "torch": ("timm", "torchvision", "torch_resnet", "efficientnet_pytorch"),
 }
+# Padding of each scheme's networks; timm has networks of both.
+_PADDINGS = {
+    **dict.fromkeys(("released", "keras", "efficientnet_pytorch"), "same"),
+    **dict.fromkeys(("torchvision", "torch_resnet", "keras_resnet"), "symmetric"),
+}
 _TORCH_EPSILON = 1e-5  # of networks that PyTorch trained with symmetric padding
 _Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A published file in our terms.
+    """The network and the variables of a published file.
 
     Attributes:
         model: the network, float32.
         variables: `{"params", "batch_stats"}`, float32 NumPy arrays.
         preprocessing: see `preprocessing.of_published`.
         class_names: from the file, or else WordNet ids for 1,000 classes, or numbers.
-        has_both: whether the file holds running averages and raw values.
-        report: JSON-able: "model", "format", "matched" and "transposed" (counts),
-            "skipped" (`{"name", "reason"}` of the file's tensors without a place),
-            "missing" (names the file lacks) and "notes" (what was folded).
+        has_both: whether the file holds EMA and raw weights.
+        report: JSON values: "model", "format", "matched" and "transposed" (counts),
+            "skipped" (`{"name", "reason"}` of unused tensors), "missing" (names that
+            the file lacks) and "notes" (what was folded).
     """
 
     model: Model
@@ -56,6 +57,20 @@ class Converted:
     report: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A published file, read, and the choices of the user."""
+
+    path: str
+    file: formats.PublishedFile
+    scheme: str
+    padding: str
+    new_head: bool
+
+    def tensors(self, model: Model) -> list[tensor_names.PublishedTensor]:
+        return list(tensor_names.SCHEMES[self.scheme].tensors(model.arch))
+
+
 def convert(
     path: str,
     name: str = "",
@@ -64,86 +79,82 @@ def convert(
     num_classes: int | None = None,
     new_head: bool = False,
     padding: str = "",
+    overrides: dict[str, Any] | None = None,
 ) -> Converted:
-    """Reads a published weight file; its format is detected.
+    """Reads a published weight file, whose format is detected.
 
     Args:
-        path: see `readers.FORMATS`.
-        name: of the network; "" finds the one whose names and shapes all agree.
-        averaged: where a file has both, the running averages, not the raw values.
-        num_classes: logits; None takes the file's. 0 leaves the classifier out.
-        new_head: leaves the file's classifier out and draws a new one.
+        path: see `formats.FORMATS`.
+        name: of the network; "" detects it by the names and shapes of all tensors.
+        averaged: whether to read EMA weights instead of raw ones, where a file has
+            both.
+        num_classes: logits; None for the file's. 0 leaves the classifier out.
+        new_head: whether to leave the file's classifier out and initialize a new one.
         padding: "symmetric" for timm's networks without "tf_" in their name, which a
-            file does not tell; "" for what the format usually has. A file that
-            `ev2 export` wrote says itself what it is, and what its pictures are.
+            file does not record; "" for the format's usual one. A file written by `ev2
+            export` records its padding, network and preprocessing.
+        overrides: preprocessing values in place of the published ones, see
+            `preprocessing.parse`.
 
     Raises:
-        InputError: the file cannot be read, or is not of this network: the first
-            tensor that does not fit is named, with both shapes.
+        InputError: the file cannot be read, or is of another network: the message
+            names the first tensor that does not fit, with both shapes.
     """
-    file = readers.read(path, averaged=averaged)
+    chosen = preprocessing.parse(overrides or {})
+    file = formats.read(path, averaged=averaged)
     scheme = _find_scheme(path, file)
-    own = file.own.get("model", {})
-    padding = _choose_padding(padding or own.get("padding", ""), scheme)
-    blocks = tuple(own.get("blocks", ()))
-    name = name or own.get("name") or _find_model(path, file, scheme, padding, new_head)
-    in_file = _classes_in(file, names.SCHEMES[scheme])
-    num_classes = in_file if num_classes is None else num_classes
-    if num_classes not in (0, in_file) and not new_head:
-        raise errors.InputError(
-            f"num_classes: {num_classes}, but {path!r} has {in_file} classes; give "
-            f"{in_file}, or leave its classifier out (--new_head)"
-        )
-    model = _create(scheme, name, num_classes, padding, blocks)
-    found, report = _match(path, file, scheme, model, new_head=new_head)
-    notes = _fold(found, scheme, model)
+    recorded = file.metadata.get("model", {})
+    padding = _check_padding(padding or recorded.get("padding", ""), scheme)
+    source = _Source(path, file, scheme, padding, new_head)
+    name = name or recorded.get("name") or _find_network(source)
+    num_classes = _check_classes(source, num_classes)
+    model = _create_model(source, name, num_classes, recorded.get("blocks", ()))
+    _check_network(source, model)
+    variables, report = _match(source, model)
+    notes = _fold(variables, scheme, model)
     if file.has_both:
-        notes.append(f"{'running averages' if averaged else 'raw values'} taken")
-    if scheme == "timm" and padding != "symmetric" and not own:
-        notes.append("taken as timm's tf_ network; of another, say --padding=symmetric")
+        notes.append(f"{'EMA' if averaged else 'raw'} weights taken")
+    if scheme == "timm" and padding != "symmetric" and not recorded:
+        notes.append("read as timm's tf_ network; of another, use --padding=symmetric")
     if new_head and num_classes:
         head = jax.device_get(model.init(jax.random.key(0), 32)["params"]["classifier"])
-        found |= {("params", "classifier", leaf): v for leaf, v in head.items()}
-        notes.append(f"classifier of {num_classes} classes drawn anew")
-    wanted = preprocessing.of_published(scheme, model.arch)
-    wanted |= _keras_input(file) | file.own.get("preprocessing", {})
+        variables |= {("params", "classifier", leaf): v for leaf, v in head.items()}
+        notes.append(f"classifier of {num_classes} classes initialized")
     return Converted(
         model=model,
-        variables=_tree(found),
-        preprocessing=wanted,
-        class_names=_class_names(model.num_classes, file, new_head),
+        variables=tensor_names.nest(variables),
+        preprocessing=preprocessing.of_published(scheme, model.arch)
+        | _keras_normalization(file)
+        | file.metadata.get("preprocessing", {})
+        | chosen,
+        class_names=_class_names(source, model.num_classes),
         has_both=file.has_both,
         report={"model": name, "format": scheme, **report, "notes": notes},
     )
 
 
-def _class_names(count: int, file: readers.File, new_head: bool) -> tuple[str, ...]:
-    """Returns the file's names, ImageNet's, or numbers for unknown classes."""
-    if not new_head and "class_names" in file.own:
-        return tuple(file.own["class_names"])
-    imagenet = tuple(row.id for row in imagenet_classes.imagenet1k())
-    if not new_head and count == len(imagenet):
-        return imagenet
-    return imagenet_classes.default_class_names(count)
+def format_report(report: dict[str, Any], out: str) -> str:
+    """Returns the mapping report as text: counts, and skipped tensors by reason."""
+    skipped = collections.Counter(tensor["reason"] for tensor in report["skipped"])
+    values = {
+        key: "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+        for key, value in report["preprocessing"].items()
+    }
+    lines = [
+        f"{report['model']} from {report['format']} names: {report['matched']:,} "
+        f"tensors matched, {report['transposed']:,} of them transposed",
+        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
+        *report["notes"],
+        "preprocessing: " + ", ".join(f"{k} {value}" for k, value in values.items()),
+        f"weights: {out}",
+    ]
+    return "\n".join(lines)
 
 
-def _choose_padding(padding: str, scheme: str) -> str:
-    """What was asked for, where the format leaves it open; else what it has."""
-    fixed = {"torchvision": "symmetric", "released": "same", "keras": "same"}
-    fixed |= {"efficientnet_pytorch": "same"}
-    fixed |= dict.fromkeys(("keras_resnet", "torch_resnet"), "symmetric")
-    if padding and padding != fixed.get(scheme, padding):
-        raise errors.InputError(
-            f"padding: {padding!r} is not that of {scheme} networks; leave it out"
-        )
-    return fixed.get(scheme, padding)
-
-
-def _find_scheme(path: str, file: readers.File) -> str:
+def _find_scheme(path: str, file: formats.PublishedFile) -> str:
     for name in _SCHEMES_OF[file.kind]:
-        scheme = names.SCHEMES[name]
-        leaf = "weight" if scheme.framework == "torch" else "kernel"
-        if scheme.outer["stem/conv"] + scheme.separator + leaf in file.tensors:
+        stem = tensor_names.SCHEMES[name].tensor_name("stem/conv", "kernel")
+        if stem in file.tensors:
             return name
     some = ", ".join(sorted(file.tensors)[:3]) or "none"
     raise errors.InputError(
@@ -152,260 +163,193 @@ def _find_scheme(path: str, file: readers.File) -> str:
     )
 
 
-def _create(
-    scheme: str,
-    name: str,
-    num_classes: int,
-    padding: str,
-    blocks: Sequence[str] = (),
-) -> Model:
-    is_resnet = architectures.get(name).is_resnet
-    if is_resnet != scheme.endswith("resnet"):
-        kinds = ("an EfficientNet", "a ResNet")
+def _check_padding(padding: str, scheme: str) -> str:
+    """Returns the scheme's padding, or `padding` where the scheme has both."""
+    fixed = _PADDINGS.get(scheme, padding)
+    if padding and padding != fixed:
         raise errors.InputError(
-            f"model: {name!r} is {kinds[is_resnet]}, and the file is of "
-            f"{kinds[not is_resnet]} ({scheme} names); give its own name, or none"
+            f"padding: {scheme} networks have {fixed!r}, not {padding!r}; leave it out"
         )
-    if scheme == "keras_resnet":  # its stride is in the first 1x1
-        rows = architectures.get(name).stages
+    return fixed
+
+
+def _check_classes(source: _Source, num_classes: int | None) -> int:
+    """Returns the number of logits: the file's, unless another one is allowed."""
+    scheme = tensor_names.SCHEMES[source.scheme]
+    bias = source.file.tensors.get(scheme.tensor_name("classifier", "bias"))
+    in_file = 0 if bias is None else len(bias)
+    if num_classes not in (None, 0, in_file) and not source.new_head:
+        raise errors.InputError(
+            f"num_classes: {num_classes}, but {source.path!r} has {in_file} classes; "
+            f"give {in_file}, or leave its classifier out (--new_head)"
+        )
+    return in_file if num_classes is None else num_classes
+
+
+def _create_model(
+    source: _Source, name: str, num_classes: int = 0, blocks: Sequence[str] = ()
+) -> Model:
+    arch = architectures.get(name)
+    if source.scheme == "keras_resnet" and arch.is_resnet:  # stride in the first 1x1
         v1 = architectures.BOTTLENECK_V1
-        blocks = architectures.encode(dataclasses.replace(r, operator=v1) for r in rows)
-    return create_model(name, num_classes=num_classes, blocks=blocks, padding=padding)
+        stages = [dataclasses.replace(stage, operator=v1) for stage in arch.stages]
+        blocks = architectures.encode(stages)
+    return create_model(
+        name, num_classes=num_classes, blocks=blocks, padding=source.padding
+    )
+
+
+def _find_network(source: _Source) -> str:
+    """Returns the network whose tensors, except the classifier's, are in the file."""
+    names = architectures.list_models()
+    for name in names:
+        if not _find_problem(source, _create_model(source, name)):
+            return name
+    raise errors.InputError(
+        f"model: {source.path!r} ({source.scheme} names) fits none of "
+        f"{', '.join(names)}; give weights of one of them"
+    )
+
+
+def _check_network(source: _Source, model: Model) -> None:
+    problem = _find_problem(source, model)
+    if not problem:
+        return
+    try:
+        advice = f"fits {_find_network(source)}"
+    except errors.InputError:
+        advice = "fits no known network, or is incomplete"
+    raise errors.InputError(
+        f"model: {source.path!r} is not of {model.name}: {problem}; the file {advice}"
+    )
+
+
+def _find_problem(source: _Source, model: Model) -> str:
+    """Returns the first reason why the file is not of the network; "" if it is.
+
+    The shape of the classifier is not compared. With a new head, layers that somebody
+    put behind the network are ignored.
+    """
+    try:
+        tensors = source.tensors(model)
+    except errors.InputError as error:  # a block that the scheme has no name for
+        return str(error)
+    in_file = source.file.tensors
+    needed = [t for t in tensors if not (t.folded or t.is_classifier)]
+    missing = [t.name for t in needed if t.name not in in_file]
+    if missing:
+        return f"it has no {missing[0]} (and {len(missing) - 1} more)"
+    extra = sorted(set(in_file) - {t.name for t in tensors})
+    extra = [name for name in extra if not _is_normalization(name)]
+    if source.new_head:
+        prefix = tensor_names.SCHEMES[source.scheme].prefix(0, 0, 0)
+        block = re.split(r"[^a-z_]", prefix)[0]
+        extra = [name for name in extra if name.startswith(block)]
+    if extra:
+        return f"it also has {extra[0]} (and {len(extra) - 1} more)"
+    shapes = _shapes(model)
+    for tensor in needed:
+        found, needs = in_file[tensor.name].shape, shapes[tensor.path]
+        if found != tensor.published_shape(needs):
+            return f"{tensor.name} is {found}, not {tensor.published_shape(needs)}"
+    return ""
 
 
 def _shapes(model: Model) -> dict[_Path, tuple[int, ...]]:
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
-def _is_head(tensor: names.Tensor) -> bool:
-    return tensor.path[1] == "classifier"
-
-
-def _classes_in(file: readers.File, scheme: names.Scheme) -> int:
-    bias = file.tensors.get(scheme.outer["classifier"] + scheme.separator + "bias")
-    return 0 if bias is None else len(bias)
-
-
-def _find_model(
-    path: str, file: readers.File, scheme: str, padding: str, new_head: bool
-) -> str:
-    """The network all of whose tensors, but the classifier's, are in the file."""
-    is_resnet = scheme.endswith("resnet")
-    for name in architectures.list_models():
-        if architectures.get(name).is_resnet != is_resnet:
-            continue
-        model = _create(scheme, name, 0, padding)
-        try:
-            tensors = list(names.SCHEMES[scheme].tensors(model.arch))
-        except errors.InputError:  # a block that the scheme has no name for
-            continue
-        if not _missing(file, tensors) and not _misfits(file, tensors, model):
-            if not _extra(file, tensors, scheme, new_head=new_head):
-                return name
-    raise errors.InputError(
-        f"model: {path!r} ({scheme} names) fits none of "
-        f"{', '.join(architectures.list_models())}; give weights of one of them"
-    )
-
-
-def _missing(file: readers.File, tensors: list[names.Tensor]) -> list[str]:
-    """Names that the network needs and the file lacks; not of the classifier."""
-    needed = [t.name for t in tensors if not (t.folded or _is_head(t))]
-    return [name for name in needed if name not in file.tensors]
-
-
-def _extra(
-    file: readers.File, tensors: list[names.Tensor], scheme: str, *, new_head: bool
-) -> list[str]:
-    """Names in the file for which the network should have a place.
-
-    With a new head, layers that somebody put behind the network are none of them.
-    """
-    known = {tensor.name for tensor in tensors}
-    extra = sorted(n for n in file.tensors if n not in known and not _is_input(n))
-    if new_head:
-        prefix = names.SCHEMES[scheme].prefix(0, 0, 0)
-        block = re.match(r"[a-z_]+", prefix)
-        assert block is not None
-        extra = [name for name in extra if name.startswith(block[0])]
-    return extra
-
-
-def _misfits(file, tensors, model) -> list[str]:
-    """Lines about tensors of other shapes; the classifier is not looked at."""
-    shapes = _shapes(model)
-    lines = []
-    for tensor in tensors:
-        values = file.tensors.get(tensor.name)
-        if values is None or _is_head(tensor) or tensor.folded:
-            continue
-        ours = tensor.shape_of_theirs(shapes[tensor.path])
-        if values.shape != ours:
-            lines.append(f"{tensor.name} is {values.shape}, not {ours}")
-    return lines
-
-
 def _match(
-    path: str,
-    file: readers.File,
-    scheme: str,
-    model: Model,
-    *,
-    new_head: bool,
+    source: _Source, model: Model
 ) -> tuple[dict[_Path, np.ndarray], dict[str, Any]]:
-    """Every tensor of the network from the file, and what the report says of it."""
-    tensors = list(names.SCHEMES[scheme].tensors(model.arch))
-    problem = _problem(file, tensors, model, scheme, new_head=new_head)
-    if problem:
-        padding = model.arch.padding
-        try:
-            advice = f"fits {_find_model(path, file, scheme, padding, new_head)}"
-        except errors.InputError:
-            advice = "fits no known network, or is not whole"
-        raise errors.InputError(
-            f"model: {path!r} is not of {model.name}: {problem}; the file {advice}"
-        )
-    found, reasons = {}, {}
-    for tensor in tensors:
-        if tensor.name not in file.tensors:
-            continue
-        if _is_head(tensor) and (new_head or not model.num_classes):
-            reasons[tensor.name] = "the classifier is left out, as asked"
-            continue
-        values = np.asarray(tensor.to_ours(file.tensors[tensor.name]), np.float32)
-        if not np.isfinite(values).all():
-            raise errors.InputError(
-                f"source: {path!r}: {tensor.name} is not finite; give other weights"
-            )
-        found[tensor] = values
-    known = {tensor.name for tensor in tensors}
-    reasons |= {n: "no place in ours" for n in file.tensors if n not in known}
-    inputs = filter(_is_input, file.tensors)
-    reasons |= dict.fromkeys(inputs, "part of the preprocessing") | file.left_out
+    """Returns the network's variables by path, and the report on the file's tensors."""
+    tensors = {tensor.name: tensor for tensor in source.tensors(model)}
+    matched, reasons = {}, dict(source.file.left_out)
+    for name, values in source.file.tensors.items():
+        tensor = tensors.get(name)
+        if _is_normalization(name):
+            reasons[name] = "part of the preprocessing"
+        elif tensor is None:
+            reasons[name] = "our network has no such tensor"
+        elif tensor.is_classifier and (source.new_head or not model.num_classes):
+            reasons[name] = "the classifier is left out, as asked"
+        else:
+            matched[tensor] = np.asarray(tensor.to_ours(values), np.float32)
+            if not np.isfinite(matched[tensor]).all():
+                raise errors.InputError(
+                    f"source: {source.path!r}: {name} is not finite; give other weights"
+                )
     report = {
-        "matched": len(found),
-        "transposed": sum(tensor.transposed for tensor in found),
+        "matched": len(matched),
+        "transposed": sum(tensor.transposed for tensor in matched),
         "skipped": [{"name": n, "reason": reason} for n, reason in reasons.items()],
         "missing": [],
     }
-    return {tensor.path: values for tensor, values in found.items()}, report
+    return {tensor.path: values for tensor, values in matched.items()}, report
 
 
-def _problem(
-    file,
-    tensors: list[names.Tensor],
-    model: Model,
-    scheme: str,
-    *,
-    new_head: bool,
-) -> str:
-    """Why the file is not of the model, or ""."""
-    misfits = _misfits(file, tensors, model)
-    if misfits:
-        return f"{misfits[0]} ({len(misfits)} such)"
-    missing = _missing(file, tensors)
-    if missing:
-        near = difflib.get_close_matches(missing[0], file.tensors, n=1)
-        hint = f", the nearest is {near[0]}" if near else ""
-        return f"it has no {missing[0]} ({len(missing)} such){hint}"
-    extra = _extra(file, tensors, scheme, new_head=new_head)
-    return f"it has {extra[0]} too ({len(extra)} such)" if extra else ""
-
-
-def _is_input(name: str) -> bool:
-    return name.startswith("normalization/")
-
-
-def _fold(found: dict[_Path, np.ndarray], scheme: str, model: Model) -> list[str]:
-    """Changes `found` in place so that our network computes theirs; says how."""
+def _fold(variables: dict[_Path, np.ndarray], scheme: str, model: Model) -> list[str]:
+    """Changes `variables` so that our network gives the same logits; returns notes."""
     notes = []
-    biases = [p for p in found if p[-2:] == ("conv", "bias")]
+    biases = [path for path in variables if path[-2:] == ("conv", "bias")]
     for path in biases:
         mean = ("batch_stats", *path[1:-2], "norm", "mean")
-        found[mean] = found[mean] - found.pop(path)
+        variables[mean] = variables[mean] - variables.pop(path)
     if biases:
         notes.append(f"{len(biases)} biases before a normalization folded into it")
-    theirs, ours = _epsilon(scheme, model.arch), _own_epsilon(model.arch)
-    if theirs != ours:
-        for path in [p for p in found if p[-1] == "scale"]:
-            var = found["batch_stats", *path[1:-1], "var"].astype(np.float64)
-            ratio = np.sqrt((var + ours) / (var + theirs))
-            found[path] = (found[path] * ratio).astype(np.float32)
-        notes.append(
-            f"scales changed for an epsilon of {theirs:g} in place of {ours:g}"
-        )
+    published = _epsilon(scheme, model.arch)
+    is_resnet = model.arch.is_resnet
+    ours = resnet.BN_EPSILON if is_resnet else efficientnet.BN_EPSILON
+    if published != ours:
+        for path in [path for path in variables if path[-1] == "scale"]:
+            var = variables["batch_stats", *path[1:-1], "var"].astype(np.float64)
+            ratio = np.sqrt((var + ours) / (var + published))
+            variables[path] = (variables[path] * ratio).astype(np.float32)
+        notes.append(f"scales adapted from epsilon {published:g} to {ours:g}")
     if scheme == "keras_resnet":
         stem = ("params", "stem", "conv", "kernel")
-        found[stem] = np.ascontiguousarray(found[stem][:, :, ::-1])
+        variables[stem] = np.ascontiguousarray(variables[stem][:, :, ::-1])
         notes.append("stem turned from BGR to RGB")
     return notes
 
 
 def _epsilon(scheme: str, arch: architectures.ArchSpec) -> float:
-    """The epsilon that the weights were trained with."""
-    symmetric = arch.padding == "symmetric"
-    if scheme == "timm" and symmetric:
+    """Returns the epsilon that the weights were trained with."""
+    if scheme == "timm" and arch.padding == "symmetric":
         return _TORCH_EPSILON
-    if scheme == "torchvision" and arch.name in (
-        f"efficientnet-b{i}" for i in range(5)
-    ):
+    if scheme == "torchvision" and re.fullmatch("efficientnet-b[0-4]", arch.name):
         return _TORCH_EPSILON
-    return names.SCHEMES[scheme].epsilon
+    return tensor_names.SCHEMES[scheme].epsilon
 
 
-def _own_epsilon(arch: architectures.ArchSpec) -> float:
-    return resnet.BN_EPSILON if arch.is_resnet else efficientnet.BN_EPSILON
+def _is_normalization(name: str) -> bool:
+    return name.startswith("normalization/")
 
 
-def _keras_input(file: readers.File) -> dict[str, Any]:
-    """What a Keras file's own input layer says of mean and deviation, if it has one.
+def _keras_normalization(file: formats.PublishedFile) -> dict[str, Any]:
+    """Returns mean and standard deviation of a Keras file's input layer, if it has one.
 
-    The layer sees pixels / 255. Keras's published V1 files hold the deviation where
-    the variance belongs, and divide by its root once more; others are taken at their
-    word.
+    The layer sees pixels / 255. Keras's published V1 files hold the standard deviation
+    in place of the variance, and divide by its root once more.
     """
     mean = file.tensors.get("normalization/mean")
     if mean is None:
         return {}
     mean = 255 * np.asarray(mean, np.float64).reshape(-1)
-    variance = np.asarray(file.tensors["normalization/variance"], np.float64).reshape(
-        -1
-    )
     if np.allclose(mean, preprocessing.IMAGENET_MEAN, atol=0.01):
         return {}
-    std = np.broadcast_to(255 * np.sqrt(variance), 3)
-    return {
-        "mean": tuple(np.broadcast_to(mean, 3).tolist()),
-        "std": tuple(std.tolist()),
-    }
+    variance = np.asarray(file.tensors["normalization/variance"], np.float64)
+    values = {"mean": mean, "std": 255 * np.sqrt(variance.reshape(-1))}
+    return {k: tuple(np.broadcast_to(v, 3).tolist()) for k, v in values.items()}
 
 
-def _tree(flat: dict[_Path, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for path, values in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = np.asarray(values, np.float32)
-    return tree
-
-
-def format_report(report: dict, out: str) -> str:
-    """The mapping report for people: counts, then what was left out by reason."""
-    skipped = collections.Counter(row["reason"] for row in report["skipped"])
-    lines = [
-        f"{report['model']} from {report['format']} names: {report['matched']:,} "
-        f"tensors matched, {report['transposed']:,} of them transposed",
-        *(f"{count:,} left out: {reason}" for reason, count in skipped.items()),
-        *report["notes"],
-        "preprocessing: "
-        + ", ".join(f"{k} {_short(v)}" for k, v in report["preprocessing"].items()),
-        f"weights: {out}",
-    ]
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return "/".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+def _class_names(source: _Source, count: int) -> tuple[str, ...]:
+    """Returns the file's names, ImageNet's, or numbers for unknown classes."""
+    if not source.new_head and "class_names" in source.file.metadata:
+        return tuple(source.file.metadata["class_names"])
+    imagenet = tuple(row.id for row in imagenet_classes.imagenet1k())
+    if not source.new_head and count == len(imagenet):
+        return imagenet
+    return imagenet_classes.default_class_names(count)

@@ -1,7 +1,7 @@
-"""Published weight files as named arrays: which kind a file is, and what it holds.
+"""Reads published weight files as arrays by name.
 
-Names come out free of what differs from file to file: the model's scope of a released
-checkpoint, what versions of Keras add or rename.
+Names are freed of what differs between files: the model's scope of a released
+checkpoint, and what versions of Keras add or rename.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import re
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ev2 import errors
-from ev2.checkpoint.published import pytorch as torch_file
+from ev2.checkpoint.published import pytorch
 
 FORMATS = (
     "a released TensorFlow checkpoint (prefix, folder or .tgz), a Keras .h5,"
@@ -34,15 +34,15 @@ _KERAS_VARIABLES = {  # in the order of a layer's `vars` in .weights.h5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class File:
-    """What a file holds.
+class PublishedFile:
+    """The content of a published weight file.
 
     Attributes:
         kind: "released", "keras" or "torch".
         tensors: arrays by name.
-        left_out: names that are no weights of a network, and why.
-        has_both: whether it holds running averages and raw values.
-        own: of a file that `ev2 export` wrote: "model", "preprocessing" and
+        left_out: names that are not weights of a network, each with the reason.
+        has_both: whether the file holds EMA and raw weights.
+        metadata: of a file that `ev2 export` wrote: "model", "preprocessing" and
             "class_names" of its checkpoint.
     """
 
@@ -50,41 +50,41 @@ class File:
     tensors: dict[str, np.ndarray]
     left_out: dict[str, str]
     has_both: bool = False
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_published(path: str) -> bool:
-    """Whether `path` looks like a published weight file, without reading it."""
-    return _reader(path) is not None
+    """Returns whether `path` looks like a published weight file, without reading it."""
+    return _find_reader(path) is not None
 
 
-def read(path: str, *, averaged: bool = True) -> File:
+def read(path: str, *, averaged: bool = True) -> PublishedFile:
     """Reads a published file.
 
     Args:
         path: see `FORMATS`.
-        averaged: where a file has both, whether to take the running averages, which
-            its accuracy belongs to, or the raw values.
+        averaged: whether to read EMA weights instead of raw ones, where a file has
+            both.
 
     Raises:
-        InputError: there is no such file, it is damaged, of no known format, a pickle
-            that would run code, or it has no averaged values.
+        InputError: there is no such file, its format is unknown, it is corrupt, it is
+            a pickle that would run code, or it has no EMA weights.
     """
-    reader = _reader(path)
+    reader = _find_reader(path)
     if reader is None:
         exists = os.path.exists(path)
         problem = "is not a weight file" if exists else "does not exist"
         raise errors.InputError(f"source: {path!r} {problem}; give {FORMATS}")
     try:
         return reader(path, averaged)
-    except torch_file.UnsafeError as error:
+    except pytorch.UnsafeError as error:
         raise errors.InputError(
             f"source: {path!r} is refused: {error}, and a weight file has no need to"
             " run code; save the state dict alone, or give .safetensors"
         ) from error
     except errors.InputError:
         raise
-    except Exception as error:  # whatever the libraries make of a damaged file
+    except Exception as error:  # the libraries raise many types for corrupt files
         reason = " ".join(str(error).split())[:200]
         raise errors.InputError(
             f"source: {path!r} cannot be read, it is truncated or corrupt ({reason});"
@@ -92,7 +92,7 @@ def read(path: str, *, averaged: bool = True) -> File:
         ) from error
 
 
-def _reader(path: str):
+def _find_reader(path: str) -> Callable[[str, bool], PublishedFile] | None:
     if _checkpoint_prefix(path):
         return _read_released
     endings = {
@@ -105,33 +105,33 @@ def _reader(path: str):
     return fits[0] if fits and os.path.isfile(path) else None
 
 
-def _index(prefix: str) -> bool:
-    return os.path.isfile(f"{prefix}.index")
+def _is_prefix(path: str) -> bool:
+    return os.path.isfile(f"{path}.index")
 
 
 def _checkpoint_prefix(path: str) -> str | None:
-    """The TensorFlow checkpoint at `path`: a prefix, or the newest in a folder."""
-    if _index(path):
+    """Returns the TensorFlow checkpoint at `path`: a prefix, or a folder's newest."""
+    if _is_prefix(path):
         return path
-    found = list(pathlib.Path(path).glob("*.index")) if os.path.isdir(path) else []
-    if not found:
+    indices = list(pathlib.Path(path).glob("*.index")) if os.path.isdir(path) else []
+    if not indices:
         return None
     state = pathlib.Path(path, "checkpoint")  # names the newest, in quotes
     text = state.read_text(errors="replace") if state.is_file() else ""
     named = os.path.join(path, os.path.basename(text.partition('"')[2].split('"')[0]))
-    newest = max(found, key=lambda file: (_step(file.stem), file.stem))
-    return named if _index(named) else str(newest).removesuffix(".index")
+    newest = max(indices, key=lambda index: (_step(index.stem), index.stem))
+    return named if _is_prefix(named) else str(newest).removesuffix(".index")
 
 
 def _step(prefix: str) -> int:
-    """The number that a checkpoint's name ends with; -1 if it has none."""
+    """Returns the number that a checkpoint's name ends with; -1 without one."""
     number = re.search(r"\d+$", prefix)
     return int(number[0]) if number else -1
 
 
 @contextlib.contextmanager
 def _unpacked(path: str) -> Iterator[str]:
-    """The checkpoint prefix at `path`, unpacked for a while if it is an archive."""
+    """Yields the checkpoint prefix at `path`, unpacked if it is an archive."""
     prefix = _checkpoint_prefix(path)
     if prefix:
         yield prefix
@@ -141,7 +141,7 @@ def _unpacked(path: str) -> Iterator[str]:
             base = os.path.basename(member.name)
             of_checkpoint = ".data-" in base or base.endswith(".index")
             if member.isfile() and (of_checkpoint or base == "checkpoint"):
-                member.name = base  # no path of the archive's own
+                member.name = base  # without the archive's folders
                 archive.extract(member, folder, filter="data")
         prefix = _checkpoint_prefix(folder)
         if prefix is None:
@@ -149,48 +149,44 @@ def _unpacked(path: str) -> Iterator[str]:
         yield prefix
 
 
-def _read_released(path: str, averaged: bool) -> File:
+def _read_released(path: str, averaged: bool) -> PublishedFile:
     from ev2.data.tensorflow import tf  # the format's own reader
 
     tensors, left_out = {}, {}
     with _unpacked(path) as prefix:
         reader = tf.train.load_checkpoint(prefix)
-        names = reader.get_variable_to_shape_map()
-        scopes = {
-            n.partition("/")[0] for n in names if n.endswith("stem/conv2d/kernel")
-        }
-        scope = scopes.pop() if len(scopes) == 1 else ""
+        names = sorted(reader.get_variable_to_shape_map())
+        stems = [name for name in names if name.endswith("stem/conv2d/kernel")]
+        scopes = {name.partition("/")[0] for name in stems}
+        scope = f"{scopes.pop() if len(scopes) == 1 else ''}/"
         if averaged and not any(name.endswith(_AVERAGED) for name in names):
             raise errors.InputError(
-                f"source: {path!r} has no averaged values; ask for the raw ones (--raw)"
+                f"source: {path!r} has no EMA weights; ask for the raw ones (--raw)"
             )
-        for name in sorted(names):
+        for name in names:
             plain = name.removesuffix(_AVERAGED)
-            is_average = plain != name
-            if not plain.startswith(f"{scope}/"):
+            if not plain.startswith(scope):
                 left_out[name] = "not of the network"
-            elif is_average != averaged:
-                left_out[name] = (
-                    "averaged" if is_average else "raw; the average is used"
-                )
-            elif plain.rpartition("/")[2] in ("RMSProp", "RMSProp_1", "Momentum"):
+            elif (plain != name) != averaged:
+                left_out[name] = "raw; the average is used" if averaged else "averaged"
+            elif plain.endswith(("/RMSProp", "/RMSProp_1", "/Momentum")):
                 left_out[name] = "of the optimizer"
             else:
-                tensors[_plain(plain[len(scope) + 1 :])] = reader.get_tensor(name)
-    both = {n.endswith(_AVERAGED) for n in names if n.startswith(f"{scope}/")}
-    return File(
-        kind="released", tensors=tensors, left_out=left_out, has_both=len(both) == 2
+                tensors[_plain_name(plain[len(scope) :])] = reader.get_tensor(name)
+    sets = {name.endswith(_AVERAGED) for name in names if name.startswith(scope)}
+    return PublishedFile(
+        kind="released", tensors=tensors, left_out=left_out, has_both=len(sets) == 2
     )
 
 
-def _plain(name: str) -> str:
-    """The name free of Keras's versions and counters; V2 has "dwconv2" as "dwconv"."""
+def _plain_name(name: str) -> str:
+    """Returns the name as most versions of Keras write it, without counters."""
     name = name.removesuffix(":0").replace("depthwise_kernel", "kernel")
     name = re.sub(r"^normalization_\d+/", "normalization/", name)
-    return name.replace("dwconv2/", "dwconv/")
+    return name.replace("dwconv2/", "dwconv/")  # of V2
 
 
-def _read_keras(path: str, averaged: bool) -> File:
+def _read_keras(path: str, averaged: bool) -> PublishedFile:
     del averaged
     import h5py  # comes with TensorFlow
 
@@ -202,7 +198,7 @@ def _read_keras(path: str, averaged: bool) -> File:
             return _keras_tensors(file)
 
 
-def _keras_tensors(file) -> File:
+def _keras_tensors(file) -> PublishedFile:
     tensors, left_out = {}, {}
 
     def visit(name: str, item) -> None:
@@ -216,33 +212,34 @@ def _keras_tensors(file) -> File:
             kind = "norm" if "batch_norm" in outer[-1] else "other"
             kind = "input" if outer[-1].startswith("normalization") else kind
             leaf = _KERAS_VARIABLES[kind][int(leaf)]
-            tensors[_plain(f"{variables}/{leaf}")] = np.asarray(item)
+            tensors[_plain_name(f"{variables}/{leaf}")] = np.asarray(item)
         else:
-            tensors[_plain(f"{layer}/{leaf}")] = np.asarray(item)
+            tensors[_plain_name(f"{layer}/{leaf}")] = np.asarray(item)
 
     file.visititems(visit)
-    return File(kind="keras", tensors=tensors, left_out=left_out)
+    return PublishedFile(kind="keras", tensors=tensors, left_out=left_out)
 
 
-def _read_safetensors(path: str, averaged: bool) -> File:
+def _read_safetensors(path: str, averaged: bool) -> PublishedFile:
     del averaged
     import safetensors
 
     with safetensors.safe_open(path, "numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-        own = json.loads((file.metadata() or {}).get("ev2", "{}"))
-    return dataclasses.replace(_torch_file(tensors), own=own)
+        metadata = json.loads((file.metadata() or {}).get("ev2", "{}"))
+    return _torch_file(tensors, metadata=metadata)
 
 
-def _read_torch(path: str, averaged: bool) -> File:
-    tensors, has_both = torch_file.read(path, averaged=averaged)
-    return dataclasses.replace(_torch_file(tensors), has_both=has_both)
+def _read_torch(path: str, averaged: bool) -> PublishedFile:
+    tensors, has_both = pytorch.read(path, averaged=averaged)
+    return _torch_file(tensors, has_both=has_both)
 
 
-def _torch_file(tensors: dict[str, np.ndarray]) -> File:
+def _torch_file(tensors: dict[str, np.ndarray], **options: Any) -> PublishedFile:
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     counts = ("num_batches_tracked", "n_averaged")
     counters = [name for name in tensors if name.endswith(counts)]
-    kept = {name: value for name, value in tensors.items() if name not in counters}
+    for name in counters:
+        del tensors[name]
     left_out = dict.fromkeys(counters, "a counter")
-    return File(kind="torch", tensors=kept, left_out=left_out)
+    return PublishedFile(kind="torch", tensors=tensors, left_out=left_out, **options)

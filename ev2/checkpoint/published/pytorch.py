@@ -1,9 +1,8 @@
-"""Tensors of a PyTorch file (`.pth`), without PyTorch and without running its code.
+"""Reads the tensors of a PyTorch file (`.pth`) without PyTorch.
 
-A `.pth` file is a pickle, which may name any function to be called on loading. Here a
-pickle can name nothing but the few that describe tensors, and those are replaced by
-our own. Why not `torch.load(weights_only=True)`: PyTorch is gigabytes to install, for
-a file that is a table of names and bytes.
+A `.pth` file is a pickle, which may name any function to call on loading. Here a
+pickle can name only the functions that describe tensors, and they are replaced by our
+own. `torch.load(weights_only=True)` does the same, but PyTorch is gigabytes to install.
 
 Both forms are read: the zip archive of PyTorch 1.6 and later, and the stream of
 pickles before it.
@@ -15,7 +14,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -38,11 +37,11 @@ _DTYPES = {
 
 
 class UnsafeError(ValueError):
-    """The pickle names something other than tensors."""
+    """Raised for a pickle that names something other than tensors."""
 
 
 class _Storage(NamedTuple):
-    """Bytes that tensors are views of."""
+    """An array of bytes that tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -63,19 +62,18 @@ _RAW = ("state_dict", "model")
 
 
 def read(path: str, *, averaged: bool = True) -> tuple[dict[str, np.ndarray], bool]:
-    """Returns the tensors of a state dict by name, and whether there are two such.
+    """Returns the tensors of a state dict by name, and whether there are two of them.
 
-    A dict that holds a state dict under a key of a training script is looked into. If
-    it holds running averages too, `averaged` says which of the two to take.
+    Training scripts store a state dict under a key of their own, and some store the
+    EMA weights beside it; `averaged` chooses between the two.
 
     Raises:
-        UnsafeError: the file names a function or class that is not a tensor's; the
-            message says which.
-        ValueError: the file is cut, or is no PyTorch file, or holds no tensors.
+        UnsafeError: the file names a function or class that is not a tensor's.
+        ValueError: the file is truncated, is not a PyTorch file, or has no tensors.
     """
     try:
         loaded, load = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
-        views, has_both = _views(loaded, averaged)
+        views, has_both = _find_state_dict(loaded, averaged)
         return {name: _tensor(name, v, load) for name, v in views.items()}, has_both
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"not a whole PyTorch file ({error})") from error
@@ -84,7 +82,11 @@ def read(path: str, *, averaged: bool = True) -> tuple[dict[str, np.ndarray], bo
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that a state dict needs, and no others."""
+    """Resolves the names that a state dict needs, and no others."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -103,7 +105,8 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, size, *_ = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise UnsafeError(f"it refers to {kind!r}")
-        return _Storage(str(key), dtype, int(size))
+        self.storages[str(key)] = _Storage(str(key), dtype, int(size))
+        return self.storages[str(key)]
 
 
 _Load = Callable[[_Storage], np.ndarray]
@@ -116,11 +119,11 @@ def _read_zip(path: str) -> tuple[Any, _Load]:
         raise ValueError("not a PyTorch file (no table of tensors)")
     folder = names[0].removesuffix("data.pkl")
 
-    @functools.lru_cache(maxsize=1)  # views of one storage lie beside each other
+    @functools.lru_cache(maxsize=1)  # views of one storage follow each other
     def load(storage: _Storage) -> np.ndarray:
         name = f"{folder}data/{storage.key}"
         size = storage.size * storage.dtype.itemsize
-        # What an archive declares may unpack to gigabytes; a tensor's size is known.
+        # A small archive may unpack to gigabytes; the size of a tensor is known.
         if archive.getinfo(name).file_size != size:
             raise ValueError("not a whole PyTorch file (a storage of another size)")
         return np.frombuffer(archive.read(name), storage.dtype)
@@ -136,10 +139,11 @@ def _read_old(path: str) -> tuple[Any, _Load]:
         magic, _, _ = (_Unpickler(file).load() for _ in range(3))
         if magic != _LEGACY_MAGIC:
             raise ValueError("not a PyTorch file")
-        views, keys = _Unpickler(file).load(), _Unpickler(file).load()
-        wanted = {storage.key: storage for storage in _storages(views)}
-        arrays = {key: _read_storage(file, wanted.get(key)) for key in keys}
-    return views, lambda storage: arrays[storage.key]
+        unpickler = _Unpickler(file)
+        loaded, storages = unpickler.load(), unpickler.storages
+        keys = _Unpickler(file).load()
+        arrays = {key: _read_storage(file, storages.get(key)) for key in keys}
+    return loaded, lambda storage: arrays[storage.key]
 
 
 def _read_storage(file: BinaryIO, storage: _Storage | None) -> np.ndarray:
@@ -152,23 +156,14 @@ def _read_storage(file: BinaryIO, storage: _Storage | None) -> np.ndarray:
     return np.frombuffer(content, storage.dtype)
 
 
-def _storages(loaded: Any) -> Iterator[_Storage]:
-    """The storages of all tensors in what was loaded, wherever they are."""
-    if isinstance(loaded, _View):
-        yield loaded.storage
-    elif isinstance(loaded, dict | list | tuple):
-        for item in loaded.values() if isinstance(loaded, dict) else loaded:
-            yield from _storages(item)
-
-
-def _views(loaded: Any, averaged: bool) -> tuple[dict[str, _View], bool]:
-    """The state dict in what was loaded, and whether there are averages beside it."""
-    holds = loaded if isinstance(loaded, dict) else {}
-    sets = [key for key in (*_AVERAGED, *_RAW) if isinstance(holds.get(key), dict)]
+def _find_state_dict(loaded: Any, averaged: bool) -> tuple[dict[str, _View], bool]:
+    """Returns the chosen state dict, and whether the file has EMA and raw weights."""
+    state = loaded if isinstance(loaded, dict) else {}
+    sets = [key for key in (*_AVERAGED, *_RAW) if isinstance(state.get(key), dict)]
     both = any(k in sets for k in _AVERAGED) and any(k in sets for k in _RAW)
     if sets:
-        holds = holds[sets[0 if averaged else -1]]
-    views = {str(k): view for k, view in holds.items() if isinstance(view, _View)}
+        state = state[sets[0 if averaged else -1]]
+    views = {str(k): view for k, view in state.items() if isinstance(view, _View)}
     if not views:
         raise ValueError("it holds no tensors by name")
     return views, both

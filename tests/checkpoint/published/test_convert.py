@@ -1,12 +1,10 @@
 """python -m pytest tests/checkpoint/published/test_convert.py
 
-Published files to our variables. The small files are made from tensors of ours by each
-format's names; that names and arithmetic are the real ones is held by test_parity.py
-and, for the released checkpoints, by the lists in golden/: names and shapes of the
-variables that the released code saves.
+Published files converted to our variables. The small files are made from our tensors
+by each format's names. test_parity.py tests that names and arithmetic are the
+publishers', and golden/ lists names and shapes of the released code's variables.
 """
 
-import dataclasses
 import json
 import pathlib
 import tarfile
@@ -19,9 +17,8 @@ from safetensors import numpy as safetensors
 import ev2
 from ev2 import errors
 from ev2.checkpoint.published import convert
-from ev2.export import program
 from ev2.export import safetensors as exported
-from ev2.models import arch
+from ev2.export import servable
 from tests.helpers import published_files as published
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -33,9 +30,8 @@ AVERAGED = published.random_variables(MODEL, seed=1)
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
-    """Puts the small network in the table, where files are found to be of it."""
-    small = dataclasses.replace(arch.get(NAME), stages=arch.decode(published.BLOCKS))
-    monkeypatch.setitem(arch.table._TABLE, NAME, small)
+    """Shrinks the network, which files are detected as."""
+    published.shrink(monkeypatch, {NAME: published.BLOCKS})
 
 
 def of(scheme, variables=VARIABLES):
@@ -70,7 +66,7 @@ def test_format_and_network_are_found(scheme, file, write, tmp_path):
     assert (report["format"], report["matched"]) == (scheme, leaves)
     assert report["missing"] == []
     assert [note[:17] for note in report["notes"]] == (
-        ["taken as timm's t"] if scheme == "timm" else []
+        ["read as timm's tf"] if scheme == "timm" else []
     )
     kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(VARIABLES))
     depthwise = 3  # the only kernels that TensorFlow's axes need to be turned for
@@ -152,32 +148,21 @@ def test_the_newest_of_several_checkpoints_is_taken(tmp_path):
     assert bias(folder) == 10000
 
 
-def test_what_is_folded_leaves_the_logits_alone(tmp_path):
-    # Biases before a normalization, another epsilon, BGR: all that Keras's ResNets do
-    # otherwise, against the sums done here.
+def test_folding_leaves_the_logits_alone(tmp_path, monkeypatch):
+    # Biases before a normalization, another epsilon, BGR: Keras's ResNets.
     blocks = ("r1_k3_s1_e4_i64_o32_c3", "r2_k3_s2_e4_i32_o64_c3")
-    model = ev2.create_model("resnet50", num_classes=5, blocks=blocks)
+    model = published.network("resnet50", blocks=blocks)
     variables = published.random_variables(model)
     values = published.tensors("keras_resnet", model, variables)
     values["conv1_conv/bias"] = np.linspace(-1, 1, 64, dtype=np.float32)
     values["conv3_block1_2_conv/bias"] = np.linspace(-1, 1, 16, dtype=np.float32)
-    own = dataclasses.replace(
-        arch.get("resnet50"),
-        stages=tuple(
-            dataclasses.replace(row, operator=arch.BOTTLENECK)
-            for row in model.arch.stages
-        ),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(arch.table._TABLE, "resnet50", own)
-        published.write_keras_v3(tmp_path / "resnet.weights.h5", values)
-        found = convert.convert(str(tmp_path / "resnet.weights.h5"))
+    published.shrink(monkeypatch, {"resnet50": [f"{b[:-1]}2" for b in blocks]})
+    published.write_keras_v3(tmp_path / "resnet.weights.h5", values)
+    found = convert.convert(str(tmp_path / "resnet.weights.h5"))
     assert found.model.arch.stages == model.arch.stages  # the stride in the first 1x1
-    stats = found.variables["batch_stats"]
-    wanted = (
-        variables["batch_stats"]["stem"]["norm"]["mean"] - values["conv1_conv/bias"]
-    )
-    np.testing.assert_allclose(stats["stem"]["norm"]["mean"], wanted)
+    stem = found.variables["batch_stats"]["stem"]["norm"]["mean"]
+    mean = variables["batch_stats"]["stem"]["norm"]["mean"]
+    np.testing.assert_allclose(stem, mean - values["conv1_conv/bias"])
     kernel = found.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel[:, :, ::-1], values["conv1_conv/kernel"])
     assert len(found.report["notes"]) == 3
@@ -233,12 +218,12 @@ def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
     values |= {"dense/kernel": np.ones((256, 3)), "dense/bias": np.ones(3)}
     published.write_keras_v3(tmp_path / "own.keras.h5", values)
     path = str(tmp_path / "own.keras.h5")
-    with pytest.raises(errors.InputError, match="it has dense/bias too"):
+    with pytest.raises(errors.InputError, match="it also has dense/bias"):
         convert.convert(path, NAME)
     found = convert.convert(path, NAME, num_classes=7, new_head=True)
     assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
     skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
-    assert skipped["dense/kernel"] == "no place in ours"
+    assert skipped["dense/kernel"] == "our network has no such tensor"
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -262,18 +247,18 @@ def test_padding_is_refused_where_the_format_has_its_own(scheme, padding, tmp_pa
         model = published.network(blocks=blocks)
         values = published.tensors(scheme, model, published.random_variables(model))
         write_safetensors(path, values)
-    with pytest.raises(errors.InputError, match=f"padding: .* not that of {scheme}"):
+    with pytest.raises(errors.InputError, match=f"padding: {scheme} networks have"):
         convert.convert(str(path), padding=padding)
 
 
 def test_a_file_that_was_exported_brings_everything_back(tmp_path):
-    source = program.Program(
+    source = servable.Servable(
         model=MODEL,
         variables=VARIABLES,
         mean=(1, 2, 3),
         std=(4, 5, 6),
         image_size=40,
-        meta={
+        metadata={
             "model": {"name": NAME, "num_classes": 5, "blocks": published.BLOCKS},
             "preprocessing": {"mean": [1, 2, 3], "std": [4, 5, 6], "image_size": 40},
             "class_names": list("abcde"),
@@ -317,9 +302,9 @@ def spoilt(**changes):
             r"conv_stem.weight is \(8, 3, 3, 3\), not \(16, 3, 3, 3\)",
         ),
         (spoilt(bn1__running_var=None), NAME, "it has no bn1.running_var"),
-        (spoilt(blocks__0__9__bn=np.zeros(3)), NAME, "it has blocks.0.9.bn too"),
+        (spoilt(blocks__0__9__bn=np.zeros(3)), NAME, "it also has blocks.0.9.bn"),
         (of("timm"), "efficientnetv2-b0", f"the file fits {NAME}"),
-        (of("timm"), "resnet50", "'resnet50' is a ResNet, and the file is of an Eff"),
+        (of("timm"), "resnet50", f"not of resnet50: .*; the file fits {NAME}"),
         ({"layer.weight": np.zeros(3)}, "", "tensors called layer.weight"),
         (of("timm"), "efficientnetv2-q", "model.name: 'efficientnetv2-q'"),
     ],
@@ -364,7 +349,7 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path, released):
 
 def test_a_checkpoint_without_averages_says_so(tmp_path):
     published.write_released(tmp_path / "model", "own", of("released"), {})
-    with pytest.raises(errors.InputError, match="no averaged values"):
+    with pytest.raises(errors.InputError, match="no EMA weights"):
         convert.convert(str(tmp_path))
     assert_same(convert.convert(str(tmp_path), averaged=False).variables, VARIABLES)
 
@@ -381,16 +366,17 @@ def test_a_checkpoint_without_averages_says_so(tmp_path):
         ),
     ],
 )
-def test_what_keras_says_of_its_input(mean, variance, wanted, tmp_path):
+def test_keras_input_layer(mean, variance, wanted, tmp_path, monkeypatch):
     layer = "normalization_3"  # Keras counts the layers made so far
-    values = of("keras") | {
+    blocks = ("r1_k3_s1_e1_i32_o16_se0.25",)
+    model = published.network("efficientnet-b0", blocks=blocks)
+    variables = published.random_variables(model)
+    values = published.tensors("keras", model, variables) | {
         f"{layer}/mean": np.array(mean, np.float32),
         f"{layer}/variance": np.array(variance, np.float32),
     }
     published.write_keras_h5(tmp_path / "own.h5", values)
-    small = dataclasses.replace(arch.get(NAME), name="efficientnet-b0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(arch.table._TABLE, "efficientnet-b0", small)
-        found = convert.convert(str(tmp_path / "own.h5"), "efficientnet-b0")
+    published.shrink(monkeypatch, {"efficientnet-b0": blocks})
+    found = convert.convert(str(tmp_path / "own.h5"), "efficientnet-b0")
     np.testing.assert_allclose(found.preprocessing["mean"], wanted[0], rtol=1e-6)
     np.testing.assert_allclose(found.preprocessing["std"], wanted[1], rtol=1e-6)

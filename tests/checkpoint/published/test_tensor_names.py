@@ -37,9 +37,9 @@ def shapes(model):
 def as_torch(model):
     """`{foreign name: shape}` of a network under timm's names and axes."""
     ours = shapes(model)
-    table = list(names.timm(model.arch).tensors(model.arch))
+    table = list(names.timm_scheme(model.arch).tensors(model.arch))
     assert {tensor.path for tensor in table} == set(ours)
-    return {t.name: list(t.shape_of_theirs(ours[t.path])) for t in table}
+    return {t.name: list(t.published_shape(ours[t.path])) for t in table}
 
 
 @pytest.mark.parametrize("name", sorted(TIMM))
@@ -88,7 +88,7 @@ def test_a_stride_that_a_format_does_not_have_is_refused():
     named = [t.name for t in names.SCHEMES["keras_resnet"].tensors(arch)]
     assert "conv2_block1_1_conv/bias" in named
     with pytest.raises(errors.InputError, match="c3' has no name in this format"):
-        list(names.timm(arch).tensors(arch))
+        list(names.timm_scheme(arch).tensors(arch))
 
 
 def test_block_strings_have_names_too():
@@ -113,9 +113,11 @@ def test_block_strings_have_names_too():
     ],
 )
 def test_axes_move_and_move_back(framework, kind, shape, place, theirs):
-    tensor = names.Tensor(name="n", path=("params",), kind=kind, framework=framework)
+    tensor = names.PublishedTensor(
+        name="n", path=("params",), kind=kind, framework=framework
+    )
     ours = np.arange(np.prod(shape)).reshape(shape)
-    moved = tensor.to_theirs(ours)
+    moved = tensor.to_published(ours)
     assert moved[theirs] == ours[place]
-    assert moved.shape == tensor.shape_of_theirs(shape)
+    assert moved.shape == tensor.published_shape(shape)
     np.testing.assert_array_equal(tensor.to_ours(moved), ours)
