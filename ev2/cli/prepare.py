@@ -29,7 +29,7 @@ def run_beam(values: flags.Values, make_listing: Callable[[], Any]) -> None:
     """Writes the images of a listing as shards and prints their counts."""
     from ev2.data.prepare import beam, build
 
-    options = beam.Options(
+    options = beam.BeamOptions(
         runner=values.runner or beam.LOCAL,
         workers=values.workers,
         beam=tuple(values.beam),

@@ -1,7 +1,7 @@
-"""Pictures that a person names: files, folders and globs, without classes.
+"""Finds and reads images by path: files, folders and globs, without classes.
 
-What cannot be read is not an error here but a picture that is missing from the result:
-`unreadable_reason` then says in words what is wrong with it.
+An unreadable path is not an error but an image that is missing from the result;
+`unreadable_reason` explains it.
 """
 
 import glob
@@ -10,13 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ev2.data import decode as image
-from ev2.data import image_folder as folder
-from ev2.data import storage as files
+from ev2.data import decode, image_folder, storage
 
-# First bytes of the kinds that `image.decode` knows, and what a whole file ends with.
-_KINDS = {
-    b"\xff\xd8\xff": ("JPEG", image.JPEG_END),
+# First bytes of the formats that `decode.decode` reads, and last bytes of a whole file.
+_FORMATS = {
+    b"\xff\xd8\xff": ("JPEG", decode.JPEG_END),
     b"\x89PNG\r\n\x1a\n": ("PNG", b"IEND\xaeB`\x82"),
     b"GIF8": ("GIF", b";"),
     b"BM": ("BMP", b""),
@@ -25,12 +23,12 @@ _KINDS = {
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """Returns the paths that the arguments stand for, in their order.
+    """Returns the image paths of all arguments, in their order.
 
-    A file stands for itself, whatever its name; a folder for the pictures in it and in
-    its folders, by their extensions and sorted by path, hidden ones left out; anything
-    else for what it matches as a glob ("**" crosses folders), sorted. An argument that
-    stands for nothing is kept as it is, for `unreadable_reason` to say so.
+    A file is taken whatever its name. A folder is searched with its subfolders for
+    visible files with the extension of an image, sorted by path. Anything else is a
+    glob ("**" crosses folders), sorted. An argument without a match is kept, for
+    `unreadable_reason`.
     """
     paths = []
     for argument in arguments:
@@ -46,13 +44,14 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 def _expand(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
-    found = []
+    paths = []
     seen = set()  # a link may lead back to a folder above it
 
-    def keep_folder(error: OSError) -> None:  # that cannot be listed
-        found.append(error.filename)
+    def keep_unreadable_folder(error: OSError) -> None:
+        paths.append(error.filename)
 
-    for root, folders, names in os.walk(path, onerror=keep_folder, followlinks=True):
+    walk = os.walk(path, onerror=keep_unreadable_folder, followlinks=True)
+    for root, folders, names in walk:
         seen.add(os.path.realpath(root))
         folders[:] = [
             name
@@ -60,18 +59,15 @@ def _expand(path: str) -> list[str]:
             if not name.startswith(".")
             and os.path.realpath(os.path.join(root, name)) not in seen
         ]
-        found += [
-            os.path.join(root, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(folder.EXTENSIONS)
-        ]
-    return sorted(found)
+        images = filter(image_folder.is_image_name, names)
+        paths += [os.path.join(root, name) for name in images]
+    return sorted(paths)
 
 
 class PathSource:
-    """Pictures by path, all of class 0; see `source.Source`."""
+    """Images by path, all of class 0; see `sources.Source`."""
 
-    class_names = ("picture",)
+    class_names = ("image",)
 
     def __init__(self, paths: Sequence[str]):
         self._paths = paths
@@ -80,46 +76,43 @@ class PathSource:
         return len(self._paths)
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Encoded pictures, b"" where a file cannot be read, and labels 0."""
-        encoded = files.map_parallel(_read, [self._paths[i] for i in indices])
+        """See `sources.Source.read`; b"" for an unreadable file."""
+        encoded = storage.map_parallel(_read, [self._paths[i] for i in indices])
         return encoded, np.zeros(len(indices), np.int32)
 
     def name(self, index: int) -> str:
-        """Path of the picture."""
+        """Returns the path of the image."""
         return self._paths[index]
 
 
 def _read(path: str) -> bytes:
     try:
         # A pipe or a device could be read but once, or never end.
-        return files.read_file(path) if os.path.isfile(path) else b""
+        return storage.read_file(path) if os.path.isfile(path) else b""
     except OSError:
         return b""
 
 
 def unreadable_reason(path: str) -> str:
-    """Returns why `path` cannot be read as a picture, in a few words."""
+    """Returns the reason in a few words why `path` cannot be read as an image."""
     if os.path.isdir(path):
         if not os.access(path, os.R_OK | os.X_OK):
             return "the folder cannot be listed"
-        return f"the folder holds no pictures ({', '.join(folder.EXTENSIONS)})"
+        return f"the folder holds no images ({', '.join(image_folder.EXTENSIONS)})"
     if not os.path.lexists(path):
         return "nothing matches" if glob.has_magic(path) else "no such file"
     if os.path.exists(path) and not os.path.isfile(path):
         return "not a file"
     try:
-        encoded = files.read_file(path)
+        encoded = storage.read_file(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return _decode_problem(encoded)
-
-
-def _decode_problem(encoded: bytes) -> str:
     if not encoded:
         return "the file is empty"
-    for start, (kind, end) in _KINDS.items():
-        is_kind = encoded.startswith(start)
-        if is_kind and (kind != "WebP" or encoded[8:12] == b"WEBP"):
+    for start, (name, end) in _FORMATS.items():
+        matches = encoded.startswith(start)
+        if matches and (name != "WebP" or encoded[8:12] == b"WEBP"):
             whole = encoded.rstrip(b"\0").endswith(end)
-            return f"the {kind} is {'damaged' if whole else 'cut short or damaged'}"
-    return f"not a picture of a known kind ({', '.join(k for k, _ in _KINDS.values())})"
+            return f"the {name} is {'damaged' if whole else 'cut short or damaged'}"
+    known = ", ".join(name for name, _ in _FORMATS.values())
+    return f"not an image of a known format ({known})"

@@ -1,8 +1,8 @@
-"""One stage's pictures as batches: order, reading, augmentation, corrupt files.
+"""Produces a stage's batches: order, reading, augmentation, corrupt files.
 
 A batch is a function of (config, step). The step gives the positions of its rows in
-the run, a position gives the picture (a permutation per epoch) and the seed of its
-augmentation, and every picture is read by index. So nothing depends on threads, on
+the run, a position gives the image (a permutation per epoch) and the seed of its
+augmentation, and every image is read by index. So nothing depends on threads, on
 the number of processes or on where a run was resumed, and no step has to be played
 through to reach the next.
 """
@@ -17,15 +17,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.data import decode as image
-from ev2.data import image_paths as pictures
-from ev2.data import sources as source
+from ev2.data import decode, image_paths, sources
 from ev2.data.augment import augment
 from ev2.data.tensorflow import tf
 
-STEPS_IN_FLIGHT = 2  # a step's last pictures overlap with the next one's first
+STEPS_IN_FLIGHT = 2  # a step's last images overlap with the next one's first
 BATCHES_AHEAD = 2  # finished batches that wait for the training step
-GREY = 128  # fills the row of a corrupt picture and of padding
+GREY = 128  # fills the row of a corrupt image and of padding
 PADDING = -1  # index of a row past the end of an evaluation
 
 
@@ -34,26 +32,26 @@ class Batches:
 
     `image` uint8 `[b, s, s, 3]` RGB, `label` int32 `[b]` (with `data.max_labels` L
     above 1 `[b, L]`, filled up with -1), `mask` float32 `[b]`, `index` int64 `[b]`:
-    position in the split. Where the mask is 0 the picture was
-    corrupt, or the row is padding (index -1); the label is then 0, the image grey.
-    `len()` is the number of batches left, `num_images` that of the split's pictures.
+    index in the split. Where the mask is 0 the image was corrupt, or the row is padding
+    (index -1); the label is then 0, the image grey. `len()` is the number of batches
+    left, `num_images` the number of images in the split.
 
-    A corrupt picture is named in one warning (if `warns`) when it is first met, and
-    counted in `skipped`; `skipped_paths` names them all.
+    The first time that a corrupt image occurs, it is logged as a warning (if `warns`)
+    and counted in `skipped`; `skipped_paths` lists all of them.
     """
 
     def __init__(
         self,
         dataset,
-        opened: source.Source,
+        source: sources.Source,
         num_steps: int,
         failures: list,
         *,
         warns: bool = True,
     ):
-        self.num_images = len(opened)
+        self.num_images = len(source)
         self._iterator = iter(dataset)
-        self._source = opened
+        self._source = source
         self._left = num_steps
         self._failures = failures
         self._warns = warns
@@ -81,17 +79,17 @@ class Batches:
 
     @property
     def skipped(self) -> int:
-        """Distinct corrupt pictures met so far."""
+        """Number of distinct corrupt images so far."""
         return len(self._corrupt)
 
     @property
     def skipped_indices(self) -> tuple[int, ...]:
-        """Their positions in the split, in the order they were met."""
+        """Indices in the split of the corrupt images, in order of occurrence."""
         return tuple(self._corrupt)
 
     @property
     def skipped_paths(self) -> tuple[str, ...]:
-        """Where they lie, in the order they were met."""
+        """Locations of the corrupt images, in order of occurrence."""
         return tuple(self._corrupt.values())
 
     def close(self) -> None:
@@ -101,11 +99,9 @@ class Batches:
     def _note_corrupt(self, indices: np.ndarray) -> None:
         for index in indices.tolist():
             if index != PADDING and index not in self._corrupt:
-                self._corrupt[index] = self._source.name(index)
+                name = self._corrupt[index] = self._source.name(index)
                 if self._warns:
-                    logging.warning(
-                        "Skipped a corrupt picture: %s", self._corrupt[index]
-                    )
+                    logging.warning("Skipped a corrupt image: %s", name)
 
 
 def make_train_data(
@@ -118,29 +114,27 @@ def make_train_data(
 ) -> Batches:
     """Returns the batches of steps `first_step` to `stage.last_step` of one process.
 
-    Position p of the run (images consumed before it) holds picture p % n of epoch
-    p // n, in an order drawn from (seed, epoch): every picture once per epoch. Its
+    Position p of the run (images consumed before it) holds image p % n of epoch
+    p // n, in an order drawn from (seed, epoch): every image once per epoch. Its
     augmentation is drawn from (seed, p).
 
     Args:
         config: keys `seed` and `data.*`.
         stage: `progressive.Stage`; its image size, batch size and RandAugment
             magnitude hold for all batches.
-        first_step: global step of the first batch; none costs more than another.
+        first_step: global step of the first batch; each costs the same to start at.
         process_index: process k of P takes rows [k*B/P, (k+1)*B/P) of each batch.
         process_count: P.
 
     Raises:
         InputError: the source is missing or disagrees with the config.
     """
-    _check(config, stage.batch_size, process_count)
-    opened = source.open_source(config, "train")
-    size = stage.batch_size // process_count
-    rows = process_index * size + np.arange(size)
+    source = sources.open_source(config, "train")
+    rows = _process_rows(stage.batch_size, process_index, process_count)
 
     def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = stage.images_seen(int(step)) + rows
-        return positions, train_order(config.seed, positions, len(opened))
+        return positions, train_order(config.seed, positions, len(source))
 
     augmentation = augment.make_augment(
         config.data,
@@ -157,7 +151,7 @@ def make_train_data(
         draws = tf.raw_ops.StatelessRandomUniform(
             shape=[num_draws], seed=tf.stack([odd, position])
         )
-        picture = image.train_picture(
+        image = decode.train_image(
             encoded,
             orientation,
             whole,
@@ -166,10 +160,12 @@ def make_train_data(
             image_size=stage.image_size,
             data=config.data,
         )
-        return augmentation.apply(picture, draws[1:], noise_seed)
+        return augmentation.apply(image, draws[1:], noise_seed)
 
     steps = range(first_step, stage.last_step)
-    return _batches(config.data, opened, steps, choose, draw, size, stage.image_size)
+    return _batches(
+        config.data, source, steps, choose, draw, len(rows), stage.image_size
+    )
 
 
 def make_eval_data(
@@ -181,25 +177,23 @@ def make_eval_data(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Returns every picture of a split once, in order, without augmentation.
+    """Returns every image of a split once, in order, without augmentation.
 
     Args:
         config: keys `data.*`.
-        image_size: side of the pictures, px.
+        image_size: side of the images, px.
         batch_size: global images; the last batch is padded with masked rows.
-        split: "eval", "train" for the training pictures, "watch" for those of
+        split: "eval", "train" for the training images, "watch" for the images of
             `eval.split`, or "all" of a folder without train/ and val/.
-        process_index, process_count: as `make_train_data`.
+        process_index, process_count: see `make_train_data`.
 
     Raises:
         InputError: the source is missing or disagrees with the config.
     """
-    _check(config, batch_size, process_count)
-    errors.check_choice("split", split, source.SPLITS)
-    opened = source.open_source(config, split)
-    size = batch_size // process_count
-    rows = process_index * size + np.arange(size)
-    return _once(config.data, opened, image_size, batch_size, rows)
+    errors.check_choice("split", split, sources.SPLITS)
+    source = sources.open_source(config, split)
+    rows = _process_rows(batch_size, process_index, process_count)
+    return _once(config.data, source, image_size, batch_size, rows)
 
 
 def make_predict_data(
@@ -209,81 +203,45 @@ def make_predict_data(
     image_size: int,
     batch_size: int,
 ) -> Batches:
-    """Returns the pictures at `paths` once, in order, as an evaluation sees them.
+    """Returns the images at `paths` once, in order, as an evaluation sees them.
 
-    Labels are 0. A picture that cannot be read has mask 0, and no warning is given:
-    `pictures.unreadable_reason` says what is wrong with it.
+    Labels are 0. An unreadable image has mask 0 and is not logged:
+    `image_paths.unreadable_reason` explains it.
 
     Args:
         preprocessing: "interpolation", "eval_crop", "eval_crop_padding" and "exif", as
-            a checkpoint has them.
+            in a checkpoint's metadata.
         paths: local files.
-        image_size: side of the pictures, px.
+        image_size: side of the images, px.
         batch_size: images; the last batch is padded with masked rows.
     """
     data = ConfigDict({**preprocessing, "max_labels": 1, "workers": 0})
-    opened = pictures.PathSource(paths)
+    source = image_paths.PathSource(paths)
     rows = np.arange(batch_size)
-    return _once(data, opened, image_size, batch_size, rows, warns=False)
+    return _once(data, source, image_size, batch_size, rows, warns=False)
 
 
-def _once(data, opened, image_size, batch_size, rows, *, warns=True) -> Batches:
-    """Every picture once, in order; `rows` of each batch belong to this process."""
-
-    def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
-        positions = int(step) * batch_size + rows
-        return positions, np.where(positions < len(opened), positions, PADDING)
-
-    def draw(encoded, orientation, whole, position):
-        del position
-        return image.eval_picture(
-            encoded, orientation, whole, image_size=image_size, data=data
-        )
-
-    steps = range(-(-len(opened) // batch_size))
-    return _batches(
-        data, opened, steps, choose, draw, len(rows), image_size, warns=warns
-    )
-
-
-def check(config: Any) -> None:
-    """Opens all splits and checks every setting, before anything is built.
+def open_splits(config: Any) -> None:
+    """Opens all splits that a run reads, before anything is built.
 
     Raises:
-        InputError: the data cannot be had as the config says.
+        InputError: a source is missing or disagrees with the config.
     """
-    image.check(config)
-    augment.check(config.data)
     for split in ("train", "eval", "watch")[: 3 if config.eval.split else 2]:
-        source.open_source(config, split)
-
-
-def _check(config: Any, batch_size: int, process_count: int) -> None:
-    image.check(config)
-    augment.check(config.data)
-    if batch_size < 1 or batch_size % process_count:
-        raise errors.InputError(
-            f"batch_size: {batch_size} is not divisible among {process_count} processes"
-        )
-    if not 0 <= config.seed < 2**32:
-        raise errors.InputError(f"seed: {config.seed}; allowed is 0..{2**32 - 1}")
-    if config.data.workers < 0:
-        raise errors.InputError(
-            f"data.workers: {config.data.workers}; allowed is 0 (all cores) or more"
-        )
+        sources.open_source(config, split)
 
 
 def train_order(seed: int, positions: np.ndarray, num_images: int) -> np.ndarray:
-    """Dataset indices of positions of the run: `[N] int64`.
+    """Returns the dataset indices of positions of the run: `[N] int64`.
 
     The order of an epoch is `RandomState([seed, epoch]).permutation`, a stream that
-    NumPy keeps as it is for all versions.
+    is the same in all versions of NumPy.
     """
-    epochs, places = np.divmod(positions, num_images)
+    epochs, offsets = np.divmod(positions, num_images)
     indices = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs).tolist():
         of_epoch = epochs == epoch
-        indices[of_epoch] = _permutation(seed, epoch, num_images)[places[of_epoch]]
+        indices[of_epoch] = _permutation(seed, epoch, num_images)[offsets[of_epoch]]
     return indices
 
 
@@ -293,9 +251,40 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return order.astype(np.int32)
 
 
+def _process_rows(
+    batch_size: int, process_index: int, process_count: int
+) -> np.ndarray:
+    """Returns the rows of the global batch that belong to this process."""
+    if batch_size % process_count:
+        raise errors.InputError(
+            f"batch_size: {batch_size} is not divisible among {process_count} processes"
+        )
+    size = batch_size // process_count
+    return process_index * size + np.arange(size)
+
+
+def _once(data, source, image_size, batch_size, rows, *, warns=True) -> Batches:
+    """Returns every image once, in order; `rows` of each batch are this process's."""
+
+    def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = int(step) * batch_size + rows
+        return positions, np.where(positions < len(source), positions, PADDING)
+
+    def draw(encoded, orientation, whole, position):
+        del position
+        return decode.eval_image(
+            encoded, orientation, whole, image_size=image_size, data=data
+        )
+
+    steps = range(-(-len(source) // batch_size))
+    return _batches(
+        data, source, steps, choose, draw, len(rows), image_size, warns=warns
+    )
+
+
 def _batches(
     data: Any,
-    opened: source.Source,
+    source: sources.Source,
     steps: range,
     choose: Callable,
     draw: Callable,
@@ -304,10 +293,10 @@ def _batches(
     *,
     warns: bool = True,
 ) -> Batches:
-    """Assembles the graph: steps, one read per step, pictures in parallel, batches."""
+    """Assembles the graph: steps, one read per step, images in parallel, batches."""
     workers = data.workers or os.cpu_count() or 1
     failures: list[Exception] = []
-    read = functools.partial(_read_step, opened, choose, data, failures)
+    read = functools.partial(_read_step, source, choose, data, failures)
     label_shape = [size, data.max_labels] if data.max_labels > 1 else [size]
     no_row = (np.int64(size), np.full((image_size, image_size, 3), GREY, np.uint8))
 
@@ -316,12 +305,12 @@ def _batches(
         labels, indices, *columns = tf.numpy_function(read, [step], READ_TYPES)
         labels = tf.ensure_shape(labels, label_shape)
         rows = tf.data.Dataset.from_tensor_slices(tuple(columns)).map(
-            lambda row, *picture: (row, draw(*picture)),
+            lambda row, *image: (row, draw(*image)),
             num_parallel_calls=workers,
             deterministic=True,
         )
-        # A picture that cannot be decoded is an error of its row alone. The extra
-        # row makes a batch even of a step that lost them all.
+        # A corrupt image is an error of its row alone. The extra row makes a batch
+        # even of a step without a single good image.
         rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(no_row))
         return rows.batch(size + 1).map(
             lambda row, images: _fill(row[:-1], images[:-1], labels, indices, size)
@@ -339,7 +328,7 @@ def _batches(
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1
     dataset = dataset.prefetch(BATCHES_AHEAD).with_options(options)
-    return Batches(dataset, opened, len(steps), failures, warns=warns)
+    return Batches(dataset, source, len(steps), failures, warns=warns)
 
 
 # labels [b] or [b, L], indices [b]; then of the rows to decode: row, bytes,
@@ -347,12 +336,12 @@ def _batches(
 READ_TYPES = (tf.int32, tf.int64, tf.int64, tf.string, tf.int32, tf.bool, tf.int64)
 
 
-def _read_step(opened, choose, data: Any, failures: list, step):
-    """Reads the pictures of one step; runs in TensorFlow's threads."""
+def _read_step(source, choose, data: Any, failures: list, step):
+    """Reads the images of one step; runs in TensorFlow's threads."""
     try:
         positions, indices = choose(step)
         rows = np.flatnonzero(indices != PADDING)
-        encoded, row_labels = opened.read(indices[rows])
+        encoded, row_labels = source.read(indices[rows])
     except Exception as error:
         failures.append(error)
         raise
@@ -363,8 +352,8 @@ def _read_step(opened, choose, data: Any, failures: list, step):
     labels = labels if data.max_labels > 1 else labels[:, 0]
     orientation = np.ones(len(rows), np.int32)
     if data.exif:
-        orientation[:] = [image.exif_orientation(e) for e in encoded]
-    whole = np.array([not image.can_decode_part(e) for e in encoded], bool)
+        orientation[:] = [decode.exif_orientation(e) for e in encoded]
+    whole = np.array([not decode.can_decode_part(e) for e in encoded], bool)
     whole |= orientation != 1
     strings = np.empty(len(rows), object)
     strings[:] = encoded
@@ -372,7 +361,7 @@ def _read_step(opened, choose, data: Any, failures: list, step):
 
 
 def _fill(row, images, labels, indices, size: int) -> dict[str, tf.Tensor]:
-    """Puts decoded pictures at their rows; the others are grey, label and mask 0."""
+    """Puts decoded images at their rows; other rows are grey, label and mask 0."""
 
     def scatter():
         full = tf.fill([size, *images.shape[1:]], tf.constant(GREY, tf.uint8))

@@ -1,19 +1,20 @@
-"""Storage: local paths through the operating system, "gs://" ones through tf.io.gfile.
+"""Reads local files through the operating system and "gs://" ones through tf.io.gfile.
 
-Everything is read by position, so any record is as near as any other.
+Everything is read by position, so every record costs the same.
 """
 
 import concurrent.futures
 import functools
 import os
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ev2 import files
 from ev2.data.tensorflow import tf
 
+ERRORS = (OSError, tf.errors.OpError)  # raised by local and remote storage
 READ_THREADS = 16  # reads in flight; a read from storage waits far more than it works
 MIN_READS_PER_TASK = 16  # below this, handing work to a thread costs more than a read
 # Descriptors kept open by one reader; shards beyond it are opened for each read.
@@ -22,50 +23,47 @@ MAX_OPEN_FILES = 384
 
 
 def is_remote(path: str) -> bool:
-    """True if the path names a storage service ("gs://...") and not a local file."""
+    """Returns True if the path names a storage service, such as "gs://..."."""
     return "://" in path
 
 
 def list_names(folder: str) -> list[str]:
-    """Names in a folder, sorted. Raises OSError or tf.errors.OpError."""
+    """Returns the names in a folder, sorted. Raises one of `ERRORS`."""
     if is_remote(folder):
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
     return sorted(os.listdir(folder))
 
 
 def size(path: str) -> int:
-    """Bytes in the file."""
+    """Returns the size of the file, bytes."""
     return tf.io.gfile.stat(path).length if is_remote(path) else os.path.getsize(path)
 
 
 def open_file(path: str) -> Any:
-    """The file, open for reading bytes at any position."""
+    """Opens the file for reading bytes at any position."""
     return tf.io.gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb")
 
 
 def read_file(path: str) -> bytes:
-    """The whole file."""
+    """Returns the content of the file."""
     with open_file(path) as file:
         return file.read()
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Writes the whole file so that no reader ever sees half of it."""
-    if is_remote(path):  # an object is there when it is complete
+    """Writes the file atomically: no reader ever sees a part of it."""
+    if is_remote(path):  # an object appears when it is complete
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(content)
-        return
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    else:
+        files.write_atomically(path, content)
 
 
 class Reader:
     """Reads byte ranges of a fixed list of files, from any number of threads.
 
-    Descriptors live as long as the reader, so a read can never meet a descriptor
-    that was closed (and perhaps given to another file) under it.
+    Descriptors stay open as long as the reader, so no read can use a descriptor that
+    was closed meanwhile, and perhaps given to another file.
     """
 
     def __init__(self, paths: Sequence[str]):
@@ -75,7 +73,7 @@ class Reader:
         weakref.finalize(self, _close_all, self._descriptors)
 
     def read(self, file: int, offset: int, length: int) -> bytes:
-        """`length` bytes of file number `file`; fewer only at its end."""
+        """Returns `length` bytes of file number `file`; fewer only at its end."""
         path = self.paths[file]
         if is_remote(path):
             with tf.io.gfile.GFile(path, "rb") as stream:
@@ -104,7 +102,7 @@ def _close_all(descriptors: dict[int, int]) -> None:
 
 
 def map_parallel(function: Callable, items: Sequence) -> list:
-    """`[function(x) for x in items]`, in order, over the reading threads."""
+    """Returns `[function(x) for x in items]`, computed by the reading threads."""
     per_task = max(MIN_READS_PER_TASK, -(-len(items) // READ_THREADS))
     tasks = [items[i : i + per_task] for i in range(0, len(items), per_task)]
     if len(tasks) <= 1:

@@ -1,9 +1,9 @@
-"""Members of tar archives and where their bytes lie; nothing is unpacked."""
+"""Lists the members of tar archives and their byte offsets, without unpacking."""
 
 import tarfile
 from collections.abc import Iterator
 
-from ev2.data import storage as files
+from ev2.data import storage
 
 
 def walk(path: str, start: int = 0, size: int | None = None) -> Iterator:
@@ -12,17 +12,17 @@ def walk(path: str, start: int = 0, size: int | None = None) -> Iterator:
     Only headers are read.
 
     Args:
-        path: an uncompressed archive, or a file with one inside, such as another
+        path: an uncompressed archive, or a file that contains one, such as another
             archive.
         start: byte of `path` at which the archive begins.
         size: its bytes; None = to the end of the file.
 
     Raises:
-        OSError: the archive is cut, compressed or none.
-        tf.errors.OpError: remote storage refuses.
+        OSError: the archive is truncated or compressed, or the file is not an archive.
+        tf.errors.OpError: remote storage fails.
     """
-    end = files.size(path) if size is None else start + size
-    with files.open_file(path) as file:
+    end = storage.size(path) if size is None else start + size
+    with storage.open_file(path) as file:
         file.seek(start)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -30,12 +30,12 @@ def walk(path: str, start: int = 0, size: int | None = None) -> Iterator:
                     if member.offset_data + member.size > end:
                         raise OSError(f"it ends inside {member.name!r}")
                     yield member
-                place = archive.offset
+                offset = archive.offset
         except tarfile.TarError as error:
             raise OSError(str(error)) from None
-        # Where a file is cut, tarfile stops as if that were the end.
-        file.seek(place)
+        # Where a file is truncated, tarfile stops as if that were the end.
+        file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
-        is_inside = place + tarfile.BLOCKSIZE <= end
+        is_inside = offset + tarfile.BLOCKSIZE <= end
         if not is_inside or block != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise OSError(f"no end at byte {place}")
+            raise OSError(f"no end at byte {offset}")

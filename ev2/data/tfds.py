@@ -1,8 +1,8 @@
-"""Datasets that TensorFlow Datasets has prepared, read by record.
+"""Opens datasets that TensorFlow Datasets has prepared, record by record.
 
-Only files on disk are used: nothing is downloaded, generated or looked up. TFDS
-tells which files make up a split and what the features are called; the records are
-read through the same index as any TFRecord shard, or by array_record's own reader.
+Only files on disk are used: nothing is downloaded or generated. TFDS names the files
+of a split and its features; the records are read through the same index as any TFRecord
+shard, or by array_record's own reader.
 """
 
 import difflib
@@ -13,22 +13,21 @@ import numpy as np
 import tensorflow_datasets
 
 from ev2 import errors
-from ev2.data import sources as source
 from ev2.data import tfrecord
 
 
-def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:
+def open_tfds(name: str, data_dir: str, split: str) -> tfrecord.RecordSource:
     """Opens a split, slices such as "train[:98%]" included.
 
     Args:
         name: TFDS name, with "/config" and ":version" if wanted.
-        data_dir: where TFDS keeps its data; "" = its default (`TFDS_DATA_DIR`, or
+        data_dir: directory of TFDS's data; "" = its default (`TFDS_DATA_DIR`, or
             `~/tensorflow_datasets`).
         split: name or slice.
 
     Raises:
-        InputError: unknown name, not prepared, unknown split, or features that are
-            not one picture and one class.
+        InputError: unknown name or split, a dataset that is not prepared, or features
+            other than one image and one class.
     """
     builder = _open_builder(name, data_dir)
     try:
@@ -39,7 +38,7 @@ def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:
             f" {', '.join(builder.info.splits)}, and slices such as 'train[:90%]'"
         ) from None
     image_key, label_key = _keys(name, builder.info)
-    return source.RecordSource(
+    return tfrecord.RecordSource(
         _open_records(info, builder.info.file_format),
         tuple(builder.info.features[label_key].names),
         image_key=image_key,
@@ -49,13 +48,9 @@ def open_tfds(name: str, data_dir: str, split: str) -> source.RecordSource:
 
 
 def read_class_names(name: str, data_dir: str) -> tuple[str, ...]:
-    """Returns the names of the classes, from the dataset's description alone.
+    """Returns the names of the classes, from the dataset's metadata alone.
 
-    Args:
-        name, data_dir: as `open_tfds`.
-
-    Raises:
-        InputError: as `open_tfds`.
+    Args and errors: see `open_tfds`.
     """
     info = _open_builder(name, data_dir).info
     return tuple(info.features[_keys(name, info)[1]].names)
@@ -80,23 +75,23 @@ def _open_builder(name: str, data_dir: str) -> Any:
         near = difflib.get_close_matches(plain, known)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise errors.InputError(
-            f"data.name: {name!r} is neither prepared in {_where(data_dir)} nor a name"
-            f" that TFDS knows{meant}"
+            f"data.name: {name!r} is neither prepared in {_directory(data_dir)} nor a"
+            f" dataset of TFDS{meant}"
         )
     option = f", data_dir={data_dir!r}" if data_dir else ""
     raise errors.InputError(
-        f"data.name: {name!r} is not prepared in {_where(data_dir)}; run in Python:"
+        f"data.name: {name!r} is not prepared in {_directory(data_dir)}; run in Python:"
         f" tensorflow_datasets.builder({name!r}{option}).download_and_prepare(), or"
         " make shards (ev2 prepare --help) and give data.source=tfrecord and data.path"
     )
 
 
-def _where(data_dir: str) -> str:
+def _directory(data_dir: str) -> str:
     return data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
-    """Names of the picture and the class among the features."""
+    """Returns the names of the image and the class among the features."""
     image_key, label_key = info.supervised_keys or ("image", "label")
     features = tensorflow_datasets.features
     named: dict[str, Any] = dict(info.features)
@@ -107,7 +102,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
         or image.get_tensor_info().dtype != np.uint8
     ):
         raise errors.InputError(
-            f"data.name: {name!r} has no 8-bit picture under {image_key!r}; choose a"
+            f"data.name: {name!r} has no 8-bit image under {image_key!r}; choose a"
             " dataset for image classification"
         )
     if not isinstance(label, features.ClassLabel) or not label.names:
@@ -119,7 +114,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
 
 
 def _open_records(split_info: Any, file_format: Any) -> Any:
-    """The records of a split; of a slice, those that its instructions name."""
+    """Opens the records of a split, or the records of a slice that TFDS lists."""
     instructions = split_info.file_instructions
     paths = [str(i.filename) for i in instructions]
     kind = file_format.value
@@ -132,17 +127,17 @@ def _open_records(split_info: Any, file_format: Any) -> Any:
             f"data.name: file format {kind!r} cannot be read by index; prepare it as"
             " tfrecord or array_record"
         )
-    kept, first = [], 0
+    ranges, first = [], 0
     for instruction, count in zip(instructions, records.counts, strict=True):
         take = count - instruction.skip if instruction.take < 0 else instruction.take
-        kept.append(first + instruction.skip + np.arange(take))
+        ranges.append(first + instruction.skip + np.arange(take))
         first += count
-    chosen = np.concatenate(kept)
+    chosen = np.concatenate(ranges)
     return records if len(chosen) == len(records) else Selection(records, chosen)
 
 
 class Selection:
-    """Some of the records of another sequence, renumbered."""
+    """A part of the records of another sequence, renumbered."""
 
     def __init__(self, records: Any, chosen: np.ndarray):
         self._records, self._chosen = records, chosen
@@ -151,16 +146,16 @@ class Selection:
         return len(self._chosen)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """Payloads of the records, in the order asked for."""
+        """Returns the payloads of the records, in the order of `indices`."""
         return self._records.read(self._chosen[indices])
 
     def name(self, index: int) -> str:
-        """Shard and number of the record."""
+        """Returns the shard and the number of the record."""
         return self._records.name(self._chosen[index])
 
 
 class ArrayRecordFiles:
-    """The records of array_record files, which bring their own index."""
+    """The records of array_record files, which have their own index."""
 
     def __init__(self, paths: list[str]):
         from array_record.python import array_record_module  # part of TFDS
@@ -174,19 +169,19 @@ class ArrayRecordFiles:
         return int(self._ends[-1])
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """Payloads of the records, in the order asked for."""
+        """Returns the payloads of the records, in the order of `indices`."""
         payloads: list[bytes] = [b""] * len(indices)
         shards = np.searchsorted(self._ends, indices, side="right")
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
             inside = indices[rows] - (self._ends[shard] - self.counts[shard])
-            found = self._readers[shard].read(inside.tolist())
-            for row, payload in zip(rows.tolist(), found, strict=True):
+            records = self._readers[shard].read(inside.tolist())
+            for row, payload in zip(rows.tolist(), records, strict=True):
                 payloads[row] = payload
         return payloads
 
     def name(self, index: int) -> str:
-        """File and number of the record in it, counted from 0."""
+        """Returns the file and the number of the record in it, counted from 0."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first = self._ends[shard] - self.counts[shard]
         return f"{self._paths[shard]} record {index - first}"

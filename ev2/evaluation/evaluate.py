@@ -152,7 +152,7 @@ def evaluate_checkpoint(
     check_sizes(**{key: config.eval[key] for key in _LOWEST})
     split = split or _default_split(metadata, config)
     classes = class_names.match(
-        sources.read_class_names(config, split), metadata["class_names"], path
+        sources.open_source(config, split).class_names, metadata["class_names"], path
     )
     mesh = sharding.make_mesh()
     by_name = {weights: jax.device_put(variables, sharding.replicated(mesh))}

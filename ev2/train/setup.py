@@ -178,7 +178,7 @@ def set_up_link(
 
 
 def _decide(config: ConfigDict, workdir_path: str) -> Experiment:
-    pipeline.check(config)
+    pipeline.open_splits(config)
     mesh = sharding.make_mesh()
     info = sources.describe(config)
     stages = progressive.make_stages(config, info.num_train_images)

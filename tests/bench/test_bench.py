@@ -18,7 +18,7 @@ from ev2.bench import transition
 from ev2.cli import main as cli
 from ev2.export import export
 from ev2.train import timing
-from tests.helpers import images as pictures
+from tests.helpers import image_files
 from tests.helpers import tiny_run as tiny
 
 
@@ -118,7 +118,7 @@ def test_memory_of_a_hundred_thousand_pictures(tmp_path):
             path = f"{tmp_path}/{split}-{shard:05d}-of-{shards:05d}"
             with tf.io.TFRecordWriter(path) as writer:
                 for i in range(1000):
-                    writer.write(pictures.record(encoded[i % 200], 1 + i % 10))
+                    writer.write(image_files.record(encoded[i % 200], 1 + i % 10))
     changes = {"data.source": "tfrecord", "data.path": str(tmp_path)}
     changes |= {"data.num_train_images": 100_000, "data.num_eval_images": 1_000}
     config = tiny.make_config(**changes)

@@ -1,6 +1,6 @@
 """pytest tests/data/test_file_list.py
 
-Lists and archives of pictures made here; bad ones of each kind, in one line.
+Lists and archives of images made here; bad ones of each kind, in one line.
 """
 
 import io
@@ -11,7 +11,7 @@ import pytest
 
 from ev2 import errors
 from ev2.data import pipeline, sources
-from tests.helpers import images as pictures
+from tests.helpers import image_files
 from tests.helpers import tiny_run as tiny
 
 
@@ -22,7 +22,7 @@ def write_csv(path, rows, header="path,label"):
 
 
 def write_tar(path, names, mode="w"):
-    """Pictures 0, 1, 2... as the members `names`, and what else archives hold."""
+    """Images 0, 1, 2... as the members `names`, and what else archives hold."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:
         folder = tarfile.TarInfo("root")
@@ -30,7 +30,7 @@ def write_tar(path, names, mode="w"):
         archive.addfile(folder)
         for value, name in enumerate(names):
             member = tarfile.TarInfo(name)
-            content = pictures.png(value)
+            content = image_files.png(value)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
         link = tarfile.TarInfo("root/a/link.png")
@@ -43,22 +43,22 @@ NAMES = [f"{c}/{i}.png" for i in range(10) for c in "ba"]
 
 @pytest.fixture(params=["csv", "tar"])
 def listed(request, tmp_path):
-    """A config of twenty pictures of two classes, in one list or archive."""
+    """A config of twenty images of two classes, in one list or archive."""
     path = tmp_path / f"own.{request.param}"
     if request.param == "csv":
-        pictures.write_pngs(tmp_path / "files", NAMES)
+        image_files.write_pngs(tmp_path / "files", NAMES)
         write_csv(path, [(f"files/{name}", name[0]) for name in NAMES])
     else:
         write_tar(path, [f"root/{name}" for name in NAMES])
-    return pictures.make_config(source=request.param, path=str(path))
+    return image_files.make_config(source=request.param, path=str(path))
 
 
-def test_pictures_in_any_order(listed):
+def test_images_in_any_order(listed):
     opened = sources.open_source(listed, "all")
     assert opened.class_names == ("a", "b") and len(opened) == 20
     order = np.random.RandomState(0).permutation(20)
     encoded, labels = opened.read(order)
-    assert [pictures.red(e) for e in encoded] == order.tolist()
+    assert [image_files.red(e) for e in encoded] == order.tolist()
     assert labels.tolist() == [int(NAMES[i][0] == "b") for i in order]
     assert opened.name(3).endswith(f"{NAMES[3]}")
 
@@ -70,7 +70,7 @@ def test_a_share_of_each_class_is_held_out(listed):
     for split in ("train", "eval"):
         opened = sources.open_source(listed, split)
         encoded, labels = opened.read(np.arange(len(opened)))
-        found[split] = [pictures.red(e) for e in encoded]
+        found[split] = [image_files.red(e) for e in encoded]
         assert np.bincount(labels).tolist() == [len(opened) // 2] * 2
     assert sorted(found["train"] + found["eval"]) == list(range(20))
 
@@ -79,13 +79,13 @@ def test_a_share_of_each_class_is_held_out(listed):
 def test_a_file_for_each_split(kind, tmp_path):
     for split, names in (("train", NAMES), ("val", ["b/0.png"])):
         if kind == "csv":
-            pictures.write_pngs(tmp_path / split, names)
+            image_files.write_pngs(tmp_path / split, names)
             rows = [(f"{split}/{name}", name[0]) for name in names]
             write_csv(tmp_path / f"{split}.csv", rows)
     if kind == "tar":
         write_tar(tmp_path / "train.tar", [f"root/{name}" for name in NAMES])
         write_tar(tmp_path / "val.tar", [f"root/{name}" for name in NAMES[:4]])
-    config = pictures.make_config(source=kind, path=str(tmp_path))
+    config = image_files.make_config(source=kind, path=str(tmp_path))
     info = sources.describe(config)
     assert info.num_train_images == 20
     assert info.num_eval_images == (1 if kind == "csv" else 4)
@@ -96,7 +96,7 @@ def test_a_file_for_each_split(kind, tmp_path):
 
 
 def test_a_missing_file_of_a_list_is_skipped_and_named(tmp_path):
-    pictures.write_pngs(tmp_path, NAMES)
+    image_files.write_pngs(tmp_path, NAMES)
     rows = [(name, name[0]) for name in [*NAMES, "b/gone.png"]]
     write_csv(tmp_path / "own.csv", rows)
     config = tiny.make_config(
@@ -131,19 +131,22 @@ def bad(kind):
     return {
         "csv": [
             (rows(("1.png", "a")), "one class, 'a'"),
-            (rows(), "no pictures"),
+            (rows(), "no images"),
             (rows(("1.png", "a"), header="file,class"), "columns file, class"),
             (rows(("1.png", "a"), ("2.png", "")), "row 3 of .* has no label"),
             (rows(("", "a")), "row 2 of .* has no path"),
             (lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot read"),
         ],
         "tar": [
-            (names("root/a/1.png", "root/a/2.png"), "in no folder of a class"),
-            (names("1.png", "a/2.png"), "'1.png' .*in no folder of a class"),
-            (names(), "no pictures"),
-            (names(*NAMES, mode="w:gz"), "cut, compressed or no tar"),
-            (lambda path: path.write_text("x" * 600), "cut, compressed or no tar"),
-            (cut, "cut, compressed or no tar"),
+            (names("root/a/1.png", "root/a/2.png"), "not in a class folder"),
+            (names("1.png", "a/2.png"), "'1.png' .*not in a class folder"),
+            (names(), "no images"),
+            (names(*NAMES, mode="w:gz"), "truncated, compressed or not a tar"),
+            (
+                lambda path: path.write_text("x" * 600),
+                "truncated, compressed or not a tar",
+            ),
+            (cut, "truncated, compressed or not a tar"),
         ],
     }[kind]
 
@@ -155,21 +158,21 @@ def test_bad_lists_are_refused_in_one_line(kind, number, tmp_path):
     write, complaint = bad(kind)[number]
     path = tmp_path / f"bad.{kind}"
     write(path)
-    config = pictures.make_config(source=kind, path=str(path))
+    config = image_files.make_config(source=kind, path=str(path))
     with pytest.raises(errors.InputError, match=complaint) as raised:
         sources.describe(config)
-    assert pictures.one_line(raised).startswith("data.path: ")
+    assert image_files.one_line(raised).startswith("data.path: ")
 
 
 def test_what_is_not_there_is_refused(tmp_path):
     write_csv(tmp_path / "train.csv", [("1.png", "a"), ("2.png", "b")])
     for path in (tmp_path, tmp_path / "none.csv"):
-        config = pictures.make_config(source="csv", path=str(path))
+        config = image_files.make_config(source="csv", path=str(path))
         with pytest.raises(
-            errors.InputError, match="is no file and holds no train.csv"
+            errors.InputError, match="is not a file and lacks train.csv"
         ):
             sources.describe(config)
     write_csv(tmp_path / "val.csv", [("1.png", "c")])
-    config = pictures.make_config(source="csv", path=str(tmp_path))
+    config = image_files.make_config(source="csv", path=str(tmp_path))
     with pytest.raises(errors.InputError, match="the class 'c'"):
         sources.describe(config)

@@ -11,13 +11,13 @@ import tensorflow as tf
 
 from ev2 import errors
 from ev2.data import sources
-from tests.helpers import images as pictures
+from tests.helpers import image_files
 
 has_array_record = importlib.util.find_spec("array_record") is not None
 
 
 def _prepare_tfds(data_dir, file_format: str) -> str:
-    """A dataset as TFDS leaves it on disk: 5 + 4 training, 3 validation pictures."""
+    """A dataset as TFDS leaves it on disk: 5 + 4 training, 3 validation images."""
     import tensorflow_datasets as tfds
 
     name = "toy_" + file_format.replace("_", "")
@@ -94,14 +94,14 @@ def _write_records(path: str, file_format: str, records: list[bytes]):
 )
 def test_tfds_in_any_order_and_slices(tmp_path, file_format):
     name = _prepare_tfds(tmp_path, file_format)
-    config = pictures.make_config(source="tfds", name=name, path=str(tmp_path))
+    config = image_files.make_config(source="tfds", name=name, path=str(tmp_path))
     assert sources.describe(config) == sources.DatasetInfo(
         9, 3, 3, ("ant", "bee", "cat")
     )
     declared = {"num_train_images": 90, "num_eval_images": 30, "num_classes": 3}
     elsewhere = {**declared, "source": "tfds", "name": name}
     for path, names in ((tmp_path, ("ant", "bee", "cat")), ("/no", ("0", "1", "2"))):
-        info = sources.describe(pictures.make_config(path=str(path), **elsewhere))
+        info = sources.describe(image_files.make_config(path=str(path), **elsewhere))
         assert info == sources.DatasetInfo(90, 30, 3, names)
     for split, values in (
         ("train", range(9)),
@@ -115,7 +115,7 @@ def test_tfds_in_any_order_and_slices(tmp_path, file_format):
         order = np.random.RandomState(0).permutation(len(values))
         encoded, labels = opened.read(order)
         expected = np.array(values)[order]
-        assert [pictures.red(e) for e in encoded] == expected.tolist()
+        assert [image_files.red(e) for e in encoded] == expected.tolist()
         assert labels.tolist() == (expected % 3).tolist()
     assert opened.name(2).endswith("-00000-of-00001 record 2")
 
@@ -131,5 +131,7 @@ def test_tfds_bad_input(tmp_path):
         ({"name": name, "train_split": "tra"}, "no split 'tra'; it has train"),
     ):
         with pytest.raises(errors.InputError, match=message) as raised:
-            sources.describe(pictures.make_config(source="tfds", path=path, **values))
-        pictures.one_line(raised)
+            sources.describe(
+                image_files.make_config(source="tfds", path=path, **values)
+            )
+        image_files.one_line(raised)

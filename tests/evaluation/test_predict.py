@@ -177,7 +177,7 @@ def test_preprocessing_is_the_checkpoints(tmp_path):
 
 
 BAD = {
-    "text.jpg": (b"this is a text", "not a picture of a known kind"),
+    "text.jpg": (b"this is a text", "not an image of a known format"),
     "zero.png": (b"", "the file is empty"),
     "cut.jpg": (_encode(_pixels(0), "JPEG")[:-200], "the JPEG is cut short or damaged"),
     "cut.png": (_encode(_pixels(0), "PNG")[:-200], "the PNG is cut short or damaged"),
@@ -185,7 +185,7 @@ BAD = {
         _encode(_pixels(0), "PNG").replace(b"IDAT", b"XDAT"),
         "the PNG is damaged",
     ),
-    "wave.webp": (b"RIFF\x24\0\0\0WAVEfmt ", "not a picture of a known kind"),
+    "wave.webp": (b"RIFF\x24\0\0\0WAVEfmt ", "not an image of a known format"),
 }
 
 
@@ -294,9 +294,9 @@ def test_progress_bar_is_for_more_than_one_batch_and_never_among_lines(
 @pytest.mark.parametrize(
     ("argv", "printed", "message"),
     [
-        (["text.jpg"], 3, "text.jpg': not a picture of a known kind"),
+        (["text.jpg"], 3, "text.jpg': not an image of a known format"),
         (["zero.png", "text.jpg"], 4, "zero.png': the file is empty; and 1 more"),
-        (["empty"], 0, "empty': the folder holds no pictures"),
+        (["empty"], 0, "empty': the folder holds no images"),
         (["*.gif", "gone"], 0, "*.gif': nothing matches; give files, folders or globs"),
         ([], 0, "IMAGE: none; write ev2 predict IMAGE"),
         (["text.jpg", "--image_size=7"], 0, "image_size: 7 is not allowed; give 8"),

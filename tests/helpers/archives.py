@@ -38,7 +38,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 
 
 def devkit(numbers: dict[str, int], truth: list[str]) -> bytes:
-    """`ILSVRC2012_devkit_t12.tar.gz`: numbers of classes; class of each picture."""
+    """`ILSVRC2012_devkit_t12.tar.gz`: numbers of classes; class of each image."""
     fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
     parent = (len(numbers) + 1, "n00001740", "entity", len(numbers))
     rows = [(number, name, name, 0) for name, number in numbers.items()] + [parent]
@@ -61,7 +61,7 @@ def make_imagenet1k(
     """Writes the three archives of ILSVRC2012 into `folder`, with three classes.
 
     Returns:
-        For "train" and "validation": file name to bytes and class of each picture.
+        For "train" and "validation": file name to bytes and class of each image.
     """
     rng = np.random.RandomState(0)
     train = {
@@ -69,18 +69,16 @@ def make_imagenet1k(
         for name in CLASSES
     }
     archives = {f"{name}.tar": tar(members) for name, members in train.items()}
-    pictures = {
-        f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(rng) for i in range(validation)
-    }
+    images = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(rng) for i in range(validation)}
     truth = [CLASSES[i] for i in rng.randint(0, len(CLASSES), validation)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ILSVRC2012_img_train.tar").write_bytes(tar(archives))
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(pictures))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(images))
     (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(devkit(KIT_NUMBERS, truth))
     return {
         "train": {f: (b, c) for c, found in train.items() for f, b in found.items()},
         "validation": dict(
-            zip(pictures, zip(pictures.values(), truth, strict=True), strict=True)
+            zip(images, zip(images.values(), truth, strict=True), strict=True)
         ),
     }
 
@@ -88,28 +86,28 @@ def make_imagenet1k(
 def make_imagenet21k(
     folder: pathlib.Path, *, per_class: int = 10
 ) -> dict[bytes, set[str]]:
-    """Writes `winter21_whole.tar` into `folder`: three classes that share pictures.
+    """Writes `winter21_whole.tar` into `folder`: three classes that share images.
 
-    The first picture lies in all three classes, the second in the first two, and the
+    The first image lies in all three classes, the second in the first two, and the
     third twice in the first.
 
     Returns:
-        The bytes of each picture, and its classes.
+        The bytes of each image, and its classes.
     """
     rng = np.random.RandomState(1)
     shared = [jpeg(rng) for _ in range(3)]
     copies = [shared + shared[2:], shared[:2], shared[:1]]
-    pictures: dict[bytes, set[str]] = {}
+    images: dict[bytes, set[str]] = {}
     archives = {}
     for name, first in zip(CLASSES, copies, strict=True):
         contents = first + [jpeg(rng) for _ in range(per_class - len(first))]
         members = {f"{name}_{i}.JPEG": content for i, content in enumerate(contents)}
         archives[f"winter21_whole/{name}.tar"] = tar(members)
         for content in contents:
-            pictures.setdefault(content, set()).add(name)
+            images.setdefault(content, set()).add(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "winter21_whole.tar").write_bytes(tar(archives))
-    return pictures
+    return images
 
 
 def flags_imagenet1k(folder: pathlib.Path) -> list[str]:
@@ -127,7 +125,7 @@ def flags_imagenet21k(folder: pathlib.Path) -> list[str]:
 
 
 def prepare_imagenet1k(folder, out, *options: str) -> int:
-    """Prepares what `make_imagenet1k` wrote, as shards of a few pictures.
+    """Prepares what `make_imagenet1k` wrote, as shards of a few images.
 
     Returns:
         The exit code.

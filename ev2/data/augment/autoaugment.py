@@ -1,8 +1,8 @@
-"""AutoAugment: one of 25 pairs of operations, found by search, for each picture.
+"""AutoAugment: one of 25 pairs of operations, found by search, for each image.
 
-Source: AutoAugment (arXiv 1805.09501) for the method; the policy is the one that
-google/automl calls v0 and trains V2-B0..B3 and V1 with. It is not the table that the
-article prints for ImageNet.
+Source: AutoAugment (arXiv 1805.09501) for the method. The policy is v0 of
+google/automl, which trains V2-B0..B3 and V1 with it; it differs from the table that
+the article prints for ImageNet.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ POLICY_V0 = (
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
-OPERATIONS_PER_PICTURE = 2
-# Uniform numbers: the pair, then four for each operation, of which the first says
+OPERATIONS_PER_IMAGE = 2
+# Uniform numbers: the pair, then four for each operation, of which the first decides
 # whether it is applied.
-NUM_DRAWS = 1 + OPERATIONS_PER_PICTURE * randaugment.DRAWS_PER_LAYER
+NUM_DRAWS = 1 + OPERATIONS_PER_IMAGE * randaugment.DRAWS_PER_LAYER
 
 
 def released_levels(magnitude: float, image_size: int) -> randaugment.Levels:
-    """RandAugment's released table, but with 250 px of translation at magnitude 10.
+    """Returns RandAugment's released table with 250 px of translation at magnitude 10.
 
-    So the one translation of the policy, 225 px, leaves nothing of a smaller picture.
+    So the one translation of the policy, 225 px, leaves nothing of a smaller image.
     """
     levels = randaugment.released_levels(magnitude, image_size)
     return dataclasses.replace(
@@ -64,36 +64,36 @@ LEVELS = {"standard": randaugment.standard_levels, "released": released_levels}
 def make_autoaugment(
     variant: str, *, image_size: int
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns a function of (picture `[S, S, 3] uint8`, draws) to such a picture.
+    """Returns a function of (image `[S, S, 3] uint8`, draws) to an augmented image.
 
-    A pair is drawn with equal chance, and each of its operations is run with its own
-    probability; no other is. `draws` is `[NUM_DRAWS] float32` in [0, 1).
+    It draws a pair with equal probability, and runs each operation of the pair with the
+    probability of the policy. `draws` is `[NUM_DRAWS] float32` in [0, 1).
 
     Args:
-        variant: "standard" or "released", what a magnitude means.
-        image_size: side of the picture, px.
+        variant: "standard" or "released", the table of magnitudes.
+        image_size: side of the image, px.
     """
     steps = [(name, level) for pair in POLICY_V0 for name, _, level in pair]
     distinct = sorted(set(steps))
     run_one = randaugment.make_chooser(
-        [lambda picture, draws: picture]
+        [lambda image, draws: image]
         + [
             randaugment.make_operations(LEVELS[variant](float(level), image_size))[name]
             for name, level in distinct
         ],
         image_size,
     )
-    # Number 0 leaves the picture alone.
+    # Number 0 leaves the image alone.
     numbers = tf.reshape([1 + distinct.index(step) for step in steps], [-1, 2])
     chances = tf.constant([[chance for _, chance, _ in pair] for pair in POLICY_V0])
 
-    def apply_pair(picture, draws):
+    def apply_pair(image, draws):
         pair = tf.cast(draws[0] * len(POLICY_V0), tf.int32)
-        for i in range(OPERATIONS_PER_PICTURE):
+        for i in range(OPERATIONS_PER_IMAGE):
             first = 1 + i * randaugment.DRAWS_PER_LAYER
-            own = draws[first : first + randaugment.DRAWS_PER_LAYER]
-            number = tf.where(own[0] < chances[pair, i], numbers[pair, i], 0)
-            picture = run_one(number, picture, own)
-        return picture
+            layer = draws[first : first + randaugment.DRAWS_PER_LAYER]
+            number = tf.where(layer[0] < chances[pair, i], numbers[pair, i], 0)
+            image = run_one(number, image, layer)
+        return image
 
     return apply_pair

@@ -1,8 +1,8 @@
-"""RandAugment: a few operations drawn for each picture, as strong as the magnitude.
+"""RandAugment: a few operations drawn for each image, as strong as the magnitude.
 
-There are two tables of what a magnitude means to an operation: "standard", ours, and
-"released", the arithmetic of the released code. Magnitude 10 is the scale's end; the
-recipes go beyond it, to 25.
+Two tables define the strength of every operation by magnitude: "standard", ours, and
+"released", the arithmetic of the released code. Magnitude 10 is the end of the scale;
+the recipes go beyond it, to 25.
 
 Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 "magnitudes above 10" for the released code's numbers.
@@ -11,18 +11,16 @@ Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ev2 import errors
-from ev2.data.augment import ops as operations
+from ev2.data.augment import ops
 from ev2.data.tensorflow import tf
 
-VARIANTS = ("standard", "released")
 MAX_LEVEL = 10.0  # magnitude at which the tables' quantities are reached
 DRAWS_PER_LAYER = 4  # uniform numbers: operation, direction, cutout's y and x
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The quantities that a magnitude stands for, at one image size."""
+    """Quantities of all operations for one magnitude and image size."""
 
     degrees: float  # rotate; the sign is drawn
     slope: float  # shear; the sign is drawn
@@ -33,16 +31,17 @@ class Levels:
     solarize_addition: int  # 0..255
     # Colour, contrast, brightness and sharpness: two factors, one of which is drawn.
     factors: tuple[float, float]
-    contrast_mean: int | None  # grey level of contrast; None = the picture's mean
+    contrast_mean: int | None  # grey level of contrast; None = the image's mean
 
 
 def standard_levels(magnitude: float, image_size: int) -> Levels:
-    """Our table: every operation grows with the magnitude, in shares of the picture.
+    """Returns our table: every operation grows with the magnitude.
 
     At magnitude 10: 30 degrees, slope 0.3, a third of the side, a square of 4/15 of
     the side, 4 bits, threshold 128, addition 110, factors 0.1 and 1.9. Solarize and
-    posterize reach full strength at 20 and 17.5, so that the paper's magnitudes (5
-    to 25) still tell them from Invert and from black; the limits below end the rest.
+    posterize reach full strength at 20 and 17.5, so that at the paper's magnitudes (5
+    to 25) they still differ from Invert and from black; the limits below cap the
+    other quantities.
     """
     level = magnitude / MAX_LEVEL
     change = 0.9 * level
@@ -60,17 +59,17 @@ def standard_levels(magnitude: float, image_size: int) -> Levels:
 
 
 def released_levels(magnitude: float, image_size: int) -> Levels:
-    """The released code's table, in absolute pixels and with its wrap-around.
+    """Returns the released code's table, in absolute pixels and with its wrap-around.
 
     Solarize's threshold wraps as uint8 (10 and 20 invert everything); posterize
     weakens as the magnitude grows; magnitude 5 leaves the four factors at 1; contrast
-    turns about (pixels of the picture) / 256, which is white from 256 px on.
+    turns about (pixels of the image) / 256, which is white from 256 px on.
 
     Differs: above 8 bits posterize shifts by a negative number there, which is
-    undefined; here it keeps all 8. At 0 bits it keeps 1, as TensorFlow does on CPU
-    when told to shift by 8. Sharpness divides by 13 exactly; there a sum of 13ths is
-    at times one level lower. Grey is one level off in 188 of the 2^24 colours. A
-    translation by exact half pixels rounds all columns alike.
+    undefined; here it keeps all 8. At 0 bits it keeps 1, as TensorFlow does on CPU for
+    a shift by 8. Sharpness divides by 13 exactly; there a sum of 13ths is sometimes
+    one level lower. Grey is one level off in 188 of the 2^24 colours. A translation
+    by exact half pixels rounds all columns alike.
     """
     level = magnitude / MAX_LEVEL
     factor = 1.8 * level + 0.1
@@ -91,98 +90,86 @@ LEVELS = {"standard": standard_levels, "released": released_levels}
 
 
 def make_operations(levels: Levels) -> dict[str, Callable]:
-    """The operations by name, as functions of (picture, draws `[4] float32`).
+    """Returns the operations by name, as functions of (image, draws `[4] float32`).
 
-    Of the draws in [0, 1), the second gives the direction (sign or factor), and the
-    third and fourth the centre of cutout.
+    Of the draws in [0, 1), the second gives the direction (sign or factor), the third
+    and fourth the centre of cutout.
     """
 
     def signed(operation: Callable, quantity: float) -> Callable:
-        def apply(picture, draws):
-            return operation(picture, tf.where(draws[1] < 0.5, -quantity, quantity))
+        def apply(image, draws):
+            return operation(image, tf.where(draws[1] < 0.5, -quantity, quantity))
 
         return apply
 
     def factored(operation: Callable, **options) -> Callable:
-        def apply(picture, draws):
+        def apply(image, draws):
             return operation(
-                picture, tf.where(draws[1] < 0.5, *levels.factors), **options
+                image, tf.where(draws[1] < 0.5, *levels.factors), **options
             )
 
         return apply
 
     def fixed(operation: Callable, *quantity: int) -> Callable:
-        return lambda picture, draws: operation(picture, *quantity)
+        return lambda image, draws: operation(image, *quantity)
 
-    def cut(picture, draws):
-        y = tf.cast(draws[2] * picture.shape[0], tf.int32)
-        x = tf.cast(draws[3] * picture.shape[1], tf.int32)
-        return operations.cutout(picture, levels.cutout_half_px, y, x)
+    def cut(image, draws):
+        y = tf.cast(draws[2] * image.shape[0], tf.int32)
+        x = tf.cast(draws[3] * image.shape[1], tf.int32)
+        return ops.cutout(image, levels.cutout_half_px, y, x)
 
     return {
-        "AutoContrast": fixed(operations.auto_contrast),
-        "Equalize": fixed(operations.equalize),
-        "Invert": fixed(operations.invert),
-        "Rotate": signed(operations.rotate, levels.degrees),
-        "Posterize": fixed(operations.posterize, levels.posterize_bits),
-        "Solarize": fixed(operations.solarize, levels.solarize_threshold),
-        "Color": factored(operations.color),
-        "Contrast": factored(operations.contrast, mean=levels.contrast_mean),
-        "Brightness": factored(operations.brightness),
-        "Sharpness": factored(operations.sharpness),
-        "ShearX": signed(operations.shear_x, levels.slope),
-        "ShearY": signed(operations.shear_y, levels.slope),
-        "TranslateX": signed(operations.translate_x, levels.translate_px),
-        "TranslateY": signed(operations.translate_y, levels.translate_px),
+        "AutoContrast": fixed(ops.auto_contrast),
+        "Equalize": fixed(ops.equalize),
+        "Invert": fixed(ops.invert),
+        "Rotate": signed(ops.rotate, levels.degrees),
+        "Posterize": fixed(ops.posterize, levels.posterize_bits),
+        "Solarize": fixed(ops.solarize, levels.solarize_threshold),
+        "Color": factored(ops.color),
+        "Contrast": factored(ops.contrast, mean=levels.contrast_mean),
+        "Brightness": factored(ops.brightness),
+        "Sharpness": factored(ops.sharpness),
+        "ShearX": signed(ops.shear_x, levels.slope),
+        "ShearY": signed(ops.shear_y, levels.slope),
+        "TranslateX": signed(ops.translate_x, levels.translate_px),
+        "TranslateY": signed(ops.translate_y, levels.translate_px),
         "Cutout": cut,
-        "SolarizeAdd": fixed(operations.solarize_add, levels.solarize_addition),
+        "SolarizeAdd": fixed(ops.solarize_add, levels.solarize_addition),
     }
-
-
-def check(variant: str, layers: int) -> None:
-    """Raises InputError for a variant or number of layers that does not exist."""
-    errors.check_choice("data.randaugment_variant", variant, VARIANTS)
-    if layers < 0:
-        raise errors.InputError(
-            f"data.randaugment_layers: {layers}; allowed is 0 (none) or more"
-        )
 
 
 def make_randaugment(
     variant: str, *, magnitude: float, layers: int, image_size: int
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns a function of (picture `[S, S, 3] uint8`, draws) to such a picture.
+    """Returns a function of (image `[S, S, 3] uint8`, draws) to an augmented image.
 
-    It applies `layers` operations, each drawn from the sixteen with equal chance and
-    always applied; only those drawn are run. `draws` is `[layers * 4] float32` in
-    [0, 1). With magnitude or layers 0 the picture comes back as it is.
+    It draws `layers` operations from the sixteen with equal probability and runs them.
+    `draws` is `[layers * 4] float32` in [0, 1). With magnitude or layers 0 the image
+    stays unchanged.
 
     Args:
         variant: "standard" or "released".
         magnitude: 0 or more; 10 is the scale's end, not a limit.
-        layers: operations per picture.
-        image_size: side of the picture, px.
+        layers: operations per image.
+        image_size: side of the image, px.
     """
     if magnitude == 0.0 or layers == 0:
-        return lambda picture, draws: picture
+        return lambda image, draws: image
     chain = list(make_operations(LEVELS[variant](magnitude, image_size)).values())
     run_one = make_chooser(chain, image_size)
 
-    def apply_layers(picture, draws):
+    def apply_layers(image, draws):
         for i in range(layers):
             first = i * DRAWS_PER_LAYER
-            own = draws[first : first + DRAWS_PER_LAYER]
-            picture = run_one(tf.cast(own[0] * len(chain), tf.int32), picture, own)
-        return picture
+            layer = draws[first : first + DRAWS_PER_LAYER]
+            image = run_one(tf.cast(layer[0] * len(chain), tf.int32), image, layer)
+        return image
 
     return apply_layers
 
 
 def make_chooser(chain: Sequence[Callable], image_size: int) -> Callable:
-    """Returns a function of (number, picture, draws `[4]`) that runs one operation.
-
-    The others are not run: `chain[number]` alone is, in eager as in graph mode.
-    """
+    """Returns a function of (number, image, draws `[4]`) that runs `chain[number]`."""
     shape = [image_size, image_size, 3]
     signature = (
         tf.TensorSpec(shape, tf.uint8),
@@ -193,14 +180,14 @@ def make_chooser(chain: Sequence[Callable], image_size: int) -> Callable:
         for apply in chain
     ]
 
-    def run_one(number, picture, draws):
-        (picture,) = tf.raw_ops.StatelessCase(
+    def run_one(number, image, draws):
+        (image,) = tf.raw_ops.StatelessCase(
             branch_index=number,
-            input=[picture, draws],
+            input=[image, draws],
             Tout=[tf.uint8],
             branches=branches,
             output_shapes=[shape],
         )
-        return tf.ensure_shape(picture, shape)
+        return tf.ensure_shape(image, shape)
 
     return run_one

@@ -1,6 +1,5 @@
-"""Turns the files that people have into shards in ImageNet's layout, with a manifest.
+"""Writes users' own files as shards in ImageNet's layout, with a manifest.
 
-`archives` and `folders` list the pictures, `job` divides, writes and checks them,
-`tasks` hands the work to Apache Beam, `shards` is what a worker does. Sets that fit
-into memory go without them, through `whole`.
+`imagenet` and `image_folder` list the images; `build` divides, writes and checks them
+through Apache Beam (`beam`, `shards`). `in_memory` writes sets that fit into memory.
 """

@@ -1,4 +1,4 @@
-"""Hands tasks to Apache Beam, one element each, and waits for their results."""
+"""Runs tasks through Apache Beam, one element each, and waits for their results."""
 
 import contextlib
 import dataclasses
@@ -14,19 +14,19 @@ from typing import Any
 import tqdm
 
 from ev2 import errors
-from ev2.data import storage as files
+from ev2.data import storage
 from ev2.data.prepare import shards
 from ev2.data.tensorflow import tf
 
 LOCAL = "DirectRunner"
-FAILURE = "failure.txt"  # in the state: what storage said, or
+FAILURE = "failure.txt"  # in the state: the error of storage, or
 STOPPED = b"stopped"
-POLL_SECONDS = 1.0  # between looks at what is done
+POLL_SECONDS = 1.0  # between two looks for results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """How Beam runs.
+class BeamOptions:
+    """Runner of Beam and its options.
 
     Attributes:
         runner: Beam's name of it; "DirectRunner" stays in this process.
@@ -39,8 +39,8 @@ class Options:
     beam: tuple[str, ...] = ()
 
 
-def check(options: Options) -> None:
-    """Raises InputError if Beam is not installed or does not know the options."""
+def check(options: BeamOptions) -> None:
+    """Raises InputError if Beam is not installed or refuses the options."""
     if options.workers < 0:
         raise errors.InputError(
             f"workers: {options.workers}; give 0, one per core, or more"
@@ -62,7 +62,7 @@ def check(options: Options) -> None:
 
 def _import_beam() -> Any:
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of parts of Google Cloud that are not there
+    logging.disable(logging.WARNING)  # about missing parts of Google Cloud
     try:
         import apache_beam
         import apache_beam.options.pipeline_options
@@ -72,22 +72,20 @@ def _import_beam() -> Any:
     return apache_beam
 
 
-def _pipeline_options(options: Options) -> Any:
+def _pipeline_options(options: BeamOptions) -> Any:
     beam = _import_beam()
-    given = [f"--{option}" for option in options.beam]
+    flags = [f"--{option}" for option in options.beam]
     if options.runner == LOCAL:
         # By its own name "DirectRunner" would first try to download another runner.
-        given += [
+        flags += [
             "--runner=FnApiRunner",
             f"--direct_num_workers={options.workers or os.cpu_count()}",
             "--direct_running_mode=multi_threading",
         ]
     else:
-        beam.runners.runner.create_runner(
-            options.runner
-        )  # complains of a name that is not known
-        given.append(f"--runner={options.runner}")
-    return beam.options.pipeline_options.PipelineOptions(given)
+        beam.runners.runner.create_runner(options.runner)  # refuses an unknown name
+        flags.append(f"--runner={options.runner}")
+    return beam.options.pipeline_options.PipelineOptions(flags)
 
 
 def run(
@@ -97,20 +95,20 @@ def run(
     *,
     suffix: str,
     title: str,
-    options: Options,
+    options: BeamOptions,
 ) -> None:
-    """Runs `task(out, name)` for each name whose result is not there.
+    """Runs `task(out, name)` for each name without a result.
 
     Args:
         task: a function of a module; it writes `NAME` + `suffix` into the state.
         out: folder that is filled.
         names: names of the tasks.
         suffix: ending of the results.
-        title: what the tasks do, for people.
-        options: how Beam runs.
+        title: action of the tasks, for people.
+        options: runner of Beam.
 
     Raises:
-        InputError: storage refused to be read or written.
+        InputError: storage cannot be read or written.
     """
     done = _done(out, names, suffix)
     missing = [name for name in names if name not in done]
@@ -120,26 +118,26 @@ def run(
     is_local = options.runner == LOCAL
     function = functools.partial(_attempt, task, out, retried=not is_local)
     try:
-        ended = _ended_by_ctrl_c(out) if is_local else contextlib.nullcontext()
-        with _progress(out, missing, suffix, title), ended:
+        stopper = _stopped_by_ctrl_c(out) if is_local else contextlib.nullcontext()
+        with _progress(out, missing, suffix, title), stopper:
             _run_pipeline(function, missing, options)
-        if not is_local and _failed(out):  # but went well when it was tried again
+        if not is_local and _failed(out):  # and succeeded when it was retried
             tf.io.gfile.remove(_failure_path(out))
     except Exception:
         if not _failed(out):
             raise
     if _failed(out):
-        said = files.read_file(_failure_path(out))
-        if said == STOPPED:
+        failure = storage.read_file(_failure_path(out))
+        if failure == STOPPED:
             raise KeyboardInterrupt
         raise errors.InputError(
-            f"out: {title} stopped: {said.decode()}; what is finished stays, run it"
-            " again to go on"
+            f"out: {title} stopped: {failure.decode()}; finished shards stay, run it"
+            " again to resume"
         )
 
 
 def _run_pipeline(
-    function: Callable[[str], None], names: Sequence[str], options: Options
+    function: Callable[[str], None], names: Sequence[str], options: BeamOptions
 ) -> None:
     beam = _import_beam()
     with beam.Pipeline(options=_pipeline_options(options)) as pipeline:
@@ -150,32 +148,32 @@ def _run_pipeline(
 def _attempt(
     task: Callable[[str, str], None], out: str, name: str, *, retried: bool
 ) -> None:
-    """Runs a task; leaves a line for people if storage refuses.
+    """Runs a task; writes a line for people if storage fails.
 
-    It is then raised for a runner that tries again elsewhere; the direct runner, which
-    would print the whole way to it, passes over the tasks that are left.
+    The error is then raised for a runner that retries elsewhere. The direct runner
+    would print a stack trace; it skips the remaining tasks instead.
     """
     if not retried and _failed(out):
         return
     try:
         task(out, name)
-    except (OSError, tf.errors.OpError, errors.InputError) as error:
+    except (*storage.ERRORS, errors.InputError) as error:
         line = " ".join(str(error).split())
-        files.write_file(_failure_path(out), f"{name}: {line}".encode())
+        shards.write_state(out, FAILURE, f"{name}: {line}".encode())
         if retried:
             raise
 
 
 @contextlib.contextmanager
-def _ended_by_ctrl_c(out: str) -> Iterator[None]:
-    """The first Ctrl-C lets running tasks end and passes over the others.
+def _stopped_by_ctrl_c(out: str) -> Iterator[None]:
+    """Lets running tasks end at the first Ctrl-C and skips the remaining ones.
 
-    Threads that are killed inside TensorFlow would take the process down with a crash.
+    Threads that are killed inside TensorFlow would crash the process.
     """
 
     def stop(*_: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        files.write_file(_failure_path(out), STOPPED)
+        shards.write_state(out, FAILURE, STOPPED)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -193,34 +191,34 @@ def _failed(out: str) -> bool:
 
 
 def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
-    """Names of tasks whose results are there."""
-    found = set(files.list_names(os.path.join(out, shards.STATE)))
-    return {name for name in names if name + suffix in found}
+    """Returns the names of the tasks with a result."""
+    results = set(storage.list_names(os.path.join(out, shards.STATE)))
+    return {name for name in names if name + suffix in results}
 
 
 @contextlib.contextmanager
 def _progress(
     out: str, names: Sequence[str], suffix: str, title: str
 ) -> Iterator[None]:
-    """Shows on a terminal how many results are there, wherever they are made."""
+    """Shows the number of results on a terminal, wherever they are made."""
     bar = tqdm.tqdm(total=len(names), desc=title, unit="task", disable=None)
     stopped = threading.Event()
 
-    def look() -> None:
+    def update() -> None:
         bar.update(len(_done(out, names, suffix)) - bar.n)
 
-    def keep_looking() -> None:
+    def keep_updating() -> None:
         while not stopped.wait(POLL_SECONDS):
             started = time.monotonic()
-            look()
-            stopped.wait(10 * (time.monotonic() - started))  # a slow look, rarely
+            update()
+            stopped.wait(10 * (time.monotonic() - started))  # slow storage, rarely
 
-    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread = threading.Thread(target=keep_updating, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stopped.set()
         thread.join()
-        look()
+        update()
         bar.close()

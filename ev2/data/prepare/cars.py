@@ -1,8 +1,8 @@
-"""Stanford's cars, whose first host is gone, from the four files that it had.
+"""Prepares Stanford's cars from the four files of the set.
 
     ev2 prepare cars --archive=DIR --out=DIR
 
-The first DIR holds cars_train.tgz, cars_test.tgz, car_devkit.tgz and
+The first DIR contains cars_train.tgz, cars_test.tgz, car_devkit.tgz and
 cars_test_annos_withlabels.mat.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ev2 import errors
-from ev2.data.prepare import in_memory, shards
+from ev2.data.prepare import in_memory
 
 DEVKIT, TEST_LABELS = "car_devkit.tgz", "cars_test_annos_withlabels.mat"
 CLASS_NAMES, TRAIN_LABELS = "cars_meta.mat", "cars_train_annos.mat"
@@ -25,40 +25,40 @@ HINT = "fetch a copy of that name: its first host, ai.stanford.edu, is gone"
 def prepare_cars(
     archive: str, out: str, *, counts: Mapping[str, int] = in_memory.TABLE_9["cars"]
 ) -> dict:
-    """Writes train and test as shards in ImageNet's layout; the boxes are not used.
+    """Writes train and test as shards in ImageNet's layout, without the boxes.
 
-    Holds one archive at a time in memory, about 1 GB.
+    Reads one archive at a time into memory, about 1 GB.
 
     Args:
         archive: folder of the four files.
-        out: folder to create; it appears complete or not at all.
-        counts: pictures of each split.
+        out: folder to create, complete or not at all.
+        counts: images of each split.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: `out` holds anything, or a file is missing or not as it should be.
+        InputError: `out` contains anything, or a file is missing or damaged.
     """
-    shards.check_free(out)
+    in_memory.check_free(out)
     names = (*ARCHIVES.values(), DEVKIT, TEST_LABELS)
     paths = in_memory.find_files("archive", archive, dict.fromkeys(names, HINT))
     classes, labels = _read_tables(paths)
     for split, count in counts.items():
         in_memory.check_count("archive", split, len(labels[split]), count)
-    with shards.new_folder(out) as folder:
+    with in_memory.new_folder(out) as folder:
         written = {}
-        for split, of_picture in labels.items():
+        for split, label_of in labels.items():
             path = paths[ARCHIVES[split]]
-            pictures = [
-                in_memory.Picture(name, content, of_picture[name])
-                for name, content in in_memory.read_members("archive", path, of_picture)
+            images = [
+                in_memory.NamedImage(name, content, label_of[name])
+                for name, content in in_memory.read_members("archive", path, label_of)
             ]
-            found = len({picture.name for picture in pictures})
+            found = len({image.name for image in images})
             in_memory.check_count(
                 "archive", os.path.basename(path), found, counts[split]
             )
-            written[split] = in_memory.write_split(folder, split, pictures)
+            written[split] = in_memory.write_split(folder, split, images)
         sources = list(paths.values())
         return in_memory.write_manifest(folder, "cars", classes, written, sources)
 
@@ -66,29 +66,26 @@ def prepare_cars(
 def _read_tables(
     paths: Mapping[str, str],
 ) -> tuple[list[str], dict[str, dict[str, int]]]:
-    """Names of the classes; for each split the class of each picture by its name."""
-    wanted = (CLASS_NAMES, TRAIN_LABELS)
-    kit = dict(in_memory.read_members("archive", paths[DEVKIT], wanted))
+    """Returns the class names, and for each split the class of each image by name."""
+    names = (CLASS_NAMES, TRAIN_LABELS)
+    kit = dict(in_memory.read_members("archive", paths[DEVKIT], names))
     try:
         tables = {
             name: in_memory.load_matlab("archive", name, io.BytesIO(kit[name]))
-            for name in wanted
+            for name in names
         }
-        tables[TEST_LABELS] = in_memory.load_matlab("archive", paths[TEST_LABELS])
+        test = in_memory.load_matlab("archive", paths[TEST_LABELS])
         classes = [str(name) for name in tables[CLASS_NAMES]["class_names"]]
-        labels = {
-            "train": _labels(tables[TRAIN_LABELS]),
-            "test": _labels(tables[TEST_LABELS]),
-        }
+        labels = {"train": _labels(tables[TRAIN_LABELS]), "test": _labels(test)}
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise errors.InputError(
-            f"archive: {DEVKIT} or {TEST_LABELS} is not that of the set ({error!r}); "
-            f"{HINT}"
+            f"archive: {DEVKIT} or {TEST_LABELS} is not the file of the set"
+            f" ({error!r}); {HINT}"
         ) from None
-    used = {label for found in labels.values() for label in found.values()}
+    used = {label for of_split in labels.values() for label in of_split.values()}
     if used - set(range(len(classes))):
         raise errors.InputError(
-            f"archive: {DEVKIT} names {len(classes)} classes, pictures have others; "
+            f"archive: {DEVKIT} names {len(classes)} classes, images have others; "
             "fetch the files of one edition"
         )
     return classes, labels

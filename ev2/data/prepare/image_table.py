@@ -1,4 +1,4 @@
-"""Where pictures lie, as columns of numbers: 13 million of them fit into memory."""
+"""Table of image locations as columns of numbers: 13 million rows fit into memory."""
 
 import dataclasses
 import functools
@@ -11,22 +11,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class ImageTable:
-    """Pictures with their classes; picture i has `counts[i]` labels, after those of
-    the pictures before it."""
+    """Images with their classes.
 
-    paths: tuple[str, ...]  # of the files that hold the pictures
-    files: np.ndarray  # [N] int32, position in `paths`
+    Image i has `counts[i]` labels, which follow the labels of the images before it.
+    """
+
+    paths: tuple[str, ...]  # of the files that contain the images
+    files: np.ndarray  # [N] int32, index in `paths`
     offsets: np.ndarray  # [N] int64, bytes from the start of the file
     sizes: np.ndarray  # [N] int64, bytes
     names: np.ndarray  # [N] bytes, file name in UTF-8
     labels: np.ndarray  # [labels] int32, classes counted from 0
-    counts: np.ndarray  # [N] int32, labels of each picture
+    counts: np.ndarray  # [N] int32, labels of each image
 
     def __len__(self) -> int:
         return len(self.files)
 
     def take(self, rows: np.ndarray) -> "ImageTable":
-        """The pictures `rows`, in that order, with the paths that they need."""
+        """Returns the images `rows`, in that order, with the paths that they need."""
         used, numbers = np.unique(self.files[rows], return_inverse=True)
         counts = self.counts[rows]
         first = self._first_labels[rows]
@@ -43,25 +45,25 @@ class ImageTable:
 
     @functools.cached_property
     def _first_labels(self) -> np.ndarray:
-        """`[N] int64`, where each picture's labels begin."""
+        """Index in `labels` of each image's first label: `[N] int64`."""
         return np.cumsum(self.counts, dtype=np.int64) - self.counts
 
     def hash_order(self) -> np.ndarray:
-        """Rows in the order of the SHA-256 of their names, by its first 8 bytes.
+        """Returns the rows sorted by the SHA-256 of their names, its first 8 bytes.
 
-        Equal hashes are in the order of their names, equal names as they are listed.
+        Equal hashes are sorted by name, equal names as they are listed.
         """
         digests = (hashlib.sha256(name).digest()[:8] for name in self.names.tolist())
         keys = np.frombuffer(b"".join(digests), ">u8")
         return np.lexsort((self.names, keys))
 
     def split_labels(self) -> list[list[int]]:
-        """Classes of every picture."""
+        """Returns the classes of every image."""
         flat, ends = self.labels.tolist(), np.cumsum(self.counts).tolist()
         return [flat[end - n : end] for end, n in zip(ends, self.counts, strict=True)]
 
     def digest(self) -> str:
-        """SHA-256 of everything but the paths: archives may be moved."""
+        """Returns the SHA-256 of everything but the paths: archives may be moved."""
         columns = (self.files, self.offsets, self.sizes, self.labels, self.counts)
         state = hashlib.sha256(b"\n".join(self.names.tolist()))
         for column in columns:
@@ -69,7 +71,7 @@ class ImageTable:
         return state.hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The columns as one file."""
+        """Returns the columns as the content of one file."""
         stream = io.BytesIO()
         columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         np.savez(stream, **{**columns, "paths": np.array(self.paths, np.str_)})
@@ -77,18 +79,16 @@ class ImageTable:
 
 
 def from_bytes(content: bytes) -> ImageTable:
-    """The inverse of `ImageTable.to_bytes`."""
+    """Returns the inverse of `ImageTable.to_bytes`."""
     with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        columns = {
-            field.name: saved[field.name] for field in dataclasses.fields(ImageTable)
-        }
+        columns = {f.name: saved[f.name] for f in dataclasses.fields(ImageTable)}
     return ImageTable(**{**columns, "paths": tuple(columns["paths"].tolist())})
 
 
 def from_rows(
     paths: Sequence[str], rows: Sequence[tuple[int, int, int, str, int]]
 ) -> ImageTable:
-    """Pictures of one class each, from rows of file, offset, size, name and class."""
+    """Returns images of one class each, from (file, offset, size, name, class)."""
     files, offsets, sizes, names, labels = zip(*rows, strict=True) if rows else [()] * 5
     encoded = [name.encode("utf-8", "surrogateescape") for name in names]
     return ImageTable(
@@ -103,7 +103,7 @@ def from_rows(
 
 
 def join(parts: Sequence[ImageTable]) -> ImageTable:
-    """The pictures of all parts, one after another."""
+    """Returns the images of all parts, one after another."""
     first = np.cumsum([0, *(len(part.paths) for part in parts)])
     files = [p.files + n for p, n in zip(parts, first[:-1].tolist(), strict=True)]
     columns = {
@@ -115,38 +115,37 @@ def join(parts: Sequence[ImageTable]) -> ImageTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
-    """What became of pictures with the same bytes."""
+class MergedTable:
+    """Images without duplicates, and the number of duplicates by kind."""
 
-    places: ImageTable  # one of each, with the labels of all, sorted
-    same_class: int  # pictures left out for one in the same class
-    other_classes: int  # pictures that became a label of one in another class
+    table: ImageTable  # one of each, with the labels of all, sorted
+    same_class: int  # images left out as duplicates in the same class
+    other_classes: int  # images that became a label of a duplicate in another class
 
 
-def merge_equal(places: ImageTable, digests: np.ndarray) -> Merged:
-    """Makes one picture of those with equal content.
+def merge_equal(table: ImageTable, digests: np.ndarray) -> MergedTable:
+    """Merges images with equal bytes into one.
 
-    The one that is first in `hash_order` gives place and name.
+    The image that is first in `hash_order` gives location and name.
 
     Args:
-        places: pictures of one label each.
-        digests: `[N, 32] uint8`, SHA-256 of each one's bytes.
+        table: images of one label each.
+        digests: `[N, 32] uint8`, SHA-256 of each image's bytes.
     """
-    order = places.hash_order()
+    order = table.hash_order()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     words = np.ascontiguousarray(digests).view(np.uint64)  # [N, 4]
     by_content = np.lexsort((rank, *words.T))
-    is_first = np.ones(len(places), bool)
+    is_first = np.ones(len(table), bool)
     is_first[1:] = (words[by_content][1:] != words[by_content][:-1]).any(-1)
     group = np.cumsum(is_first) - 1  # of each row of `by_content`
-    classes = int(places.labels.max(initial=0)) + 1
-    pairs = np.unique(group * classes + places.labels[by_content])
+    classes = int(table.labels.max(initial=0)) + 1
+    pairs = np.unique(group * classes + table.labels[by_content])
     counts = np.bincount(pairs // classes, minlength=int(is_first.sum()))
-    kept = places.take(by_content[is_first])
     merged = dataclasses.replace(
-        kept,
+        table.take(by_content[is_first]),
         labels=(pairs % classes).astype(np.int32),
         counts=counts.astype(np.int32),
     )
-    return Merged(merged, len(places) - len(pairs), len(pairs) - len(merged))
+    return MergedTable(merged, len(table) - len(pairs), len(pairs) - len(merged))

@@ -1,32 +1,45 @@
-"""The pictures of ImageNet's archives: names, places, classes.
+"""Lists the images of ImageNet's archives: names, byte offsets, classes.
 
-Archives are read where they lie, inner ones too; only headers are read here.
+Archives are read without unpacking, archives inside archives too; listing reads only
+headers.
 """
 
 import collections
 import dataclasses
+import io
 import os
 import re
+import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from ev2 import errors
-from ev2.data import image_folder as folder
-from ev2.data import imagenet_classes, tar
-from ev2.data import storage as files
-from ev2.data.prepare import devkits, image_table, listing
+from ev2.data import image_folder, imagenet_classes, storage, tar
+from ev2.data.prepare import image_table, in_memory, listing
 from ev2.data.tensorflow import tf
 
 WORDNET_ID = re.compile(r"n\d{8}$")
 VALIDATION_NAME = re.compile(r"_(\d{8})\.[A-Za-z]+$")
-# Pictures and classes of what is published.
+SYNSETS = "data/meta.mat"
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+# Published numbers of images and classes.
 IMAGENET1K = {"train": 1_281_167, "validation": 50_000}
-IMAGENET21K = {  # edition -> pictures, numbers of classes that are called so
+IMAGENET21K = {  # edition -> images, numbers of classes that are called so
     "winter21": (13_153_500, (19_167,)),
     "fall11": (14_197_122, (21_841, 21_842)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class DevKit:
+    """Content of the development kit of ILSVRC2012; classes are WordNet ids."""
+
+    classes: tuple[str, ...]  # in the order of their numbers in the kit
+    validation: tuple[str, ...]  # class of each validation image, by its number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +59,20 @@ def list_imagenet1k(
 
     Args:
         train: archive of class archives, or a folder of them; "" = without.
-        validation: flat archive of the validation pictures; "" = without.
-        devkit: archive of the development kit, which tells their classes.
-        minival_images: pictures of `train` to hold out.
+        validation: flat archive of the validation images; "" = without.
+        devkit: archive of the development kit, with the validation classes.
+        minival_images: number of training images to hold out.
 
     Raises:
-        InputError: something is missing, cut, or does not fit the rest.
+        InputError: a file is missing or truncated, or does not fit the others.
     """
     if not train and not validation or bool(validation) != bool(devkit):
         raise errors.InputError(
             f"train, validation, devkit: {train!r}, {validation!r}, {devkit!r}; give"
             " train, or validation and devkit, or all three"
         )
-    splits, left_out, classes = {}, [], ()
-    kit = devkits.read(devkit) if devkit else None
+    splits, left_out, classes, rule = {}, [], (), {}
+    kit = _read_devkit(devkit) if devkit else None
     if train:
         archives, left_out = _find_class_archives("train", train)
         classes = tuple(archive.name for archive in archives)
@@ -68,10 +81,11 @@ def list_imagenet1k(
         _check_devkit(devkit, kit, classes)
         classes = tuple(sorted(kit.classes))
         splits["validation"] = _list_validation(validation, kit, classes, left_out)
-    rule = {"validation": "the official validation pictures"} if validation else {}
+        rule["validation"] = "the official validation images"
     if train:
-        rule["minival"] = f"the first {minival_images} of the training pictures"
-        rule["train"] = "the other training pictures"
+        rule["minival"] = f"the first {minival_images} of the training images"
+        rule["train"] = "the other training images"
+    paths = [path for path in (train, validation, devkit) if path]
     return listing.Listing(
         dataset="imagenet1k",
         classes=classes,
@@ -80,11 +94,7 @@ def list_imagenet1k(
         held_out="minival" if train else "",
         held_out_images=minival_images if train else 0,
         held_out_flag="minival_images",
-        sources=[
-            listing.describe_source(path)
-            for path in (train, validation, devkit)
-            if path
-        ],
+        sources=[listing.describe_source(path) for path in paths],
         left_out=left_out,
         rule=rule | {"order": listing.ORDER},
         notes=_compare_imagenet1k(splits, classes),
@@ -94,9 +104,9 @@ def list_imagenet1k(
 def _compare_imagenet1k(
     splits: dict[str, image_table.ImageTable], classes: tuple[str, ...]
 ) -> list[str]:
-    """What is other than in the published archives, in words."""
+    """Returns the differences from the published archives, in words."""
     notes = [
-        f"{split} has {len(splits[split]):,} pictures; ILSVRC2012 has {count:,}"
+        f"{split} has {len(splits[split]):,} images; ILSVRC2012 has {count:,}"
         for split, count in IMAGENET1K.items()
         if split in splits and len(splits[split]) != count
     ]
@@ -109,24 +119,24 @@ def list_imagenet21k(*, source: str, validation_images: int) -> listing.Listing:
     """Lists ImageNet21k from an archive of class archives, or a folder of them.
 
     Raises:
-        InputError: as `list_imagenet1k`.
+        InputError: see `list_imagenet1k`.
     """
     archives, left_out = _find_class_archives("source", source)
     classes = tuple(archive.name for archive in archives)
-    found = _list_classes("source", archives, left_out)
+    images = _list_classes("source", archives, left_out)
     published = [(n, c) for n, counts in IMAGENET21K.values() for c in counts]
     notes = []
-    if (len(found), len(classes)) not in published:
-        known = "; ".join(
+    if (len(images), len(classes)) not in published:
+        editions = "; ".join(
             f"{name} has {n:,} in {' or '.join(f'{c:,}' for c in counts)}"
             for name, (n, counts) in IMAGENET21K.items()
         )
-        notes.append(f"{len(found):,} pictures in {len(classes):,} classes; {known}")
+        notes.append(f"{len(images):,} images in {len(classes):,} classes; {editions}")
     return listing.Listing(
         dataset="imagenet21k",
         classes=classes,
         synsets=True,
-        splits={"train": found},
+        splits={"train": images},
         held_out="validation",
         held_out_images=validation_images,
         held_out_flag="validation_images",
@@ -134,9 +144,9 @@ def list_imagenet21k(*, source: str, validation_images: int) -> listing.Listing:
         sources=[listing.describe_source(source)],
         left_out=left_out,
         rule={
-            "merge": "pictures with the same bytes are one, with all their labels",
-            "validation": f"the first {validation_images} pictures",
-            "train": "the others",
+            "merge": "images with the same bytes are one, with all their labels",
+            "validation": f"the first {validation_images} images",
+            "train": "the other images",
             "order": listing.ORDER,
         },
         notes=notes,
@@ -146,42 +156,51 @@ def list_imagenet21k(*, source: str, validation_images: int) -> listing.Listing:
 def _find_class_archives(
     key: str, path: str
 ) -> tuple[list[_Archive], list[dict[str, str]]]:
-    """The archives of classes, by name, and what else was found beside them."""
-    found, others = [], []
+    """Returns the archives of classes, by name, and the other files beside them."""
     if tf.io.gfile.isdir(path):
-        for name in files.list_names(path):
-            inside = os.path.join(path, name)
-            found.append(_Archive(name.removesuffix(".tar"), inside))
+        found = [
+            _Archive(name.removesuffix(".tar"), os.path.join(path, name))
+            for name in storage.list_names(path)
+        ]
     else:
-        for member in _walk(key, _Archive(path, path)):
-            name = os.path.basename(member.name)
-            if member.isreg():
-                archive = _Archive(
-                    name.removesuffix(".tar"), path, member.offset_data, member.size
-                )
-                found.append(archive)
-    for archive in list(found):
-        if not WORDNET_ID.match(archive.name):
-            found.remove(archive)
-            others.append({"name": archive.name, "reason": "no archive of a class"})
-    names = [archive.name for archive in found]
-    twice = sorted(n for n, count in collections.Counter(names).items() if count > 1)
-    if len(found) < 2 or twice:
-        problem = f"two archives of {twice[0]}" if twice else f"{len(found)} classes"
+        found = [
+            _Archive(
+                os.path.basename(member.name).removesuffix(".tar"),
+                path,
+                member.offset_data,
+                member.size,
+            )
+            for member in _walk(key, _Archive(path, path))
+            if member.isreg()
+        ]
+    archives = [archive for archive in found if WORDNET_ID.match(archive.name)]
+    others = [
+        {"name": archive.name, "reason": "not an archive of a class"}
+        for archive in found
+        if not WORDNET_ID.match(archive.name)
+    ]
+    counts = collections.Counter(archive.name for archive in archives)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if len(archives) < 2 or twice:
+        problem = f"two archives of {twice[0]}" if twice else f"{len(archives)} classes"
         raise errors.InputError(
             f"{key}: {path!r} holds {problem}; give an archive or a folder of archives,"
             " one per class and called by its WordNet id, such as n01440764.tar"
         )
-    return sorted(found, key=lambda archive: archive.name), others
+    return sorted(archives, key=lambda archive: archive.name), others
 
 
 def _walk(key: str, archive: _Archive) -> Iterable:
-    """Members of an archive. Raises InputError if it is no whole one."""
+    """Yields the members of an archive.
+
+    Raises:
+        InputError: it is missing, truncated or compressed, or not an archive.
+    """
     try:
         yield from tar.walk(archive.path, archive.start, archive.size)
     except (FileNotFoundError, tf.errors.NotFoundError):
         raise errors.InputError(f"{key}: {archive.path!r} does not exist") from None
-    except (OSError, tf.errors.OpError) as error:
+    except storage.ERRORS as error:
         if archive.size is None and _is_gzip(archive.path):
             raise errors.InputError(
                 f"{key}: {archive.path!r} is compressed and cannot be read by"
@@ -189,67 +208,110 @@ def _walk(key: str, archive: _Archive) -> Iterable:
             ) from None
         inside = f" in {archive.path!r}" if archive.size is not None else ""
         raise errors.InputError(
-            f"{key}: the archive {archive.name!r}{inside} is cut, compressed or no tar"
-            f" archive ({error}); fetch it again"
+            f"{key}: the archive {archive.name!r}{inside} is truncated, compressed or"
+            f" not a tar archive ({error}); fetch it again"
         ) from None
 
 
 def _is_gzip(path: str) -> bool:
     try:
-        with files.open_file(path) as file:
+        with storage.open_file(path) as file:
             return file.read(2) == b"\x1f\x8b"
-    except (OSError, tf.errors.OpError):
+    except storage.ERRORS:
         return False
 
 
 def _list_classes(
     key: str, archives: Sequence[_Archive], left_out: list[dict[str, str]]
 ) -> image_table.ImageTable:
-    """The pictures of all classes; what is no picture goes to `left_out`."""
+    """Returns the images of all classes; adds other files to `left_out`."""
     parts = []
-    for label, archive in enumerate(
-        tqdm.tqdm(archives, "reading headers", unit="class", disable=None)
-    ):
-        rows, others = _list_pictures(key, archive)
+    bar = tqdm.tqdm(archives, "reading headers", unit="class", disable=None)
+    for label, archive in enumerate(bar):
+        rows, others = _list_images(key, archive)
         left_out += others
-        parts.append(
-            image_table.from_rows([archive.path], [(0, *row, label) for row in rows])
-        )
+        located = [(0, *row, label) for row in rows]
+        parts.append(image_table.from_rows([archive.path], located))
     joined = image_table.join(parts)
     if not len(joined):
-        raise errors.InputError(f"{key}: the archives hold no pictures")
+        raise errors.InputError(f"{key}: the archives hold no images")
     return joined
 
 
-def _list_pictures(
+def _list_images(
     key: str, archive: _Archive
 ) -> tuple[list[tuple[int, int, str]], list[dict[str, str]]]:
-    """Offset, size and file name of the pictures; and what is none."""
+    """Returns offset, size and file name of the images; and the other members."""
     rows, others = {}, []
     for member in _walk(key, archive):
         name = os.path.basename(member.name)
-        reason = _why_no_picture(member, name)
+        reason = _other_reason(member, name)
         if not reason:
-            place = os.path.normpath(member.name)
-            if place in rows:  # of equal names an archive means the last
+            path = os.path.normpath(member.name)
+            if path in rows:  # of equal names the last one counts
                 others.append({"name": member.name, "reason": "replaced further on"})
-            rows[place] = (member.offset_data, member.size, name)
+            rows[path] = (member.offset_data, member.size, name)
         elif not member.isdir():
             inside = f"{os.path.basename(archive.name)}/{member.name}"
             others.append({"name": inside, "reason": reason})
     return list(rows.values()), others
 
 
-def _why_no_picture(member: Any, name: str) -> str:
-    """Why a member is left out; "" for a picture, whatever its bytes are."""
+def _other_reason(member: Any, name: str) -> str:
+    """Returns the reason to leave a member out; "" for an image, whatever its bytes."""
     if not member.isreg() or member.issparse():
-        return "no plain file"
-    if name.startswith(".") or not name.lower().endswith(folder.EXTENSIONS):
-        return "no picture by its name"
+        return "not a plain file"
+    if not image_folder.is_image_name(name):
+        return "not an image by its name"
     return "" if member.size else "empty"
 
 
-def _check_devkit(path: str, kit: devkits.Devkit, classes: tuple[str, ...]) -> None:
+def _read_devkit(path: str) -> DevKit:
+    """Reads `ILSVRC2012_devkit_t12.tar.gz`.
+
+    Its numbers of classes are its own: 1 to 1,000 for the classes of the challenge,
+    above them the synsets that contain others.
+
+    Raises:
+        InputError: the file cannot be read, or is not the kit.
+    """
+    hint = "give ILSVRC2012_devkit_t12.tar.gz"
+    content = {}
+    try:
+        with (
+            storage.open_file(path) as file,
+            tarfile.open(fileobj=file, mode="r:*") as archive,
+        ):
+            for member in archive:
+                for name in (SYNSETS, TRUTH):
+                    if member.name.endswith(name) and member.isreg():
+                        extracted = archive.extractfile(member)
+                        assert extracted is not None  # it is a regular file
+                        content[name] = extracted.read()
+    except (*storage.ERRORS, EOFError, zlib.error, tarfile.TarError) as error:
+        raise errors.InputError(
+            f"devkit: cannot read {path!r} ({error}); {hint}"
+        ) from None
+    for name in (SYNSETS, TRUTH):
+        if name not in content:
+            raise errors.InputError(f"devkit: {path!r} lacks {name!r}; {hint}")
+    table = in_memory.load_matlab("devkit", path, io.BytesIO(content[SYNSETS]))
+    try:
+        synsets = {
+            int(row["ILSVRC2012_ID"]): str(row["WNID"])
+            for row in np.atleast_1d(table["synsets"])
+            if int(row["num_children"]) == 0
+        }
+        numbers = [int(line) for line in content[TRUTH].split()]
+        validation = tuple(synsets[number] for number in numbers)
+    except (LookupError, TypeError, ValueError) as error:
+        raise errors.InputError(
+            f"devkit: cannot read {path!r} ({error!r}); {hint}"
+        ) from None
+    return DevKit(tuple(synsets.values()), validation)
+
+
+def _check_devkit(path: str, kit: DevKit, classes: tuple[str, ...]) -> None:
     differ = sorted(set(kit.classes) ^ set(classes))
     if classes and differ:
         raise errors.InputError(
@@ -260,30 +322,28 @@ def _check_devkit(path: str, kit: devkits.Devkit, classes: tuple[str, ...]) -> N
 
 
 def _list_validation(
-    path: str,
-    kit: devkits.Devkit,
-    classes: tuple[str, ...],
-    left_out: list[dict[str, str]],
+    path: str, kit: DevKit, classes: tuple[str, ...], left_out: list[dict[str, str]]
 ) -> image_table.ImageTable:
-    """The validation pictures, whose numbers are lines of the kit's ground truth."""
-    rows, others = _list_pictures("validation", _Archive(path, path))
+    """Lists the validation images; a number is a line of the kit's ground truth."""
+    rows, others = _list_images("validation", _Archive(path, path))
     left_out += others
-    number = {name: i for i, name in enumerate(classes)}
-    labelled, seen = [], set()
+    label_of = {name: i for i, name in enumerate(classes)}
+    located, seen = [], set()
     for offset, size, name in rows:
         match = VALIDATION_NAME.search(name)
-        line = int(match[1]) if match else 0
-        if not 1 <= line <= len(kit.validation):
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(kit.validation):
             raise errors.InputError(
                 f"validation: {name!r} of {path!r} is not one of the"
-                f" {len(kit.validation)} pictures of the devkit"
+                f" {len(kit.validation)} images of the devkit"
                 " (ILSVRC2012_val_00000001.JPEG...); give the archives of one challenge"
             )
-        seen.add(line)
-        labelled.append((0, offset, size, name, number[kit.validation[line - 1]]))
+        seen.add(number)
+        label = label_of[kit.validation[number - 1]]
+        located.append((0, offset, size, name, label))
     if len(seen) != len(kit.validation) or len(rows) != len(seen):
         raise errors.InputError(
-            f"validation: {path!r} has {len(rows)} pictures and the devkit the classes"
+            f"validation: {path!r} has {len(rows)} images and the devkit the classes"
             f" of {len(kit.validation)}; give the archives of one challenge"
         )
-    return image_table.from_rows([path], labelled)
+    return image_table.from_rows([path], located)

@@ -1,22 +1,25 @@
-"""Sets that fit into memory: named pictures to shards and a manifest, in one go."""
+"""Writes image sets that fit into memory as shards with a manifest."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import pathlib
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from ev2 import errors
+from ev2 import errors, files
 from ev2.data.prepare import listing, shards
 
-SHARD_BYTES = 64_000_000  # about the size of a shard
+SHARD_BYTES = 64_000_000  # approximate size of a shard
 
-# Pictures of each split; Table 9 of the paper, where Flowers' two first are one.
+# Images of each split; Table 9 of the paper, which counts the first two splits of
+# Flowers as one.
 TABLE_9 = {
     "flowers": {"train": 1_020, "validation": 1_020, "test": 6_149},
     "cars": {"train": 8_144, "test": 8_041},
@@ -24,24 +27,47 @@ TABLE_9 = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A file with its class, counted from 0."""
+class NamedImage:
+    """An encoded image with its file name and its class, counted from 0."""
 
     name: str
     encoded: bytes
     label: int
 
 
-def find_files(key: str, folder: str, hints: Mapping[str, str]) -> dict[str, str]:
-    """Returns the paths of files in a folder.
+def check_free(out: str) -> None:
+    """Raises InputError if the local folder `out` contains anything."""
+    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
+        raise errors.InputError(
+            f"out: {out!r} exists and is not an empty folder; nothing is overwritten,"
+            " give a new folder"
+        )
+    files.check_writable("out", out)
 
-    Args:
-        key: what the folder is called on the command line.
-        folder: the folder.
-        hints: by the name of each file, where it is to be had.
+
+@contextlib.contextmanager
+def new_folder(out: str) -> Iterator[str]:
+    """Yields a local folder to fill, which becomes `out`; nothing is left on an error.
 
     Raises:
-        InputError: one is missing; it is named, with its hint.
+        InputError: `out` contains anything, or cannot be made.
+    """
+    check_free(out)
+    with files.atomic_path(out) as folder:
+        os.mkdir(folder)
+        yield os.fspath(folder)
+
+
+def find_files(key: str, folder: str, hints: Mapping[str, str]) -> dict[str, str]:
+    """Returns the paths of files in a folder, by name.
+
+    Args:
+        key: flag of the folder on the command line.
+        folder: the folder.
+        hints: name of each file -> its origin.
+
+    Raises:
+        InputError: a file is missing; the message has its name and hint.
     """
     for name, hint in hints.items():
         if not os.path.isfile(os.path.join(folder, name)):
@@ -55,12 +81,12 @@ def read_members(
     """Yields base name and content of the files in a tar archive, compressed or not.
 
     Args:
-        key: what the archive is called on the command line.
+        key: flag of the archive on the command line.
         path: the archive.
-        names: base names that are wanted; None = all.
+        names: base names to read; None = all.
 
     Raises:
-        InputError: it is cut, or no such archive.
+        InputError: the file is truncated or is not an archive.
     """
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -72,7 +98,8 @@ def read_members(
                     yield name, file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise errors.InputError(
-            f"{key}: {path!r} is cut or no tar archive ({error}); fetch it again"
+            f"{key}: {path!r} is truncated or not a tar archive ({error}); fetch it"
+            " again"
         ) from None
 
 
@@ -97,30 +124,32 @@ def load_matlab(key: str, path: str, content: Any = None) -> dict[str, Any]:
 
 
 def check_count(key: str, split: str, found: int, expected: int) -> None:
-    """Raises InputError unless a split has as many pictures as it should."""
+    """Raises InputError unless a split has the expected number of images."""
     if found != expected:
         raise errors.InputError(
-            f"{key}: {found:,} pictures for {split}, and there should be {expected:,}; "
+            f"{key}: {found:,} images for {split}, and there should be {expected:,}; "
             "fetch the files again"
         )
 
 
-def write_split(folder: str, split: str, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Writes the shards of a split, in the order of the SHA-256 of the names.
+def write_split(
+    folder: str, split: str, images: Sequence[NamedImage]
+) -> dict[str, Any]:
+    """Writes the shards of a split, sorted by the SHA-256 of the names.
 
     Returns:
-        Its part of the manifest.
+        The entry of the split in the manifest.
     """
-    ordered = sorted(pictures, key=lambda p: hashlib.sha256(p.name.encode()).digest())
-    size = sum(len(picture.encoded) for picture in ordered)
+    ordered = sorted(images, key=lambda i: hashlib.sha256(i.name.encode()).digest())
+    size = sum(len(image.encoded) for image in ordered)
     count = max(1, math.ceil(size / SHARD_BYTES))
 
-    def record(picture: Picture) -> bytes:
-        name = picture.name.encode()
-        return shards.example(picture.encoded, [picture.label], filename=name)
+    def record(image: NamedImage) -> bytes:
+        name = image.name.encode()
+        return shards.example(image.encoded, [image.label], filename=name)
 
     written = shards.write_split(folder, split, ordered, count, record)
-    per_class = collections.Counter(picture.label for picture in ordered)
+    per_class = collections.Counter(image.label for image in ordered)
     fewest, most = min(per_class.values()), max(per_class.values())
     return {"images": len(ordered), "per_class": [fewest, most], "shards": written}
 
@@ -131,24 +160,27 @@ def write_manifest(
     classes: Sequence[str],
     splits: dict[str, Any],
     sources: Sequence[str],
+    rule: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes labels.txt and manifest.json; returns the latter's content.
+    """Writes labels.txt and manifest.json; returns the content of the latter.
 
     Args:
-        folder: the one with the shards.
-        dataset: its name.
+        folder: folder of the shards.
+        dataset: name.
         classes: names of the classes.
-        splits: from `write_split`.
-        sources: paths of what was read.
+        splits: entry of each split, from `write_split`.
+        sources: paths of the original files.
+        rule: rule of the splits, in words; None: the set's own, sorted by hash.
     """
     manifest = {
         "dataset": dataset,
-        "rule": {"splits": "the set's own", "order": listing.ORDER},
+        "rule": rule or {"splits": "the set's own", "order": listing.ORDER},
         "sources": [listing.describe_source(path) for path in sources],
         "classes": list(classes),
         "max_labels": 1,
         "splits": splits,
     }
-    shards.write_text(folder, "labels.txt", "\n".join(classes) + "\n")
-    shards.write_text(folder, "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    path = pathlib.Path(folder)
+    (path / "labels.txt").write_text("\n".join(classes) + "\n", "utf-8")
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     return manifest

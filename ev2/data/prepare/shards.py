@@ -1,28 +1,25 @@
-"""Records and shards in ImageNet's layout, and what a worker does with one of them.
+"""Writes and checks records and shards in ImageNet's layout.
 
-A preparation keeps its state in a folder inside the one it fills: for each task a file
-`NAME.npz` with the places of its pictures, and one with its result. A task whose result
-is there is done; a result is written last, in one move.
+A preparation keeps its state in a folder inside the one that it fills: for each task a
+file `NAME.npz` with the locations of its images, and a file with its result. A task
+with a result is done; results are written last, atomically.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
 import re
-import shutil
-import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf import message
 
 from ev2 import errors
-from ev2.data import storage as files
+from ev2.data import storage
 from ev2.data.prepare import image_table
 from ev2.data.tensorflow import tf
 
@@ -38,10 +35,10 @@ def example(
     filename: bytes = b"",
     synsets: Sequence[str] = (),
 ) -> bytes:
-    """One record in ImageNet's layout: a picture, and its labels counted from 1.
+    """Returns one record: an encoded image, and its labels counted from 1.
 
     Args:
-        encoded: the picture as it is.
+        encoded: the image as it is.
         labels: classes counted from 0.
         filename: its name; b"" = without.
         synsets: WordNet ids of the labels; () = without.
@@ -75,14 +72,14 @@ def write_records(path: str, records: Iterable[bytes]) -> str:
 def write_split(
     folder: str, split: str, rows: Sequence[Any], count: int, make_record: Callable
 ) -> list[dict[str, Any]]:
-    """Writes rows, in order, to the shards of a split, as equal as can be.
+    """Writes rows, in order, to the shards of a split, of equal numbers.
 
     Args:
-        folder: where to.
-        split: its name, as in the shards' names.
-        rows: of the split.
-        count: shards.
-        make_record: from a row to its record.
+        folder: folder of the shards.
+        split: its name, as in the names of the shards.
+        rows: images of the split.
+        count: number of shards.
+        make_record: function of a row to its record.
 
     Returns:
         Name, number of records and SHA-256 of each shard.
@@ -97,79 +94,49 @@ def write_split(
     return written
 
 
-def check_free(out: str) -> None:
-    """Raises InputError if the local folder `out` holds anything."""
-    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
-        raise errors.InputError(
-            f"out: {out!r} exists and is not an empty folder; nothing is overwritten,"
-            " give a new folder"
-        )
-
-
-@contextlib.contextmanager
-def new_folder(out: str) -> Iterator[str]:
-    """Gives a local folder to fill; it becomes `out` at the end, or goes.
-
-    Raises:
-        InputError: `out` holds anything, or cannot be made.
-    """
-    check_free(out)
-    parent = os.path.dirname(os.path.abspath(out))
-    try:
-        os.makedirs(parent, exist_ok=True)
-        partial = tempfile.mkdtemp(prefix=".ev2-prepare-", dir=parent)
-    except OSError as error:
-        raise errors.InputError(f"out: cannot write to {parent!r}: {error}") from error
-    try:
-        yield partial
-        os.chmod(partial, 0o755)  # mkdtemp makes it private
-        os.rename(partial, out)  # fails if something appeared in `out` meanwhile
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def write_text(folder: str, name: str, text: str) -> None:
-    """Writes a text file."""
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def hash_file(path: str) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     state = hashlib.sha256()
-    with files.open_file(path) as file:
+    with storage.open_file(path) as file:
         while block := file.read(HASH_BLOCK_BYTES):
             state.update(block)
     return state.hexdigest()
 
 
 def shard_name(split: str, number: int, of: int) -> str:
-    """Name of a shard, numbers counted from 0."""
+    """Returns the name of a shard, numbers counted from 0."""
     return f"{split}-{number:05d}-of-{of:05d}"
 
 
 def in_state(out: str, name: str) -> str:
-    """Path of a file of the state."""
+    """Returns the path of a file of the state."""
     return os.path.join(out, STATE, name)
 
 
-def digest_pictures(out: str, name: str) -> None:
-    """Writes `NAME.sha256`: `[N, 32] uint8`, the SHA-256 of each picture's bytes."""
-    part = _read_places(out, name)
-    read = functools.partial(_read_picture, part, files.Reader(part.paths))
-    digests = files.map_parallel(lambda row: _sha256(read(row)), range(len(part)))
-    files.write_file(in_state(out, f"{name}.sha256"), b"".join(digests))
+def read_state(out: str, name: str) -> Any:
+    """Returns the content of a JSON file of the state."""
+    return json.loads(storage.read_file(in_state(out, name)))
 
 
-def _sha256(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def write_state(out: str, name: str, content: bytes) -> None:
+    """Writes a file of the state atomically."""
+    storage.write_file(in_state(out, name), content)
+
+
+def digest_images(out: str, name: str) -> None:
+    """Writes `NAME.sha256`: `[N, 32] uint8`, the SHA-256 of each image's bytes."""
+    part = _read_table(out, name)
+    read = functools.partial(_read_image, part, storage.Reader(part.paths))
+    digests = storage.map_parallel(
+        lambda row: hashlib.sha256(read(row)).digest(), range(len(part))
+    )
+    write_state(out, f"{name}.sha256", b"".join(digests))
 
 
 def write_shard(out: str, name: str) -> None:
     """Writes the shard and `NAME.json`: file, records, SHA-256, bytes."""
-    part = _read_places(out, name)
-    plan = json.loads(files.read_file(in_state(out, PLAN)))
+    part = _read_table(out, name)
+    plan = read_state(out, PLAN)
     temporary = in_state(out, f"{name}.{uuid.uuid4().hex}.tmp")
     try:
         digest = write_records(temporary, _records(part, plan))
@@ -181,30 +148,30 @@ def write_shard(out: str, name: str) -> None:
         "file": name,
         "records": len(part),
         "sha256": digest,
-        "bytes": files.size(temporary),
+        "bytes": storage.size(temporary),
     }
     tf.io.gfile.rename(temporary, os.path.join(out, name), overwrite=True)
-    files.write_file(in_state(out, f"{name}.json"), json.dumps(made).encode())
+    write_state(out, f"{name}.json", json.dumps(made).encode())
 
 
 def _records(part: image_table.ImageTable, plan: dict) -> Iterable[bytes]:
-    """The records of a shard in order; the pictures are read in the order they lie."""
-    read = functools.partial(_read_picture, part, files.Reader(part.paths))
+    """Yields the records of a shard in order; reads images in the order of offsets."""
+    read = functools.partial(_read_image, part, storage.Reader(part.paths))
     rows = np.lexsort((part.offsets, part.files)).tolist()
-    pictures = dict(zip(rows, files.map_parallel(read, rows), strict=True))
+    images = dict(zip(rows, storage.map_parallel(read, rows), strict=True))
     names, classes = part.names.tolist(), plan["classes"]
     for row, labels in enumerate(part.split_labels()):
         synsets = [classes[label] for label in labels] if plan["synsets"] else ()
-        encoded = pictures.pop(row)
+        encoded = images.pop(row)
         yield example(encoded, labels, filename=names[row], synsets=synsets)
 
 
-def _read_places(out: str, name: str) -> image_table.ImageTable:
-    return image_table.from_bytes(files.read_file(in_state(out, f"{name}.npz")))
+def _read_table(out: str, name: str) -> image_table.ImageTable:
+    return image_table.from_bytes(storage.read_file(in_state(out, f"{name}.npz")))
 
 
-def _read_picture(
-    part: image_table.ImageTable, reader: files.Reader, row: int
+def _read_image(
+    part: image_table.ImageTable, reader: storage.Reader, row: int
 ) -> bytes:
     size = int(part.sizes[row])
     encoded = reader.read(int(part.files[row]), int(part.offsets[row]), size)
@@ -217,15 +184,15 @@ def _read_picture(
 
 
 def check_shard(out: str, name: str) -> None:
-    """Reads a shard again and writes `NAME.checked`: what is wrong with it, or ""."""
-    made = json.loads(files.read_file(in_state(out, f"{name}.json")))
-    plan = json.loads(files.read_file(in_state(out, PLAN)))
-    problem = find_problem(os.path.join(out, name), made, len(plan["classes"]))
-    files.write_file(in_state(out, f"{name}.checked"), problem.encode())
+    """Reads a shard again and writes `NAME.checked`: its problem, or ""."""
+    classes = read_state(out, PLAN)["classes"]
+    made = read_state(out, f"{name}.json")
+    problem = find_problem(os.path.join(out, name), made, len(classes))
+    write_state(out, f"{name}.checked", problem.encode())
 
 
 def find_problem(path: str, made: dict, num_classes: int) -> str:
-    """Why a shard is not what was written: CRCs, labels, SHA-256; "" if it is."""
+    """Returns the first difference from what was written: CRCs, labels, SHA-256."""
     count = 0
     try:
         for record in tf.data.TFRecordDataset(path):  # which checks both CRCs
@@ -234,14 +201,14 @@ def find_problem(path: str, made: dict, num_classes: int) -> str:
             if not labels or not 1 <= min(labels) <= max(labels) <= num_classes:
                 return f"record {count} has labels {list(labels)}"
             if not any(feature["image/encoded"].bytes_list.value):
-                return f"record {count} has no picture"
+                return f"record {count} has no image"
             count += 1
         if count != made["records"]:
             return f"{count} records, {made['records']} were written"
         if hash_file(path) != made["sha256"]:
-            return "its SHA-256 is not that of what was written"
-    except (OSError, tf.errors.OpError, message.DecodeError) as error:
-        # TensorFlow puts the names of its nodes around what it says.
-        said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error))
-        return f"record {count} cannot be read ({said})"
+            return "its SHA-256 differs from the one when it was written"
+    except (*storage.ERRORS, message.DecodeError) as error:
+        # TensorFlow puts the names of its nodes around its message.
+        reason = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error))
+        return f"record {count} cannot be read ({reason})"
     return ""

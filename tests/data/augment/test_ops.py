@@ -9,14 +9,14 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from ev2.data.augment import ops
-from tests.helpers import images as pictures
+from tests.helpers import image_files
 
 SIDE = 24
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
-    return pictures.ramps(SIDE)
+def image() -> np.ndarray:
+    return image_files.ramps(SIDE)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def picture() -> np.ndarray:
         ],
     ],
 )
-def test_exactly_as_pil(picture, operation, pil):
-    assert pictures.difference(operation(picture), pil(Image.fromarray(picture))) == 0
+def test_exactly_as_pil(image, operation, pil):
+    assert image_files.difference(operation(image), pil(Image.fromarray(image))) == 0
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.55, 1.0, 1.9, 3.25])
@@ -51,16 +51,16 @@ def test_exactly_as_pil(picture, operation, pil):
         (ops.sharpness, ImageEnhance.Sharpness, 1),  # smooth truncates, PIL rounds
     ],
 )
-def test_enhancements_as_pil(picture, operation, pil, tolerance, factor):
-    expected = pil(Image.fromarray(picture)).enhance(factor)
+def test_enhancements_as_pil(image, operation, pil, tolerance, factor):
+    expected = pil(Image.fromarray(image)).enhance(factor)
     limit = 1 + tolerance * max(1.0, abs(1.0 - factor))
-    assert pictures.difference(operation(picture, factor), expected) <= limit
+    assert image_files.difference(operation(image, factor), expected) <= limit
 
 
-def test_auto_contrast_stretches_each_channel(picture):
-    expected = ImageOps.autocontrast(Image.fromarray(picture))
-    stretched = ops.auto_contrast(picture)
-    assert pictures.difference(stretched, expected) <= 1
+def test_auto_contrast_stretches_each_channel(image):
+    expected = ImageOps.autocontrast(Image.fromarray(image))
+    stretched = ops.auto_contrast(image)
+    assert image_files.difference(stretched, expected) <= 1
     assert stretched.numpy().min((0, 1)).tolist() == [0, 0, 0]
     assert stretched.numpy().max((0, 1)).tolist() == [255, 255, 255]
 
@@ -69,85 +69,85 @@ def test_auto_contrast_stretches_each_channel(picture):
 @pytest.mark.parametrize("value", [0, 40, 255])
 def test_one_value_stays(operation, value):
     flat = np.full((5, 7, 3), value, np.uint8)
-    assert pictures.difference(operation(flat), flat) == 0
+    assert image_files.difference(operation(flat), flat) == 0
 
 
-def test_equalize_of_one_flat_channel(picture):
-    picture = picture.copy()
-    picture[..., 1] = 77
-    expected = ImageOps.equalize(Image.fromarray(picture))
-    assert pictures.difference(ops.equalize(picture), expected) == 0
+def test_equalize_of_one_flat_channel(image):
+    image = image.copy()
+    image[..., 1] = 77
+    expected = ImageOps.equalize(Image.fromarray(image))
+    assert image_files.difference(ops.equalize(image), expected) == 0
 
 
 def test_solarize_add_by_hand():
-    picture = np.array([[[0, 20, 127], [128, 200, 255]]], np.uint8)
-    assert ops.solarize_add(picture, 110).numpy().tolist() == [
+    image = np.array([[[0, 20, 127], [128, 200, 255]]], np.uint8)
+    assert ops.solarize_add(image, 110).numpy().tolist() == [
         [[110, 130, 237], [128, 200, 255]]
     ]
-    assert ops.solarize_add(picture, 250).numpy().tolist() == [
+    assert ops.solarize_add(image, 250).numpy().tolist() == [
         [[250, 255, 255], [128, 200, 255]]
     ]
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
-def test_rotate_quarter_turns(picture, degrees, turns):
+def test_rotate_quarter_turns(image, degrees, turns):
     assert (
-        pictures.difference(ops.rotate(picture, degrees), np.rot90(picture, turns)) == 0
+        image_files.difference(ops.rotate(image, degrees), np.rot90(image, turns)) == 0
     )
 
 
-def test_rotate_fills_the_corners_with_grey(picture):
-    turned = ops.rotate(picture, 45.0).numpy()
+def test_rotate_fills_the_corners_with_grey(image):
+    turned = ops.rotate(image, 45.0).numpy()
     assert turned[0, 0].tolist() == turned[-1, -1].tolist() == [128, 128, 128]
 
 
-def test_translate_by_hand(picture):
-    expected = np.full_like(picture, 128)
-    expected[:, :-3] = picture[:, 3:]
-    assert pictures.difference(ops.translate_x(picture, 3.0), expected) == 0
-    expected = np.full_like(picture, 128)
-    expected[5:] = picture[:-5]
-    assert pictures.difference(ops.translate_y(picture, -5.0), expected) == 0
+def test_translate_by_hand(image):
+    expected = np.full_like(image, 128)
+    expected[:, :-3] = image[:, 3:]
+    assert image_files.difference(ops.translate_x(image, 3.0), expected) == 0
+    expected = np.full_like(image, 128)
+    expected[5:] = image[:-5]
+    assert image_files.difference(ops.translate_y(image, -5.0), expected) == 0
     assert (
-        pictures.difference(ops.translate_x(picture, 100.0), np.full_like(picture, 128))
+        image_files.difference(ops.translate_x(image, 100.0), np.full_like(image, 128))
         == 0
     )
 
 
-def test_shear_by_hand(picture):
-    expected = np.full_like(picture, 128)
+def test_shear_by_hand(image):
+    expected = np.full_like(image, 128)
     for y in range(SIDE):
-        expected[y, : SIDE - y] = picture[y, y:]
-    assert pictures.difference(ops.shear_x(picture, 1.0), expected) == 0
-    upright = ops.shear_y(picture.transpose(1, 0, 2), 1.0)
-    assert pictures.difference(upright, expected.transpose(1, 0, 2)) == 0
+        expected[y, : SIDE - y] = image[y, y:]
+    assert image_files.difference(ops.shear_x(image, 1.0), expected) == 0
+    upright = ops.shear_y(image.transpose(1, 0, 2), 1.0)
+    assert image_files.difference(upright, expected.transpose(1, 0, 2)) == 0
 
 
-def test_projection_as_tensorflows(picture):
+def test_projection_as_tensorflows(image):
     rng = np.random.RandomState(0)
     for _ in range(20):
         matrix = (np.eye(2, 3) + rng.uniform(-0.6, 0.6, (2, 3))).astype(np.float32)
         matrix[:, 2] *= 20
         expected = tf.raw_ops.ImageProjectiveTransformV3(
-            images=picture[None],
+            images=image[None],
             transforms=[[*matrix.ravel(), 0.0, 0.0]],
-            output_shape=picture.shape[:2],
+            output_shape=image.shape[:2],
             fill_value=128.0,
             interpolation="NEAREST",
             fill_mode="CONSTANT",
         )[0]
-        actual = ops._project(picture, tuple(matrix[0]), tuple(matrix[1]))
+        actual = ops.project(image, tuple(matrix[0]), tuple(matrix[1]))
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_grey_as_tensorflows(picture):
-    expected = tf.image.rgb_to_grayscale(tf.constant(picture)).numpy()
-    np.testing.assert_array_equal(ops._grey(picture), expected.repeat(3, -1))
+def test_grey_as_tensorflows(image):
+    expected = tf.image.rgb_to_grayscale(tf.constant(image)).numpy()
+    np.testing.assert_array_equal(ops.grey(image), expected.repeat(3, -1))
 
 
 @pytest.mark.parametrize(("y", "x"), [(10, 12), (0, 0), (23, 5)])
-def test_cutout_by_hand(picture, y, x):
-    expected = picture.copy()
+def test_cutout_by_hand(image, y, x):
+    expected = image.copy()
     expected[max(y - 4, 0) : y + 4, max(x - 4, 0) : x + 4] = 128
-    assert pictures.difference(ops.cutout(picture, 4, y, x), expected) == 0
-    assert pictures.difference(ops.cutout(picture, 0, y, x), picture) == 0
+    assert image_files.difference(ops.cutout(image, 4, y, x), expected) == 0
+    assert image_files.difference(ops.cutout(image, 0, y, x), image) == 0

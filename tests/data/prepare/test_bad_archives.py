@@ -59,21 +59,21 @@ OTHERS = {"n02099601": 1, "n01440764": 2, "n99999999": 3}
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_shorten(TRAIN, -9000), "train: the archive .* is cut"),
-        (_shorten(TRAIN, 512), "train: .* is cut"),
-        (_cut_inner, "train: the archive 'n02099601' in .* is cut"),
+        (_shorten(TRAIN, -9000), "train: the archive .* is truncated"),
+        (_shorten(TRAIN, 512), "train: .* is truncated"),
+        (_cut_inner, "train: the archive 'n02099601' in .* is truncated"),
         (_replace(TRAIN, b"\x1f\x8b123"), "unpack it first: gunzip"),
-        (_replace(TRAIN, b"text" * 300), "no tar archive"),
+        (_replace(TRAIN, b"text" * 300), "not a tar archive"),
         (_replace(TRAIN, archives.tar({"a.JPEG": b"1"})), "train: .* holds 0 classes"),
         (lambda folder: (folder / TRAIN).unlink(), "does not exist"),
-        (_shorten(VALIDATION, 4000), "validation: the archive .* is cut"),
+        (_shorten(VALIDATION, 4000), "validation: the archive .* is truncated"),
         (
             _replace(VALIDATION, archives.tar({"ILSVRC2012_val_00000001.JPEG": b"1"})),
-            "has 1 pictures and the devkit the classes of 8",
+            "has 1 images and the devkit the classes of 8",
         ),
         (
             _replace(VALIDATION, archives.tar({"ILSVRC2012_val_00000009.JPEG": b"1"})),
-            "is not one of the 8 pictures",
+            "is not one of the 8 images",
         ),
         (_shorten(DEVKIT, 300), "devkit: cannot read"),
         (_replace(DEVKIT, b"no"), "devkit: cannot read"),

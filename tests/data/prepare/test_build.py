@@ -19,8 +19,7 @@ from ev2 import errors
 from ev2.cli import main as cli
 from ev2.data import sources, tfrecord
 from ev2.data.prepare import image_table, shards
-from tests.helpers import archives
-from tests.helpers import images as pictures
+from tests.helpers import archives, image_files
 
 pytest.importorskip(
     "apache_beam", reason="Apache Beam is missing: pip install 'ev2[prepare]'"
@@ -34,7 +33,7 @@ _prepare, _records = archives.prepare_imagenet1k, archives.read_records
 
 @pytest.fixture(scope="module")
 def imagenet1k(tmp_path_factory):
-    """The folder of the archives, and their pictures."""
+    """The folder of the archives, and their images."""
     folder = tmp_path_factory.mktemp("imagenet1k")
     return folder, archives.make_imagenet1k(folder)
 
@@ -93,12 +92,12 @@ def test_the_manifest_is_true(prepared):
             )
     assert len(manifest["splits"]["train"]["shards"]) > 2
     assert [s["name"] for s in manifest["sources"]][0] == "ILSVRC2012_img_train.tar"
-    assert manifest["notes"][0] == "train has 30 pictures; ILSVRC2012 has 1,281,167"
+    assert manifest["notes"][0] == "train has 30 images; ILSVRC2012 has 1,281,167"
 
 
 def test_splits_are_added_with_plus(prepared):
     options = {"source": "tfrecord", "path": str(prepared)}
-    config = pictures.make_config(train_split="train+minival", **options)
+    config = image_files.make_config(train_split="train+minival", **options)
     both = sources.open_source(config, "train")
     assert len(both) == 30 and len(sources.open_source(config, "eval")) == 8
     found = dict.fromkeys(both.read(np.arange(30))[0])
@@ -205,7 +204,7 @@ def test_a_flipped_byte_is_found_and_repaired(
     assert _contents(out) == _contents(prepared)
 
 
-def test_imagenet21k_merges_equal_pictures(tmp_path):
+def test_imagenet21k_merges_equal_images(tmp_path):
     given = archives.make_imagenet21k(tmp_path)
     out = tmp_path / "out"
     flags = [
@@ -244,12 +243,12 @@ def test_a_folder_of_class_archives_is_the_archive(imagenet1k, prepared, tmp_pat
 
 def test_a_folder_is_split_as_the_folder_source_does(tmp_path):
     names = [f"{c}/{i}.png" for c in "ab" for i in range(10)]
-    pictures.write_pngs(tmp_path / "own", names)
-    (tmp_path / "own/a/notes.txt").write_text("no picture")
+    image_files.write_pngs(tmp_path / "own", names)
+    (tmp_path / "own/a/notes.txt").write_text("no image")
     out, result = tmp_path / "out", tmp_path / "result.json"
     flags = [f"--source={tmp_path}/own", "--eval_fraction=0.2", f"--json={result}"]
     assert cli.main(["prepare", "folder", *flags, f"--out={out}"]) == 0
-    config = pictures.make_config(
+    config = image_files.make_config(
         source="folder", path=str(tmp_path / "own"), eval_fraction=0.2
     )
     for split, name in (("train", "train"), ("eval", "validation")):
@@ -263,9 +262,9 @@ def test_a_folder_is_split_as_the_folder_source_does(tmp_path):
     assert [entry["name"] for entry in left_out] == ["a/notes.txt"]
 
 
-def test_what_is_no_picture_is_named_and_odd_pictures_are_kept(tmp_path, capsys):
+def test_what_is_no_image_is_named_and_odd_images_are_kept(tmp_path, capsys):
     archives.make_imagenet1k(tmp_path)
-    png, text = pictures.png(7), b"not a picture at all"
+    png, text = image_files.png(7), b"not an image at all"
     members = {
         "n01440764_1.JPEG": png,
         "n01440764_2.JPEG": text,
@@ -283,8 +282,8 @@ def test_what_is_no_picture_is_named_and_odd_pictures_are_kept(tmp_path, capsys)
     assert {encoded for _, encoded, _, _ in _records(out, "train")} == {png, text}
     assert list(manifest["splits"]) == ["train"]
     assert [(e["name"], e["reason"]) for e in manifest["left_out"]][:3] == [
-        ("LICENSE", "no archive of a class"),
-        ("n01440764/readme.txt", "no picture by its name"),
+        ("LICENSE", "not an archive of a class"),
+        ("n01440764/readme.txt", "not an image by its name"),
         ("n01440764/n01440764_3.JPEG", "empty"),
     ]
     assert "5 left out, first LICENSE" in capsys.readouterr().out
@@ -302,7 +301,7 @@ def test_places_survive_a_file_and_any_order():
     merged = image_table.merge_equal(
         joined, rng.randint(0, 2, (10, 1)).repeat(32, 1) * 255
     )
-    assert len(merged.places) == 2
+    assert len(merged.table) == 2
     order = rng.permutation(10)
     taken = image_table.from_bytes(joined.take(order).to_bytes())
     expected = [(f"{'xy'[i // 5]}{i % 5}".encode(), [i % 5 % 3]) for i in order]
@@ -311,7 +310,7 @@ def test_places_survive_a_file_and_any_order():
     assert [taken.paths[f] for f in taken.files] == ["xy"[i // 5] for i in order]
 
 
-def test_equal_names_in_different_folders_are_different_pictures(tmp_path):
+def test_equal_names_in_different_folders_are_different_images(tmp_path):
     """Of the same name in the same place an archive means the last, and it is named."""
     rng = np.random.RandomState(3)
     members = {

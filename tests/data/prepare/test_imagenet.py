@@ -48,7 +48,7 @@ def test_imagenet1k_from_archives_to_accuracy(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
-    """Pictures with several classes train on all and are right with any."""
+    """Images with several classes train on all and are right with any."""
     archives.make_imagenet21k(tmp_path / "archives")
     out, workdir = tmp_path / "shards", tmp_path / "run"
     flags = archives.flags_imagenet21k(tmp_path / "archives")

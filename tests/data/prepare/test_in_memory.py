@@ -41,9 +41,9 @@ def _matlab(**variables):
 
 def _flower_files():
     random = np.random.RandomState(0)
-    pictures = {f"image_{i:05}.jpg": archives.jpeg(random) for i in range(1, 13)}
+    images = {f"image_{i:05}.jpg": archives.jpeg(random) for i in range(1, 13)}
     labels = np.array([[1, 102, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]], np.uint8)
-    packed = archives.tar({f"jpg/{name}": p for name, p in pictures.items()})
+    packed = archives.tar({f"jpg/{name}": p for name, p in images.items()})
     files = {
         "102flowers.tgz": gzip.compress(packed),
         "imagelabels.mat": _matlab(labels=labels),
@@ -51,11 +51,11 @@ def _flower_files():
             trnid=[[2, 4, 6]], valid=[[1, 3, 5]], tstid=[[12, 11, 10, 9, 8, 7]]
         ),
     }
-    return files, pictures, labels[0].tolist()
+    return files, images, labels[0].tolist()
 
 
 def test_flowers_come_back(tmp_path):
-    files, pictures, labels = _flower_files()
+    files, images, labels = _flower_files()
     out = tmp_path / "out"
     folder = _write(tmp_path / "files", files)
     manifest = flowers.prepare_flowers(folder, str(out), counts=FLOWERS)
@@ -65,7 +65,7 @@ def test_flowers_come_back(tmp_path):
         records = _records(out, split)
         assert {int(name[6:11]) for name, _, _ in records} == expected
         for name, encoded, label in records:
-            assert encoded == pictures[name]
+            assert encoded == images[name]
             assert label + 1 == labels[int(name[6:11]) - 1]
     assert len((out / "labels.txt").read_text().splitlines()) == 102
 
@@ -73,15 +73,15 @@ def test_flowers_come_back(tmp_path):
 def _car_files():
     random = np.random.RandomState(0)
     fields = [("bbox_x1", object), ("class", object), ("fname", object)]
-    files, pictures, labels = {}, {}, {}
+    files, images, labels = {}, {}, {}
     tables = {}
     for split, count in CARS.items():
         names = [f"{i:05}.jpg" for i in range(1, count + 1)]
-        pictures[split] = {name: archives.jpeg(random) for name in names}
+        images[split] = {name: archives.jpeg(random) for name in names}
         labels[split] = {name: int(random.randint(0, 3)) for name in names}
         rows = [(39, labels[split][name] + 1, name) for name in names]
         tables[split] = _matlab(annotations=np.array([rows], fields))
-        packed = {f"cars_{split}/{n}": p for n, p in pictures[split].items()}
+        packed = {f"cars_{split}/{n}": p for n, p in images[split].items()}
         files[f"cars_{split}.tgz"] = gzip.compress(archives.tar(packed))
     classes = np.array([["Audi TT", "BMW M3", "Ford GT"]], object)
     kit = {
@@ -91,11 +91,11 @@ def _car_files():
     }
     files["car_devkit.tgz"] = gzip.compress(archives.tar(kit))
     files["cars_test_annos_withlabels.mat"] = tables["test"]
-    return files, pictures, labels
+    return files, images, labels
 
 
 def test_cars_come_back(tmp_path):
-    files, pictures, labels = _car_files()
+    files, images, labels = _car_files()
     out = tmp_path / "out"
     manifest = cars.prepare_cars(
         _write(tmp_path / "files", files), str(out), counts=CARS
@@ -103,7 +103,7 @@ def test_cars_come_back(tmp_path):
     assert manifest["classes"] == ["Audi TT", "BMW M3", "Ford GT"]
     for split in CARS:
         records = _records(out, split)
-        assert {name: p for name, p, _ in records} == pictures[split]
+        assert {name: p for name, p, _ in records} == images[split]
         assert {name: label for name, _, label in records} == labels[split]
 
 

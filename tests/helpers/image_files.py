@@ -1,4 +1,4 @@
-"""Small pictures for tests of the data room, and the config of their source."""
+"""Small images for tests of the data room, and the config of their source."""
 
 import io
 
@@ -34,7 +34,7 @@ def record(encoded: bytes, *labels: int) -> bytes:
 
 
 def write_pngs(root, names) -> None:
-    """Writes pictures 0, 1, 2... as the files `names` below `root`."""
+    """Writes images 0, 1, 2... as the files `names` below `root`."""
     for value, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def write_pngs(root, names) -> None:
 
 
 def red(encoded: bytes) -> int:
-    """The red of the first pixel, which tells pictures of `png` apart."""
+    """The red of the first pixel, which tells images of `png` apart."""
     return Image.open(io.BytesIO(encoded)).getpixel((0, 0))[0]
 
 
@@ -59,7 +59,7 @@ def ramps(side: int) -> np.ndarray:
 
 
 def difference(actual, expected) -> int:
-    """The largest difference of two pictures, in grey levels."""
+    """The largest difference of two images, in grey levels."""
     return int(np.abs(np.asarray(actual, int) - np.asarray(expected, int)).max())
 
 
