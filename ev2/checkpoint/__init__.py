@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints of runs, and weights that others published."""
+"""Weights on disk: checkpoints of runs, and published weights."""

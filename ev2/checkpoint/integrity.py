@@ -1,7 +1,7 @@
 """Checksums of checkpoints, and the quarantine of a run's corrupt ones.
 
-A checkpoint carries the size and CRC-32 of each of its files. They are computed when
-it has been written and before it is committed.
+A checkpoint carries the CRC-32 of each of its files, computed when all files are
+written and before the checkpoint is committed.
 """
 
 import itertools
@@ -9,14 +9,13 @@ import json
 import os
 import pathlib
 import zlib
-from typing import Any
 
 from absl import logging
 
 from ev2 import errors
 
 CHECKPOINTS = "checkpoints"  # folder of a run; holds one folder per step
-_CHECKSUMS = "sums.json"  # {file: [bytes, CRC-32]}, in each checkpoint
+_CHECKSUMS = "sums.json"  # {file: CRC-32}, in each checkpoint
 _QUARANTINE = "damaged"
 _PARTS = ("state", "meta", "metrics")  # folders of a checkpoint
 _CHUNK_BYTES = 2**20
@@ -72,7 +71,7 @@ def _move(checkpoint: pathlib.Path) -> pathlib.Path:
 def write_checksums(checkpoint: pathlib.Path) -> None:
     """Writes the checksums of all files of a complete checkpoint into it."""
     checksums = {
-        path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _crc32(path)]
+        path.relative_to(checkpoint).as_posix(): _crc32(path)
         for part in _PARTS
         for path in sorted((checkpoint / part).rglob("*"))
         if path.is_file()
@@ -86,36 +85,16 @@ def find_damage(checkpoint: pathlib.Path, part: str = "") -> str | None:
     Only files are verified whose paths in the checkpoint begin with `part`.
     """
     try:
-        checksums = _parse((checkpoint / _CHECKSUMS).read_text())
-    except FileNotFoundError:
-        return f"{_CHECKSUMS} is missing"
+        checksums = json.loads((checkpoint / _CHECKSUMS).read_text())
+        for name, crc in checksums.items():
+            if name.startswith(part) and _crc32(checkpoint / name) != crc:
+                return f"{name} has changed"
     except OSError as error:
-        return f"{_CHECKSUMS}: {error.strerror}"
-    except (ValueError, TypeError, AttributeError):
+        path = os.path.relpath(error.filename or checkpoint, checkpoint)
+        return f"{path}: {error.strerror}"
+    except (ValueError, AttributeError):
         return f"{_CHECKSUMS} is truncated or changed"
-    reasons = (
-        _compare(checkpoint / name, name, size, crc)
-        for name, size, crc in checksums
-        if name.startswith(part)
-    )
-    return next(filter(None, reasons), None)
-
-
-def _parse(text: str) -> list[tuple[str, int, int]]:
-    entries: dict[str, Any] = json.loads(text)
-    return [(name, int(size), int(crc)) for name, (size, crc) in entries.items()]
-
-
-def _compare(path: pathlib.Path, name: str, size: int, crc: int) -> str | None:
-    try:
-        actual = path.stat().st_size
-        if actual != size:
-            return f"{name} has {actual:,} bytes instead of {size:,}"
-        return None if _crc32(path) == crc else f"{name} has changed"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name}: {error.strerror}"
+    return None
 
 
 def _crc32(path: pathlib.Path) -> int:

@@ -24,7 +24,7 @@ def save(workdir, scores, **keep):
 def test_the_newest_and_the_best_are_kept(tmp_path, caplog):
     first = {10: 0.5, 20: None, 30: 0.9, 40: None, 50: 0.7, 60: None}
     assert save(tmp_path, first, keep=2) == [30, 50, 60]
-    # After a restart the best of before is still known, until there is a better one.
+    # After a restart the earlier best is kept until there is a better one.
     assert save(tmp_path, {70: 0.8, 80: None}, keep=2) == [30, 70, 80]
     assert save(tmp_path, {90: 0.95, 100: None}, keep=1) == [90, 100]
     assert not caplog.records, caplog.text

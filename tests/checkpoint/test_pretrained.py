@@ -34,9 +34,9 @@ def source(variables, tmp_path):
     """A published file of a small network, which it names itself."""
     model = ev2.create_model(NAME, num_classes=5, blocks=BLOCKS)
     tensors = published.tensors("torch_resnet", model, variables)
-    own = {"model": {"name": NAME, "blocks": BLOCKS, "padding": "symmetric"}}
+    metadata = {"model": {"name": NAME, "blocks": BLOCKS, "padding": "symmetric"}}
     path = tmp_path / "weights.safetensors"
-    safetensors.save_file(tensors, path, {"ev2": json.dumps(own)})
+    safetensors.save_file(tensors, path, {"ev2": json.dumps(metadata)})
     return str(path)
 
 
@@ -67,9 +67,9 @@ def test_converted_weights_are_read_back(source, variables, tmp_path):
 
 
 def test_blocks_and_padding_are_kept(variables, tmp_path):
-    # As of a Keras ResNet, whose block rows are not the table's.
-    rows = [f"{block[:-1]}3" for block in BLOCKS]
-    model = ev2.create_model(NAME, num_classes=5, blocks=rows, padding="same")
+    # As of a Keras ResNet, whose blocks differ from the table.
+    blocks = [f"{block[:-1]}3" for block in BLOCKS]
+    model = ev2.create_model(NAME, num_classes=5, blocks=blocks, padding="same")
     expected = preprocessing.of_published("torch_resnet", model.arch)
     meta = pretrained.make_metadata(model, tuple("abcde"), preprocessing=expected)
     pretrained.save_weights(str(tmp_path / "out"), variables, meta)
@@ -95,10 +95,10 @@ def rename_a_class(folder):
 @pytest.mark.parametrize(
     "damage, reason",
     [
-        (lambda folder: shutil.rmtree(folder / "state" / "d"), "is missing"),
-        (truncate_weights, "bytes instead of"),
+        (lambda folder: shutil.rmtree(folder / "state" / "d"), "No such file"),
+        (truncate_weights, "has changed"),
         (rename_a_class, "meta/metadata has changed"),
-        (lambda folder: (folder / "sums.json").unlink(), "sums.json is missing"),
+        (lambda folder: (folder / "sums.json").unlink(), "sums.json: No such file"),
     ],
 )
 def test_a_corrupt_checkpoint_is_refused_in_one_line(damage, reason, source, tmp_path):

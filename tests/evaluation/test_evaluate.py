@@ -132,8 +132,8 @@ def test_unknown_classes_of_a_folder_are_refused(tmp_path):
     with pytest.raises(errors.InputError) as raised:
         evaluate.evaluate_checkpoint(run, config)
     message = str(raised.value)
-    assert "not know 2 of the data's 3 classes, the first being 'tulip'" in message
-    assert "its 6 are: my cat, goldfish, golden retriever, ..." in message
+    assert "lacks 2 of the data's 3 classes, the first being 'tulip'" in message
+    assert "its 6 classes: my cat, goldfish, golden retriever, ..." in message
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,9 @@ def test_tflite_has_plain_operators_and_no_normalization(source, tmp_path):
 
     with pytest.warns(UserWarning, match="Interpreter is deprecated"):
         interpreter = tf.lite.Interpreter(str(tmp_path / "model"))
-    operators = [row["op_name"] for row in interpreter._get_ops_details()]
-    blocks = [row for _, row in source.model.arch.named_blocks]
-    depthwise = sum(row.operator == arch.MBCONV for row in blocks)
+    operators = [node["op_name"] for node in interpreter._get_ops_details()]
+    blocks = [block for _, block in source.model.arch.named_blocks]
+    depthwise = sum(block.operator == arch.MBCONV for block in blocks)
     assert operators.count("DEPTHWISE_CONV_2D") == depthwise
     # TensorFlow Lite's convolutions pad as TensorFlow does; the rest is written out.
     symmetric = source.model.arch.padding == "symmetric"
@@ -311,14 +311,15 @@ def test_only_an_earlier_report_is_replaced(saved, tmp_path, capsys):
 
     code, line = run(tmp_path / "export.json")
     assert code == 2 and "the path of the report" in line
-    own = tmp_path / "export.json"
-    own.write_text('{"mine": 1}')
+    report = tmp_path / "export.json"
+    report.write_text('{"mine": 1}')
     code, line = run(tmp_path / "model")
     assert code == 2 and "is not an export's report" in line
-    assert own.read_text() == '{"mine": 1}' and list(tmp_path.iterdir()) == [own]
-    own.write_text('{"max_abs_difference": 0}')  # of another format
+    assert list(tmp_path.iterdir()) == [report]
+    assert report.read_text() == '{"mine": 1}'
+    report.write_text('{"max_abs_difference": 0}')  # of another format
     code, _ = run(tmp_path / "model")
-    assert code == 0 and '"stablehlo"' in own.read_text()
+    assert code == 0 and '"stablehlo"' in report.read_text()
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -42,8 +42,8 @@ def of_published(scheme: str, arch: architectures.ArchSpec) -> dict[str, Any]:
         scheme: a key of `names.SCHEMES`.
         arch: the network.
 
-    Source: released code (preprocessing.py; its V1 and EfficientNet-Lite parents for
-    those); torchvision's and Keras's own code.
+    Source: released code (preprocessing.py; its V1 and EfficientNet-Lite parents in
+    their place); the code of torchvision and Keras.
     """
     found = {
         "mean": IMAGENET_MEAN,

@@ -1,6 +1,6 @@
 """python -m pytest tests/checkpoint/published/test_convert.py
 
-Published files converted to our variables. The small files are made from our tensors
+Published files result to our variables. The small files are made from our tensors
 by each format's names. test_parity.py tests that names and arithmetic are the
 publishers', and golden/ lists names and shapes of the released code's variables.
 """
@@ -38,9 +38,9 @@ def of(scheme, variables=VARIABLES):
     return published.tensors(scheme, MODEL, variables)
 
 
-def assert_same(found, wanted):
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def assert_same(result, wanted):
+    assert jax.tree.structure(result) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, result, wanted)
 
 
 def write_safetensors(path, values):
@@ -58,10 +58,13 @@ def write_safetensors(path, values):
 )
 def test_format_and_network_are_found(scheme, file, write, tmp_path):
     write(tmp_path / file, of(scheme))
-    found = convert.convert(str(tmp_path / file))
-    assert (found.model.name, found.model.num_classes) == (NAME, published.CLASSES)
-    assert_same(found.variables, VARIABLES)
-    report = found.report
+    result = convert.convert(str(tmp_path / file))
+    assert (result.model.name, result.model.num_classes) == (
+        NAME,
+        published.CLASSES,
+    )
+    assert_same(result.variables, VARIABLES)
+    report = result.report
     leaves = len(jax.tree.leaves(VARIABLES))
     assert (report["format"], report["matched"]) == (scheme, leaves)
     assert report["missing"] == []
@@ -88,11 +91,11 @@ def test_averages_are_what_a_released_checkpoint_gives(released, tmp_path):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(released.parent, "somewhere/inside")
     for path in (released, released.parent, archive):
-        found = convert.convert(str(path))
-        assert_same(found.variables, AVERAGED)
+        result = convert.convert(str(path))
+        assert_same(result.variables, AVERAGED)
         raw = convert.convert(str(path), averaged=False)
         assert_same(raw.variables, VARIABLES)
-    skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
+    skipped = {t["name"]: t["reason"] for t in result.report["skipped"]}
     assert skipped["global_step"] == "not of the network"
     stem = "efficientnetv2-own/stem/conv2d/kernel"
     assert skipped[stem] == "raw; the average is used"
@@ -116,12 +119,12 @@ def test_the_released_names_are_covered(name, tmp_path):
         {key.partition("/")[2]: value for key, value in raw.items()},
         plain,
     )
-    found = convert.convert(str(tmp_path), name)
-    assert found.report["matched"] == len(averaged)
-    assert found.model.num_classes == 1000
-    stem = found.variables["params"]["stem"]["conv"]["kernel"]
+    result = convert.convert(str(tmp_path), name)
+    assert result.report["matched"] == len(averaged)
+    assert result.model.num_classes == 1000
+    stem = result.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(stem, plain["stem/conv2d/kernel"])
-    assert all(leaf.min() >= 1 for leaf in jax.tree.leaves(found.variables))
+    assert all(leaf.min() >= 1 for leaf in jax.tree.leaves(result.variables))
 
 
 def test_the_newest_of_several_checkpoints_is_taken(tmp_path):
@@ -158,22 +161,22 @@ def test_folding_leaves_the_logits_alone(tmp_path, monkeypatch):
     values["conv3_block1_2_conv/bias"] = np.linspace(-1, 1, 16, dtype=np.float32)
     published.shrink(monkeypatch, {"resnet50": [f"{b[:-1]}2" for b in blocks]})
     published.write_keras_v3(tmp_path / "resnet.weights.h5", values)
-    found = convert.convert(str(tmp_path / "resnet.weights.h5"))
-    assert found.model.arch.stages == model.arch.stages  # the stride in the first 1x1
-    stem = found.variables["batch_stats"]["stem"]["norm"]["mean"]
+    result = convert.convert(str(tmp_path / "resnet.weights.h5"))
+    assert result.model.arch.stages == model.arch.stages  # the stride in the first 1x1
+    stem = result.variables["batch_stats"]["stem"]["norm"]["mean"]
     mean = variables["batch_stats"]["stem"]["norm"]["mean"]
     np.testing.assert_allclose(stem, mean - values["conv1_conv/bias"])
-    kernel = found.variables["params"]["stem"]["conv"]["kernel"]
+    kernel = result.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel[:, :, ::-1], values["conv1_conv/kernel"])
-    assert len(found.report["notes"]) == 3
-    assert found.preprocessing["mean"] == (123.68, 116.779, 103.939)
+    assert len(result.report["notes"]) == 3
+    assert result.preprocessing["mean"] == (123.68, 116.779, 103.939)
 
 
 def test_another_epsilon_is_folded_into_the_scale(tmp_path):
     write_safetensors(tmp_path / "small.safetensors", of("timm"))
     path = str(tmp_path / "small.safetensors")
-    found = convert.convert(path, padding="symmetric").variables
-    norm, stats = (v["stem"]["norm"] for v in (found["params"], found["batch_stats"]))
+    result = convert.convert(path, padding="symmetric").variables
+    norm, stats = (v["stem"]["norm"] for v in (result["params"], result["batch_stats"]))
     before = VARIABLES["params"]["stem"]["norm"]["scale"]
     np.testing.assert_allclose(
         norm["scale"] / np.sqrt(stats["var"] + 1e-3),
@@ -188,10 +191,10 @@ def test_a_new_head_only_when_asked(tmp_path):
     write_safetensors(tmp_path / "small.safetensors", of("timm"))
     with pytest.raises(errors.InputError, match="num_classes: 7, but .* 5 classes"):
         convert.convert(path, num_classes=7)
-    found = convert.convert(path, num_classes=7, new_head=True)
-    assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
-    assert_same(found.variables["params"]["head"], VARIABLES["params"]["head"])
-    assert {row["name"] for row in found.report["skipped"]} == {
+    result = convert.convert(path, num_classes=7, new_head=True)
+    assert result.variables["params"]["classifier"]["kernel"].shape == (256, 7)
+    assert_same(result.variables["params"]["head"], VARIABLES["params"]["head"])
+    assert {tensor["name"] for tensor in result.report["skipped"]} == {
         *("classifier.weight", "classifier.bias")
     }
     bare = convert.convert(path, num_classes=0)
@@ -220,9 +223,9 @@ def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
     path = str(tmp_path / "own.keras.h5")
     with pytest.raises(errors.InputError, match="it also has dense/bias"):
         convert.convert(path, NAME)
-    found = convert.convert(path, NAME, num_classes=7, new_head=True)
-    assert found.variables["params"]["classifier"]["kernel"].shape == (256, 7)
-    skipped = {row["name"]: row["reason"] for row in found.report["skipped"]}
+    result = convert.convert(path, NAME, num_classes=7, new_head=True)
+    assert result.variables["params"]["classifier"]["kernel"].shape == (256, 7)
+    skipped = {t["name"]: t["reason"] for t in result.report["skipped"]}
     assert skipped["dense/kernel"] == "our network has no such tensor"
 
 
@@ -269,17 +272,17 @@ def test_a_file_that_was_exported_brings_everything_back(tmp_path):
     assert_same(variables, VARIABLES)
     assert model.arch.stages == MODEL.arch.stages
     assert meta["class_names"] == list("abcde")
-    found = meta["preprocessing"]
-    assert (found["mean"], found["std"]) == ([1, 2, 3], [4, 5, 6])
-    assert found["image_size"] == 40
+    result = meta["preprocessing"]
+    assert (result["mean"], result["std"]) == ([1, 2, 3], [4, 5, 6])
+    assert result["image_size"] == 40
 
 
 def test_a_file_without_a_classifier_gives_features(tmp_path):
     values = {k: v for k, v in of("timm").items() if not k.startswith("classifier")}
     write_safetensors(tmp_path / "small.safetensors", values)
-    found = convert.convert(str(tmp_path / "small.safetensors"))
-    assert found.model.num_classes == 0
-    assert "classifier" not in found.variables["params"]
+    result = convert.convert(str(tmp_path / "small.safetensors"))
+    assert result.model.num_classes == 0
+    assert "classifier" not in result.variables["params"]
 
 
 def spoilt(**changes):
@@ -357,9 +360,9 @@ def test_a_checkpoint_without_averages_says_so(tmp_path):
 @pytest.mark.parametrize(
     "mean, variance, wanted",
     [
-        # A network of one's own: the layer is taken at its word.
+        # A private network: the layer's values are used.
         ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ((0.0,) * 3, (255.0,) * 3)),
-        # The published ones: the deviation stands where the variance belongs.
+        # A published network: the variance holds the standard deviation.
         (
             *((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -377,6 +380,6 @@ def test_keras_input_layer(mean, variance, wanted, tmp_path, monkeypatch):
     }
     published.write_keras_h5(tmp_path / "own.h5", values)
     published.shrink(monkeypatch, {"efficientnet-b0": blocks})
-    found = convert.convert(str(tmp_path / "own.h5"), "efficientnet-b0")
-    np.testing.assert_allclose(found.preprocessing["mean"], wanted[0], rtol=1e-6)
-    np.testing.assert_allclose(found.preprocessing["std"], wanted[1], rtol=1e-6)
+    result = convert.convert(str(tmp_path / "own.h5"), "efficientnet-b0")
+    np.testing.assert_allclose(result.preprocessing["mean"], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(result.preprocessing["std"], wanted[1], rtol=1e-6)

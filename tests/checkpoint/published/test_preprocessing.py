@@ -1,6 +1,6 @@
 """pytest tests/checkpoint/published/test_preprocessing.py
 
-What published weights expect of their pictures, row by row.
+Preprocessing of published weights, network by network.
 """
 
 import pytest
@@ -15,7 +15,7 @@ LITE = ((127.0,) * 3, (128.0,) * 3)
 CAFFE = ((123.68, 116.779, 103.939), (1.0,) * 3)
 
 
-# Size, interpolation, and what is left out around the centre (None: whole pictures).
+# Size, interpolation, and the margin around the central crop (None: whole images).
 # From the released code, torchvision 0.29's `transforms` (resized minus cropped side),
 # and Keras's `preprocess_input`.
 @pytest.mark.parametrize(

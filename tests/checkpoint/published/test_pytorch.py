@@ -40,7 +40,7 @@ class Call:
 
 
 class Pickler(pickle._Pickler):
-    """Python's own pickler, in Python, with names that need not exist here."""
+    """Python's pickler in Python, with names that need not exist here."""
 
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
@@ -77,7 +77,7 @@ def tensor(storage, offset, shape, strides):
 
 
 def state_dict():
-    """A tensor whose axes lie the other way round, one behind an offset, a scalar."""
+    """Returns a transposed tensor, one behind an offset, a scalar, and the storages."""
     flat = Storage("0", "FloatStorage", np.concatenate([WEIGHT.ravel(), WEIGHT[0, 0]]))
     count = Storage("1", "LongStorage", COUNTER.ravel())
     state = collections.OrderedDict()
@@ -177,7 +177,7 @@ def test_a_torch_file_called_tar_is_read_as_one(write, tmp_path):
 
 
 def test_much_made_of_little_is_refused(tmp_path):
-    # A stride of 0 repeats one element; a member may unpack to more than it says.
+    # A stride of 0 repeats one element; a member may unpack to more than declared.
     one = Storage("0", "FloatStorage", np.ones(1, np.float32))
     path = tmp_path / "weights.pth"
     write_zip(path, {"w": tensor(one, 0, (10**6, 10**6), (0, 0))}, [one])

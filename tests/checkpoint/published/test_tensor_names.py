@@ -1,6 +1,6 @@
 """pytest tests/checkpoint/published/test_tensor_names.py
 
-Foreign names of our tensors. `golden/timm.json` holds names and shapes as timm 1.0.31
+Published names of our tensors. `golden/timm.json` holds names and shapes as timm 1.0.31
 gives them (`timm.create_model(NAME).state_dict()`, without the step counts of the
 normalizations); with timm installed they are read again.
 """
@@ -28,14 +28,14 @@ TIMM = {
 
 
 def shapes(model):
-    """`{path: shape}` of a network's variables."""
+    """Returns `{path: shape}` of a network's variables."""
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 def as_torch(model):
-    """`{foreign name: shape}` of a network under timm's names and axes."""
+    """Returns `{published name: shape}` of a network with timm's names and axes."""
     ours = shapes(model)
     table = list(names.timm_scheme(model.arch).tensors(model.arch))
     assert {tensor.path for tensor in table} == set(ours)
@@ -43,23 +43,23 @@ def as_torch(model):
 
 
 @pytest.mark.parametrize("name", sorted(TIMM))
-def test_names_and_shapes_are_those_of_timm(name):
+def test_names_and_shapes_match_timm(name):
     golden = json.loads(GOLDEN.read_text())[TIMM[name]]
     assert as_torch(ev2.create_model(name)) == golden
 
 
 @pytest.mark.parametrize("name", sorted(TIMM))
-def test_the_golden_names_are_what_timm_says(name):
+def test_golden_names_match_timm(name):
     timm = pytest.importorskip(
         "timm", reason="timm is not installed; pip install 'ev2[peers]'"
     )
     state = timm.create_model(TIMM[name]).state_dict()
-    theirs = {
+    published = {
         key: list(value.shape)
         for key, value in state.items()
         if not key.endswith("num_batches_tracked")
     }
-    assert theirs == json.loads(GOLDEN.read_text())[TIMM[name]]
+    assert published == json.loads(GOLDEN.read_text())[TIMM[name]]
 
 
 @pytest.mark.parametrize("name", ev2.list_models())
@@ -83,8 +83,8 @@ def test_every_tensor_has_one_name_of_its_own(name):
 
 
 def test_a_stride_that_a_format_does_not_have_is_refused():
-    rows = ("r1_k3_s2_e4_i64_o256_c3",)
-    arch = architectures.get("resnet50", rows)
+    blocks = ("r1_k3_s2_e4_i64_o256_c3",)
+    arch = architectures.get("resnet50", blocks)
     named = [t.name for t in names.SCHEMES["keras_resnet"].tensors(arch)]
     assert "conv2_block1_1_conv/bias" in named
     with pytest.raises(errors.InputError, match="c3' has no name in this format"):
@@ -100,9 +100,9 @@ def test_block_strings_have_names_too():
 
 
 @pytest.mark.parametrize(
-    "framework, kind, shape, place, theirs",
+    "framework, kind, shape, index, published",
     [
-        # The element at `place` of ours, and where the file has it.
+        # The index of an element in our tensor, and in the file's.
         ("torch", "conv", (2, 3, 5, 7), (1, 2, 4, 6), (6, 4, 1, 2)),
         ("torch", "depthwise", (2, 3, 1, 7), (1, 2, 0, 6), (6, 0, 1, 2)),
         ("torch", "dense", (2, 3), (1, 2), (2, 1)),
@@ -112,12 +112,12 @@ def test_block_strings_have_names_too():
         ("tensorflow", "dense", (2, 3), (1, 2), (1, 2)),
     ],
 )
-def test_axes_move_and_move_back(framework, kind, shape, place, theirs):
+def test_axes_move_and_move_back(framework, kind, shape, index, published):
     tensor = names.PublishedTensor(
         name="n", path=("params",), kind=kind, framework=framework
     )
     ours = np.arange(np.prod(shape)).reshape(shape)
     moved = tensor.to_published(ours)
-    assert moved[theirs] == ours[place]
+    assert moved[published] == ours[index]
     assert moved.shape == tensor.published_shape(shape)
     np.testing.assert_array_equal(tensor.to_ours(moved), ours)
