@@ -153,7 +153,7 @@ def _compile(job: step_peers.Job, slice_name: str) -> dict[str, Any]:
     """The figures of a step on a slice; ours are kept, as those of `ev2 plan`."""
     devices = slices.find(slice_name).devices
     if job.peer == "ev2":
-        figures = tpu_cache.cached(tpu.compile_apart)(
+        figures = tpu_cache.compile_cached(
             tpu.CompileRequest(
                 config=make_config(job.network, job.dtype),
                 num_classes=CLASSES,

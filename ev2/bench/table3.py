@@ -93,9 +93,7 @@ def measure(
         )
         for name, network in networks.items()
     }
-    found = forecast.compile_all(
-        jobs, tpu_cache.cached(tpu.compile_apart), describe=str
-    )
+    found = forecast.compile_all(jobs, tpu_cache.compile_cached, describe=str)
     rows = [
         _make_row(line, networks[line.name], image_size, found[line.name])
         for line in _PAPER

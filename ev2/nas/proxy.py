@@ -75,7 +75,7 @@ def weigh(
         median = statistics.median(seconds)
         spread = statistics.pstdev(seconds) / median
         return {**cost, "step_seconds": median, "step_spread": spread}
-    figures = tpu_cache.cached(tpu.compile_apart)(
+    figures = tpu_cache.compile_cached(
         tpu.CompileRequest(
             config=tpu.step_config(config),
             num_classes=num_classes,

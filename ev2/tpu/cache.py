@@ -1,7 +1,7 @@
 """Figures of compiled steps, kept on this machine so that none is compiled twice.
 
-A step is known by all that moves its figures: the job itself, the versions of jax and
-libtpu, their flags, and the source that the step is made from.
+The key of a step is all that its figures depend on: the request, the versions of jax
+and libtpu, their flags, and the source of the step.
 """
 
 import dataclasses
@@ -11,23 +11,18 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 from ev2 import files
-from ev2.tpu import compile as tpu
+from ev2.tpu import compile as tpu_compile
 
-# Files and folders of ev2 that the step is made from; a test follows the imports.
-SOURCES = ("models", "errors.py", "evaluation/metrics.py", "progressive.py")
-SOURCES += ("sharding.py", "tpu/compile.py", "tpu/slices.py", "train/compile.py")
-SOURCES += (
-    "train/device_peaks.py",
-    "train/early_stopping.py",
-    "train/losses.py",
-    "train/mixup.py",
+# Source of the step in ev2; a test follows the imports.
+SOURCES = (
+    *("models", "errors.py", "evaluation/metrics.py", "progressive.py", "sharding.py"),
+    *("tpu/compile.py", "tpu/slices.py", "train/compile.py", "train/device_peaks.py"),
+    *("train/early_stopping.py", "train/losses.py", "train/mixup.py"),
+    *("train/optimizer.py", "train/state.py", "train/step.py", "train/validate.py"),
 )
-SOURCES += ("train/optimizer.py", "train/state.py", "train/step.py")
-SOURCES += ("train/validate.py",)
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -43,51 +38,38 @@ def get_versions() -> dict[str, str]:
     return {name: installed.get(name, "") for name in ("jax", "jaxlib", "libtpu")}
 
 
-def make_key(job: tpu.CompileRequest) -> str:
-    """Returns the name of the job's figures: hex digits."""
-    known = {
-        "job": dataclasses.asdict(job),
+def make_key(request: tpu_compile.CompileRequest) -> str:
+    """Returns the key of a request's figures, hex digits."""
+    parts = {
+        "job": dataclasses.asdict(request),
         "versions": get_versions(),
         "flags": {name: os.environ.get(name, "") for name in _FLAGS},
-        "sources": _digest_sources(),
+        "sources": digest_sources(),
     }
-    text = json.dumps(known, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def _digest_sources() -> str:
+def digest_sources() -> str:
+    """Returns the hash of the files of `SOURCES`."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
-    for name in SOURCES:
-        place = root / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+    for source in (root / name for name in SOURCES):
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def read(job: tpu.CompileRequest) -> dict[str, Any] | None:
-    """Returns the figures of the job with `"cached": True`, or None."""
+def compile_cached(request: tpu_compile.CompileRequest) -> dict[str, Any]:
+    """Returns the figures of `compile.compile_apart`, compiled if not kept yet.
+
+    They gain "cached". A damaged file is compiled again.
+    """
+    path = get_folder() / f"{make_key(request)}.json"
     try:
-        kept = json.loads((get_folder() / f"{make_key(job)}.json").read_text())
-        return {**kept["figures"], "cached": True}
+        return {**json.loads(path.read_text())["figures"], "cached": True}
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it is compiled again
-
-
-def cached(
-    compile_job: Callable[[tpu.CompileRequest], dict[str, Any]],
-) -> Callable[[tpu.CompileRequest], dict[str, Any]]:
-    """Returns `compile_job` that keeps what it finds; figures gain "cached"."""
-
-    def find(job: tpu.CompileRequest) -> dict[str, Any]:
-        kept = read(job)
-        if kept is not None:
-            return kept
-        figures = compile_job(job)
-        document = {"job": dataclasses.asdict(job), "figures": figures}
-        path = get_folder() / f"{make_key(job)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, json.dumps(document, indent=1).encode())
-        return {**figures, "cached": False}
-
-    return find
+        figures = tpu_compile.compile_apart(request)
+    document = {"job": dataclasses.asdict(request), "figures": figures}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, json.dumps(document, indent=1).encode())
+    return {**figures, "cached": False}

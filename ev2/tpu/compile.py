@@ -1,9 +1,8 @@
-"""What the training step costs on a TPU slice, from its compiler, without a TPU.
+"""Cost of the training step on a TPU slice, by its compiler and without a TPU.
 
-`compile_step` compiles the very step that `ev2 train` runs for a slice of any size and
-reads the compiler's figures; `compile_apart` does so in a process of its own, so that
-several run at once and the memory is given back. libtpu, the extra "tpu", is the
-compiler.
+`compile_step` compiles the step that `ev2 train` runs for a slice of any size and reads
+the compiler's figures; `compile_apart` does so in a subprocess, so that several run at
+once and their memory is freed. The compiler is libtpu, the extra "tpu".
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ev2 import errors
 from ev2.tpu import slices
-from ev2.train import validate as check
+from ev2.train import validate
 
 # No TPU is looked for, and other processes may compile at the same time.
 ENVIRONMENT = {
@@ -29,9 +28,9 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
 }
-# What a process that only compiles needs beside that: no other device, no cache of
-# programs, which would hide how long compiling takes.
-_APART = {
+# Of a process that only compiles: no other device, and no cache of programs, which
+# would hide how long compiling takes.
+_SUBPROCESS_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -46,14 +45,14 @@ _COLLECTIVE = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileRequest:
-    """One step to compile; everything that its figures depend on but versions.
+    """A step to compile: all that its figures depend on, except versions.
 
     Attributes:
         config: what the step reads, from `step_config`.
-        num_classes: of the network.
+        num_classes: number of logits.
         image_size: px.
         batch_size: global images.
-        slice_name: a name that `slices.find` knows.
+        slice_name: a name that `slices.find` accepts.
     """
 
     config: dict[str, Any]
@@ -66,28 +65,27 @@ class CompileRequest:
 def step_config(config: ConfigDict) -> dict[str, Any]:
     """Returns the part of the config that reaches the compiled step, JSON-ready.
 
-    The seed and whatever the learning rate is made of are set to one value: they move
-    neither shapes nor operations.
+    Values that change neither shapes nor operations, such as the seed and the learning
+    rate, are set to constants.
     """
     plain = json.loads(config.to_json_best_effort())
-    kept = {key: plain[key] for key in ("model", "loss", "optimizer", "ema")}
-    fixed = {"lr": 1.0, "schedule": "constant", "warmup_epochs": 0.0}
-    fixed |= {"decay_rate": 1.0, "decay_epochs": 1.0}
-    kept["optimizer"] = {**kept["optimizer"], **fixed}
-    mixed = float(check.mixes(config))
+    constants = {"lr": 1.0, "schedule": "constant", "warmup_epochs": 0.0}
+    constants |= {"decay_rate": 1.0, "decay_epochs": 1.0}
+    # Where mean and std are taken from a checkpoint, they are three numbers as well.
+    data = {key: plain["data"][key] or [1.0] * 3 for key in ("mean", "std")}
+    mixup = float(validate.mixes(config))
     return {
-        **kept,
+        **{key: plain[key] for key in ("model", "loss", "ema")},
+        "optimizer": {**plain["optimizer"], **constants},
         "seed": 0,
         "init": {**plain["init"], "checkpoint": ""},
-        # What is left to a checkpoint is three numbers as well.
-        "data": {key: plain["data"][key] or [1.0] * 3 for key in ("mean", "std")}
-        | {"max_labels": plain["data"]["max_labels"]},
-        "progressive": {"mixup": [mixed], "cutmix": [0.0]},
+        "data": {**data, "max_labels": plain["data"]["max_labels"]},
+        "progressive": {"mixup": [mixup], "cutmix": [0.0]},
     }
 
 
 def check_installed() -> None:
-    """Raises InputError if there is no libtpu."""
+    """Raises InputError if libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise errors.InputError(
             "tpu: libtpu, the compiler, is not installed; pip install 'ev2[tpu]' "
@@ -96,86 +94,81 @@ def check_installed() -> None:
 
 
 def get_devices(slice_: slices.Slice) -> list[Any]:
-    """Returns the devices of a slice that is not here, for `sharding.make_mesh`."""
+    """Returns descriptions of a slice's devices, for `sharding.make_mesh`."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    described = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
         platform="tpu",
         topology_name=slice_.topology,
         **slice_.generation.options,
     )
-    assert len(described.devices) == slice_.devices, slice_
-    return described.devices
+    assert len(topology.devices) == slice_.devices, slice_
+    return topology.devices
 
 
-def compile_step(job: CompileRequest) -> dict[str, Any]:
-    """Returns what the compiler says about one training step; see `read_figures`.
-
-    Where the step does not fit, "fits" is False, "wanted_bytes" is what it asked for
-    (None if the compiler does not say), and the other figures are None.
-    """
+def compile_step(request: CompileRequest) -> dict[str, Any]:
+    """Returns the compiler's figures of one training step; see `compile_lowered`."""
     from ev2 import sharding
-    from ev2.train import compile as programs
+    from ev2.train import compile as train_compile
     from ev2.train import optimizer as optim
 
-    slice_ = slices.find(job.slice_name)
-    config = ConfigDict(job.config, convert_dict=True)
+    slice_ = slices.find(request.slice_name)
+    config = ConfigDict(request.config, convert_dict=True)
     mesh = sharding.make_mesh(get_devices(slice_))
     started = time.monotonic()
-    lowered = programs.lower_train_step(
-        programs.make_model(config, job.num_classes),
+    lowered = train_compile.lower_train_step(
+        train_compile.make_model(config, request.num_classes),
         optim.make_optimizer(config),
         config,
         mesh,
-        image_size=job.image_size,
-        batch_size=job.batch_size,
+        image_size=request.image_size,
+        batch_size=request.batch_size,
     )
-    images = job.batch_size // slice_.devices
+    images = request.batch_size // slice_.devices
     return compile_lowered(lowered, slice_, images=images, started=started)
 
 
 def compile_lowered(
     lowered: Any, slice_: slices.Slice, *, images: int, started: float
 ) -> dict[str, Any]:
-    """Returns the figures of a traced step, as `compile_step` does.
+    """Returns the compiler's figures of a traced step, all per device and step.
+
+    Keys: "fits"; "hbm_bytes", of arguments, results and temporaries, results that
+    reuse the memory of arguments counted once; "temp_bytes"; "hbm_available_bytes";
+    "flops"; "bytes_accessed"; "step_seconds"; "step_seconds_from": "compiler", or
+    "lower bound" for the peak rates of the device; "images_per_second_per_device";
+    "reduced_bytes", the results of operations between devices; "compile_seconds".
+
+    If the compiler finds no memory for the step, "fits" is False, "wanted_bytes" is the
+    memory that it needs (None if unknown), and the other figures are None.
 
     Args:
         lowered: as `jax.stages.Lowered`, for the slice.
-        slice_: where it would run.
+        slice_: the slice.
         images: per device and step.
         started: when tracing began, by `time.monotonic`.
     """
     import jax
 
+    common: dict[str, Any] = {"hbm_available_bytes": slice_.generation.hbm_bytes}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _unfit(slice_, str(error), time.monotonic() - started)
-    seconds = time.monotonic() - started
-    return read_figures(compiled, slice_, images=images, compile_seconds=seconds)
+        figures = _unfit(str(error))
+    else:
+        figures = _read_figures(compiled, slice_.generation, images)
+    common["compile_seconds"] = round(time.monotonic() - started, 1)
+    return {**figures, **common}
 
 
-def read_figures(
-    compiled: Any, slice_: slices.Slice, *, images: int, compile_seconds: float
+def _read_figures(
+    compiled: Any, generation: slices.Generation, images: int
 ) -> dict[str, Any]:
-    """Returns the figures of a compiled step, all per device and step.
-
-    Keys: "fits"; "hbm_bytes", of arguments, results and temporaries, results that
-    reuse the memory of arguments counted once; "temp_bytes"; "hbm_available_bytes";
-    "flops"; "bytes_accessed"; "step_seconds" with "step_seconds_from", see
-    `step_seconds`; "images_per_second_per_device"; "reduced_bytes", the results of
-    operations between devices; "compile_seconds".
-
-    Args:
-        compiled: as `jax.stages.Compiled`.
-        slice_: that it was compiled for.
-        images: per device and step.
-        compile_seconds: that it took, with tracing.
-    """
+    """Returns the figures of a `jax.stages.Compiled`."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     used = (
         memory.argument_size_in_bytes
@@ -183,45 +176,38 @@ def read_figures(
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    available = slice_.generation.hbm_bytes
     flops, accessed = cost["flops"], cost["bytes accessed"]
-    seconds, source = step_seconds(
-        cost.get("optimal_seconds", math.nan), flops, accessed, slice_.generation
-    )
+    seconds, source = cost.get("optimal_seconds", math.nan), "compiler"
+    # The compiler's cost model is incomplete: its time may be negative.
+    if not (math.isfinite(seconds) and seconds > 0):
+        source = "lower bound"
+        seconds = max(
+            flops / generation.flops_per_second, accessed / generation.bytes_per_second
+        )
     return {
-        "fits": used <= available,
+        "fits": used <= generation.hbm_bytes,
         "hbm_bytes": used,
         "temp_bytes": memory.temp_size_in_bytes,
-        "hbm_available_bytes": available,
         "flops": flops,
         "bytes_accessed": accessed,
         "step_seconds": seconds,
         "step_seconds_from": source,
         "images_per_second_per_device": images / seconds,
         "reduced_bytes": reduced_bytes(compiled.as_text()),
-        "compile_seconds": round(compile_seconds, 1),
     }
 
 
-def step_seconds(
-    said: float, flops: float, accessed: float, generation: slices.Generation
-) -> tuple[float, str]:
-    """Returns the seconds of a step and where they are from.
-
-    They are the compiler's ("compiler") where those can be true. Its cost model counts
-    only what it knows and can come out negative; then they are what arithmetic or
-    memory traffic takes at the peak of the device ("lower bound").
-    """
-    if math.isfinite(said) and said > 0:
-        return said, "compiler"
-    bound = max(
-        flops / generation.flops_per_second, accessed / generation.bytes_per_second
-    )
-    return bound, "lower bound"
+def _unfit(message: str) -> dict[str, Any]:
+    """Returns the figures of a step without memory, by the compiler's message."""
+    unknown = ("hbm_bytes", "temp_bytes", "flops", "bytes_accessed", "step_seconds")
+    unknown += ("step_seconds_from", "images_per_second_per_device", "reduced_bytes")
+    match = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available", message)
+    wanted = int(float(match[1]) * _SCALES[match[2]]) if match else None
+    return {"fits": False, **dict.fromkeys(unknown), "wanted_bytes": wanted}
 
 
 def reduced_bytes(hlo: str) -> int:
-    """Returns the bytes that operations between devices give one device.
+    """Returns the bytes that one device receives from operations between devices.
 
     Args:
         hlo: the optimized program as text.
@@ -234,52 +220,38 @@ def reduced_bytes(hlo: str) -> int:
     )
 
 
-def _unfit(slice_: slices.Slice, message: str, seconds: float) -> dict[str, Any]:
-    """The figures of a step that the compiler finds no memory for."""
-    wanted = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available", message)
-    unknown = ("hbm_bytes", "temp_bytes", "flops", "bytes_accessed", "step_seconds")
-    unknown += ("step_seconds_from", "images_per_second_per_device", "reduced_bytes")
-    return {
-        "fits": False,
-        **dict.fromkeys(unknown),
-        "wanted_bytes": int(float(wanted[1]) * _SCALES[wanted[2]]) if wanted else None,
-        "hbm_available_bytes": slice_.generation.hbm_bytes,
-        "compile_seconds": round(seconds, 1),
-    }
+def compile_apart(request: CompileRequest) -> dict[str, Any]:
+    """Returns `compile_step(request)`, from a subprocess; see `run_apart`."""
+    label = f"{request.image_size} px on {request.slice_name}"
+    return run_apart("ev2.tpu.compile", dataclasses.asdict(request), label)
 
 
-def compile_apart(job: CompileRequest) -> dict[str, Any]:
-    """Returns `compile_step(job)`, from a process of its own; see `run_apart`."""
-    what = f"{job.image_size} px on {job.slice_name}"
-    return run_apart("ev2.tpu.compile", dataclasses.asdict(job), what)
-
-
-def run_apart(module: str, task: Any, what: str) -> dict[str, Any]:
-    """Returns what a module that compiles prints when it is run with a task.
+def run_apart(module: str, task: Any, label: str) -> dict[str, Any]:
+    """Returns the result of a module that compiles, run as a subprocess.
 
     Args:
         module: reads the task from stdin as JSON; its last line is the result as JSON.
         task: JSON-ready.
-        what: the task, for messages.
+        label: of the task, for messages.
 
     Raises:
-        InputError: the machine has not the memory for it.
-        RuntimeError: it failed; with what it said.
+        InputError: if this machine has too little memory to compile it.
+        RuntimeError: if it failed; with the end of its stderr.
     """
     run = subprocess.run(
         [sys.executable, "-m", module],
         input=json.dumps(task),
-        env={**os.environ, **ENVIRONMENT, **_APART},
+        env={**os.environ, **ENVIRONMENT, **_SUBPROCESS_ENVIRONMENT},
         capture_output=True,
         text=True,
     )
     if run.returncode == -9:
         raise errors.InputError(
-            f"tpu: the compiler was stopped at {what}, most likely because this "
+            f"tpu: the compiler was stopped at {label}, most likely because this "
             "machine has too little memory for it"
         )
     if run.returncode:
-        raise RuntimeError(f"compiling {what} failed: {run.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"compiling {label} failed: {run.stderr.strip()[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 

@@ -1,8 +1,8 @@
-"""A plan with the cost of its steps on TPU slices: memory, time, hours.
+"""Plans with the cost of their steps on TPU slices: memory, time, hours.
 
 Every distinct image size and batch size is compiled once, several at a time, and kept
-(see `ev2.tpu.cache`). Hours are those of the training steps alone: evaluation,
-checkpoints and waiting for pictures come on top.
+(see `ev2.tpu.cache`). Hours count the training steps alone, without evaluation,
+checkpoints and waiting for data.
 """
 
 import concurrent.futures
@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from ev2 import errors
 from ev2.tpu import cache as tpu_cache
-from ev2.tpu import compile as tpu
+from ev2.tpu import compile as tpu_compile
 from ev2.tpu import slices
 from ev2.train import plan, validate
 
-Compile = Callable[[tpu.CompileRequest], dict[str, Any]]
+Compile = Callable[[tpu_compile.CompileRequest], dict[str, Any]]
 _Key = TypeVar("_Key", bound=Hashable)
 
 _PROCESS_BYTES = 8 * slices.GIB  # of a compiling process, at its peak
@@ -30,69 +30,73 @@ _BATCH_STEP = 8  # images per device between two batches that the search may try
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
+class _Placement:
     """A recipe on a slice."""
 
     config: ConfigDict
     slice: slices.Slice
-    table: dict[str, Any]  # from plan.make_plan
+    stages: list[dict[str, Any]]  # of plan.make_plan
     num_classes: int
 
-    def job(self, stage: dict[str, Any], batch_size: int = 0) -> tpu.CompileRequest:
-        """What to compile for a stage; another global batch where it is given."""
-        return tpu.CompileRequest(
-            config=tpu.step_config(self.config),
+    def request(
+        self, stage: dict[str, Any], batch_size: int = 0
+    ) -> tpu_compile.CompileRequest:
+        """Returns what to compile for a stage; `batch_size` replaces its own."""
+        return tpu_compile.CompileRequest(
+            config=tpu_compile.step_config(self.config),
             num_classes=self.num_classes,
             image_size=stage["image_size"],
             batch_size=batch_size or stage["batch_size"],
             slice_name=self.slice.name,
         )
 
+    def key(self, stage: dict[str, Any]) -> tuple[str, int, int]:
+        """Returns what distinguishes a stage's program from others of the recipe."""
+        return self.slice.name, stage["image_size"], stage["batch_size"]
+
 
 def forecast(
-    config: ConfigDict,
-    names: Sequence[str],
-    *,
-    compile_job: Compile | None = None,
+    config: ConfigDict, names: Sequence[str], *, compile_one: Compile | None = None
 ) -> dict[str, Any]:
-    """Returns `plan.make_plan(config)` with what its steps cost on TPU slices.
+    """Returns `plan.make_plan(config)` with the cost of its steps on TPU slices.
 
     Args:
         config: the recipe.
-        names: slices by their Cloud names. Stages are those of the first.
-        compile_job: gives the figures of a job; None compiles with libtpu, in as many
-            processes as cores and memory allow, and keeps what it finds.
+        names: slices by their Cloud names. The stages are planned for the first.
+        compile_one: returns the figures of a request; None compiles with libtpu, in as
+            many processes as cores and memory allow, and keeps the figures.
 
     Returns:
-        The plan. Each stage has "tpu": `tpu.read_figures`, "cached", and "largest" if
-        it does not fit (see `find_largest`). The plan has "tpu": the row of `_totals`
-        for the first slice, "device_kind" and "versions". With several slices it has
-        "scaling": such rows for "strong" (the same global batch on every slice) and
-        "weak" (the same batch per device, that of the first).
+        The plan. Each stage has "tpu": `compile.compile_lowered`, "cached", and
+        "largest" if it does not fit (see `_find_largest`). The plan has "tpu": the row
+        of `_totals` for the first slice, "device_kind" and "versions". With several
+        slices it has "scaling": rows for "strong" (the same global batch on every
+        slice) and "weak" (the batch per device of the first slice on every slice).
 
     Raises:
-        InputError: no such slice, a batch that does not divide, or no libtpu; before
-            anything is compiled.
+        InputError: before anything is compiled, if a slice does not exist, a batch
+            does not divide, or libtpu is missing.
     """
     found = [slices.find(name) for name in names]
     if not names or len(set(names)) < len(names):
         raise errors.InputError(
             f"tpu: {','.join(names)!r} is not allowed; give slices, each once"
         )
-    strong = [_make_run(config, slice_) for slice_ in found]
-    weak = [_make_run(_grow(config, found[0], s), s) for s in found[1:]]
-    if compile_job is None:
-        tpu.check_installed()
-        compile_job = tpu_cache.cached(tpu.compile_apart)
-    runs = [*strong, *weak]
-    jobs = {_key(run, s): run.job(s) for run in runs for s in run.table["stages"]}
-    figures = compile_all(jobs, compile_job, describe=_describe)
+    table = plan.make_plan(config)
+    strong = [_place(config, slice_) for slice_ in found]
+    weak = [_place(_scale_batch(config, found[0], s), s) for s in found[1:]]
+    if compile_one is None:
+        tpu_compile.check_installed()
+        compile_one = tpu_cache.compile_cached
+    requests = {p.key(s): p.request(s) for p in [*strong, *weak] for s in p.stages}
+    figures = compile_all(
+        requests, compile_one, describe=lambda k: f"{k[0]}, {k[1]} px, batch {k[2]:,}"
+    )
     first = strong[0]
-    table = copy.deepcopy(first.table)
     for stage in table["stages"]:
-        stage["tpu"] = dict(figures[_key(first, stage)])
+        stage["tpu"] = dict(figures[first.key(stage)])
         if not stage["tpu"]["fits"]:
-            stage["tpu"]["largest"] = _find_largest(first, stage, compile_job)
+            stage["tpu"]["largest"] = _find_largest(first, stage, compile_one)
     table["tpu"] = {
         **_totals(first, figures),
         "device_kind": first.slice.generation.device_kind,
@@ -101,8 +105,8 @@ def forecast(
     }
     if weak:
         table["scaling"] = {
-            "strong": [_totals(run, figures) for run in strong],
-            "weak": [_totals(run, figures) for run in (first, *weak)],
+            "strong": [_totals(placement, figures) for placement in strong],
+            "weak": [_totals(placement, figures) for placement in (first, *weak)],
         }
     return table
 
@@ -111,7 +115,7 @@ def set_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
     """Returns the config with another global batch, the same in all stages.
 
     Raises:
-        InputError: it is not positive.
+        InputError: if it is not positive.
     """
     if batch_size < 1:
         raise errors.InputError(
@@ -123,66 +127,55 @@ def set_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
     return changed
 
 
-def _grow(config: ConfigDict, first: slices.Slice, to: slices.Slice) -> ConfigDict:
-    """The config with the batch per device that it has on the first slice."""
-    grown = copy.deepcopy(config)
-    grown.batch_size = config.batch_size * to.devices // first.devices
-    grown.progressive.batch_size = tuple(
+def _scale_batch(config: ConfigDict, first: slices.Slice, to: slices.Slice):
+    """Returns the config with the batch per device that it has on the first slice."""
+    scaled = copy.deepcopy(config)
+    scaled.batch_size = config.batch_size * to.devices // first.devices
+    scaled.progressive.batch_size = tuple(
         size * to.devices // first.devices for size in config.progressive.batch_size
     )
-    return grown
+    return scaled
 
 
-def _make_run(config: ConfigDict, slice_: slices.Slice) -> _Run:
-    """Checks that the recipe can run on the slice."""
-    table = plan.make_plan(config)
-    batch_sizes = {stage["batch_size"] for stage in table["stages"]}
+def _place(config: ConfigDict, slice_: slices.Slice) -> _Placement:
+    """Returns the recipe on the slice; InputError if it cannot run there."""
+    stages = plan.make_plan(config)["stages"]
+    batch_sizes = {stage["batch_size"] for stage in stages}
     validate.check_batches(config, batch_sizes, slice_.devices)
-    return _Run(
-        config=config, slice=slice_, table=table, num_classes=_count_classes(config)
+    num_classes = config.data.num_classes
+    if not num_classes:
+        from ev2.data import sources  # loads TensorFlow
+
+        num_classes = sources.describe(config).num_classes
+    return _Placement(
+        config=config, slice=slice_, stages=stages, num_classes=num_classes
     )
-
-
-def _count_classes(config: ConfigDict) -> int:
-    if config.data.num_classes:
-        return config.data.num_classes
-    from ev2.data import sources  # loads TensorFlow
-
-    return sources.describe(config).num_classes
-
-
-def _key(run: _Run, stage: dict[str, Any]) -> tuple[str, int, int]:
-    return run.slice.name, stage["image_size"], stage["batch_size"]
-
-
-def _describe(key: tuple[str, int, int]) -> str:
-    return f"{key[0]}, {key[1]} px, batch {key[2]:,}"
 
 
 def compile_all(
-    jobs: Mapping[_Key, tpu.CompileRequest],
-    compile_job: Compile,
+    requests: Mapping[_Key, tpu_compile.CompileRequest],
+    compile_one: Compile,
     *,
     describe: Callable[[_Key], str],
 ) -> dict[_Key, dict[str, Any]]:
-    """Returns the figures of every job, as many at once as cores and memory allow.
+    """Returns the figures of every request, as many at once as the machine allows.
 
-    Lines on stderr say which are done.
+    Reports each on stderr, by `describe` of its key.
     """
-    workers = min(len(jobs), _count_processes())
-    _say(f"{len(jobs)} programs to compile, {workers} at a time; each takes minutes")
-    done = 0
+    workers = min(len(requests), count_processes())
+    _report(
+        f"{len(requests)} programs to compile, {workers} at a time; each takes minutes"
+    )
     figures = {}
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     try:
-        waiting = {pool.submit(compile_job, job): key for key, job in jobs.items()}
-        for future in concurrent.futures.as_completed(waiting):
-            key, found = waiting[future], future.result()
+        futures = {pool.submit(compile_one, r): key for key, r in requests.items()}
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            key, found = futures[future], future.result()
             figures[key] = found
-            done += 1
             seconds = f"{found['compile_seconds']:.0f} s"
-            _say(
-                f"{done} of {len(jobs)}: {describe(key)}: "
+            _report(
+                f"{done} of {len(requests)}: {describe(key)}: "
                 + ("cached" if found.get("cached") else seconds)
                 + ("" if found["fits"] else ", does not fit")
             )
@@ -191,8 +184,8 @@ def compile_all(
     return figures
 
 
-def _count_processes() -> int:
-    """How many processes may compile at once, by cores and free memory."""
+def count_processes() -> int:
+    """Returns how many processes may compile at once, by cores and free memory."""
     try:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
         kib = next(int(n.split()[1]) for n in lines if n.startswith("MemAvailable"))
@@ -201,19 +194,19 @@ def _count_processes() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), kib * 1024 // _PROCESS_BYTES))
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(f"ev2: {line}", file=sys.stderr, flush=True)
 
 
-def _totals(run: _Run, figures: dict) -> dict[str, Any]:
-    """One row: a recipe on a slice.
+def _totals(placement: _Placement, figures: dict) -> dict[str, Any]:
+    """Returns the row of a recipe on a slice.
 
-    Keys: "slice", "devices", "batch_size" (global images, of the first stage),
-    "fits", "hours" and "device_hours" (None unless it fits), and by stage
-    "step_seconds" and "reduced_bytes".
+    Keys: "slice", "devices", "batch_size" (global images, of the first stage), "fits",
+    "hours" and "device_hours" (None unless it fits), and by stage "step_seconds" and
+    "reduced_bytes".
     """
-    stages = run.table["stages"]
-    found = [figures[_key(run, stage)] for stage in stages]
+    stages, devices = placement.stages, placement.slice.devices
+    found = [figures[placement.key(stage)] for stage in stages]
     fits = all(stage["fits"] for stage in found)
     hours = None
     if fits:
@@ -221,21 +214,21 @@ def _totals(run: _Run, figures: dict) -> dict[str, Any]:
         seconds = [stage["step_seconds"] for stage in found]
         hours = sum(n * s for n, s in zip(steps, seconds, strict=True)) / 3600
     return {
-        "slice": run.slice.name,
-        "devices": run.slice.devices,
+        "slice": placement.slice.name,
+        "devices": devices,
         "batch_size": stages[0]["batch_size"],
         "fits": fits,
         "hours": hours,
-        "device_hours": None if hours is None else hours * run.slice.devices,
+        "device_hours": None if hours is None else hours * devices,
         "step_seconds": [stage["step_seconds"] for stage in found],
         "reduced_bytes": [stage["reduced_bytes"] for stage in found],
     }
 
 
 def _find_largest(
-    run: _Run, stage: dict[str, Any], compile_job: Compile
+    placement: _Placement, stage: dict[str, Any], compile_one: Compile
 ) -> dict[str, Any] | None:
-    """Returns the largest batch per device that fits, by bisection, or None.
+    """Returns the largest batch per device that fits, by bisection; None if none does.
 
     Batches are multiples of 8 images per device that the recipe's groups allow.
 
@@ -243,30 +236,29 @@ def _find_largest(
         "batch_per_device", "batch_size" (global), "hbm_bytes", "step_seconds" and
         "images_per_second_per_device".
     """
-    devices, best = run.slice.devices, None
-    per_device = stage["batch_size"] // devices
-    sizes = [n for n in range(_BATCH_STEP, per_device, _BATCH_STEP) if _allows(run, n)]
+    devices, best = placement.slice.devices, None
+    sizes = range(_BATCH_STEP * devices, stage["batch_size"], _BATCH_STEP * devices)
+    sizes = [size for size in sizes if _divides(placement, size)]
     low, high = 0, len(sizes)  # all below low fit, none from high on does
     while low < high:
         middle = (low + high) // 2
-        batch_size = sizes[middle] * devices
-        _say(f"{stage['image_size']} px: trying {sizes[middle]} images per device")
-        found = compile_job(run.job(stage, batch_size))
+        per_device = sizes[middle] // devices
+        _report(f"{stage['image_size']} px: trying {per_device} images per device")
+        found = compile_one(placement.request(stage, sizes[middle]))
         if not found["fits"]:
             high = middle
             continue
         low = middle + 1
-        kept = ("hbm_bytes", "step_seconds", "images_per_second_per_device")
-        best = {"batch_per_device": sizes[middle], "batch_size": batch_size}
-        best |= {key: found[key] for key in kept}
+        best = {"batch_per_device": per_device, "batch_size": sizes[middle]}
+        for key in ("hbm_bytes", "step_seconds", "images_per_second_per_device"):
+            best[key] = found[key]
     return best
 
 
-def _allows(run: _Run, per_device: int) -> bool:
-    """Whether the recipe's groups divide such a batch."""
-    batch_size = per_device * run.slice.devices
+def _divides(placement: _Placement, batch_size: int) -> bool:
+    """Returns True if the recipe's groups divide the global batch."""
     try:
-        validate.check_batches(run.config, [batch_size], run.slice.devices)
+        validate.check_batches(placement.config, [batch_size], placement.slice.devices)
     except errors.InputError:
         return False
     return True

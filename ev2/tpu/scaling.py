@@ -1,9 +1,10 @@
-"""A forecast for people: the stages on a slice as a table, slices as table and plot."""
+"""Formats a forecast: its stages as a table, its slices as tables and a plot."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import tabulate
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
@@ -21,13 +22,19 @@ _SCALING_HEADINGS = (
 
 
 def format_stages(table: dict[str, Any]) -> str:
-    """Returns the stages of `forecast.forecast` on its first slice, aligned."""
-    total = table["tpu"]
-    rows = [_stage_row(stage, total["devices"]) for stage in table["stages"]]
-    lines = _align([_HEADINGS, *rows])
-    lines.append(_summary(table))
-    lines += _remarks(table)
+    """Returns the stages of `forecast.forecast` on its first slice as a table."""
+    rows = [_stage_row(stage, table["tpu"]["devices"]) for stage in table["stages"]]
+    lines = [_tabulate(rows, _HEADINGS), _summarize(table["tpu"])]
+    for stage in table["stages"]:
+        lines += _remarks(stage["tpu"], f"{stage['image_size']} px")
     return "\n".join(lines)
+
+
+def _tabulate(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    columns = ("right",) * len(headings)
+    return tabulate.tabulate(
+        rows, headings, tablefmt="plain", colalign=columns, disable_numparse=True
+    )
 
 
 def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
@@ -57,55 +64,53 @@ def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
     )
 
 
-def _summary(table: dict[str, Any]) -> str:
-    total, versions = table["tpu"], table["tpu"]["versions"]
-    where = f"{total['slice']}, {total['devices']:,} x {total['device_kind']}: "
-    by = f" (jax {versions['jax']}, libtpu {versions['libtpu']})"
-    if not total["fits"]:
-        return f"{where}does not fit{by}"
+def _summarize(total: dict[str, Any]) -> str:
+    result = "does not fit"
+    if total["fits"]:
+        result = (
+            f"fits; {format_hours(total['hours'], ' hours')} of training steps, "
+            f"{format_hours(total['device_hours'], ' hours')} over all devices"
+        )
+    versions = total["versions"]
     return (
-        f"{where}fits; {format_hours(total['hours'], ' hours')} of training steps, "
-        f"{format_hours(total['device_hours'], ' hours')} over all devices{by}"
+        f"{total['slice']}, {total['devices']:,} x {total['device_kind']}: {result} "
+        f"(jax {versions['jax']}, libtpu {versions['libtpu']})"
     )
 
 
-def _remarks(table: dict[str, Any]) -> list[str]:
-    """A line for each stage that does not fit or has no true time."""
+def _remarks(tpu: dict[str, Any], size: str) -> list[str]:
+    """Returns lines for a stage that does not fit or whose time is a bound."""
     lines = []
-    for stage in table["stages"]:
-        tpu, size = stage["tpu"], f"{stage['image_size']} px"
-        if tpu["step_seconds_from"] == "lower bound":
-            lines.append(
-                f"{size}: the compiler's time is no positive number; > is what "
-                "arithmetic or memory traffic takes at the peak of the device"
-            )
-        if not tpu["fits"]:
-            largest = tpu["largest"]
-            lines.append(
-                f"{size}: no batch of a multiple of 8 images per device fits"
-                if largest is None
-                else f"{size}: does not fit; {largest['batch_per_device']} images per "
-                f"device do (batch_size {largest['batch_size']:,}), at "
-                f"{largest['images_per_second_per_device']:,.0f} images/s/device"
-            )
+    if tpu["step_seconds_from"] == "lower bound":
+        lines.append(
+            f"{size}: the compiler's time is not a positive number; > is what "
+            "arithmetic or memory traffic takes at the peak of the device"
+        )
+    if not tpu["fits"]:
+        largest = tpu["largest"]
+        lines.append(
+            f"{size}: no batch of a multiple of 8 images per device fits"
+            if largest is None
+            else f"{size}: does not fit; {largest['batch_per_device']} images per "
+            f"device do (batch_size {largest['batch_size']:,}), at "
+            f"{largest['images_per_second_per_device']:,.0f} images/s/device"
+        )
     return lines
 
 
 def format_scaling(table: dict[str, Any]) -> str:
     """Returns the slices of `forecast.forecast` as two tables; ms of the last stage."""
-    first = table["tpu"]
+    per_device = table["tpu"]["batch_size"] // table["tpu"]["devices"]
     titles = {
         "strong": "strong scaling: the same global batch",
-        "weak": f"weak scaling: the same {first['batch_size'] // first['devices']:,} "
-        "images per device",
+        "weak": f"weak scaling: the same {per_device:,} images per device",
     }
     lines = []
     for name, title in titles.items():
         found = sorted(table["scaling"][name], key=lambda row: row["devices"])
-        rows = [_scaling_row(row) for row in found]
         size = table["stages"][-1]["image_size"]
-        lines += [f"{title}; ms/step and MB at {size} px"]
-        lines += _align([_SCALING_HEADINGS, *rows])
+        lines.append(f"{title}; ms/step and MB at {size} px")
+        lines.append(_tabulate([_scaling_row(row) for row in found], _SCALING_HEADINGS))
     return "\n".join(lines)
 
 
@@ -127,14 +132,6 @@ def format_hours(hours: float, unit: str = "") -> str:
     if hours < 0.1:
         return f"{3600 * hours:.3g} s"
     return f"{hours:,.0f}{unit}" if hours >= 100 else f"{hours:.2f}{unit}"
-
-
-def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def choose_path(plot: str | None, json_path: str | None, count: int) -> str:

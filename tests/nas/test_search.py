@@ -346,8 +346,7 @@ def test_proxy_takes_the_network_of_a_text():
 def test_a_step_that_does_not_fit_is_said(monkeypatch):
     config = configs.get_config("imagenet")
     figures = {"fits": True, "step_seconds": 0.25}
-    monkeypatch.setattr(proxy.tpu, "compile_apart", lambda job: figures)
-    monkeypatch.setattr(proxy.tpu_cache, "cached", lambda compile_job: compile_job)
+    monkeypatch.setattr(proxy.tpu_cache, "compile_cached", lambda request: figures)
     text, alone = asking._reference(config), contextlib.nullcontext()
     assert proxy.weigh(config, text, 1000, alone=alone) == {
         "params": 19_341_616,

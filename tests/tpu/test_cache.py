@@ -9,7 +9,7 @@ from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu
 from tests import test_boundaries
 
-JOB = tpu.CompileRequest(
+REQUEST = tpu.CompileRequest(
     config={"model": {"name": "x"}},
     num_classes=10,
     image_size=8,
@@ -23,24 +23,24 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-class Compiler:
-    """Counts what it is asked for."""
+@pytest.fixture(name="compiled")
+def fake_compiler(monkeypatch):
+    """The requests that were compiled; each step takes 0.1 s longer than the last."""
+    requests = []
 
-    def __init__(self):
-        self.jobs = []
+    def compile_apart(request):
+        requests.append(request)
+        return {"fits": True, "step_seconds": 0.1 * len(requests)}
 
-    def __call__(self, job):
-        self.jobs.append(job)
-        return {"fits": True, "step_seconds": 0.1 * len(self.jobs)}
+    monkeypatch.setattr(tpu, "compile_apart", compile_apart)
+    return requests
 
 
-def test_the_second_time_nothing_is_compiled(tmp_path):
-    compiler = Compiler()
-    find = tpu_cache.cached(compiler)
-    first, second = find(JOB), find(JOB)
+def test_a_step_is_compiled_once(tmp_path, compiled):
+    first, second = tpu_cache.compile_cached(REQUEST), tpu_cache.compile_cached(REQUEST)
     assert first == {"fits": True, "step_seconds": 0.1, "cached": False}
     assert second == {**first, "cached": True}
-    assert compiler.jobs == [JOB]
+    assert compiled == [REQUEST]
     assert [path.suffix for path in (tmp_path / "ev2" / "tpu").iterdir()] == [".json"]
 
 
@@ -54,33 +54,32 @@ def test_the_second_time_nothing_is_compiled(tmp_path):
         {"config": {"model": {"name": "y"}}},
     ],
 )
-def test_another_job_is_another_step(change):
-    other = dataclasses.replace(JOB, **change)
-    assert tpu_cache.make_key(other) != tpu_cache.make_key(JOB)
+def test_another_request_is_another_step(change):
+    other = dataclasses.replace(REQUEST, **change)
+    assert tpu_cache.make_key(other) != tpu_cache.make_key(REQUEST)
 
 
 def test_versions_flags_and_sources_matter(monkeypatch):
-    keys = {tpu_cache.make_key(JOB)}
+    keys = {tpu_cache.make_key(REQUEST)}
     with monkeypatch.context() as patch:
         patch.setenv("LIBTPU_INIT_ARGS", "--xla_something")
-        keys.add(tpu_cache.make_key(JOB))
+        keys.add(tpu_cache.make_key(REQUEST))
     with monkeypatch.context() as patch:
         patch.setattr(tpu_cache, "get_versions", lambda: {"libtpu": "1"})
-        keys.add(tpu_cache.make_key(JOB))
+        keys.add(tpu_cache.make_key(REQUEST))
     with monkeypatch.context() as patch:
-        patch.setattr(tpu_cache, "_digest_sources", lambda: "0")
-        keys.add(tpu_cache.make_key(JOB))
+        patch.setattr(tpu_cache, "digest_sources", lambda: "0")
+        keys.add(tpu_cache.make_key(REQUEST))
     assert len(keys) == 4
 
 
-def test_a_damaged_file_is_compiled_again():
-    compiler = Compiler()
-    find = tpu_cache.cached(compiler)
-    find(JOB)
-    path = tpu_cache.get_folder() / f"{tpu_cache.make_key(JOB)}.json"
+def test_a_damaged_file_is_compiled_again(compiled):
+    tpu_cache.compile_cached(REQUEST)
+    path = tpu_cache.get_folder() / f"{tpu_cache.make_key(REQUEST)}.json"
     path.write_text(path.read_text()[:20])
-    assert not find(JOB)["cached"] and find(JOB)["cached"]
-    assert len(compiler.jobs) == 2
+    assert not tpu_cache.compile_cached(REQUEST)["cached"]
+    assert tpu_cache.compile_cached(REQUEST)["cached"]
+    assert len(compiled) == 2
 
 
 def test_the_sources_are_all_that_the_step_imports():

@@ -6,6 +6,7 @@ The slow ones compile with libtpu, where it is installed: pip install 'ev2[tpu]'
 import dataclasses
 import importlib.util
 import math
+import time
 import types
 
 import jax
@@ -27,24 +28,38 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def make_compiled(*, seconds=0.5, temp=1000, hlo=""):
-    """What jax returns for a compiled step, as far as it is read."""
-    memory = types.SimpleNamespace(
-        argument_size_in_bytes=100,
-        output_size_in_bytes=80,
-        alias_size_in_bytes=70,
-        temp_size_in_bytes=temp,
-    )
-    cost = {"flops": 123e12, "bytes accessed": 90e9, "optimal_seconds": seconds}
-    return types.SimpleNamespace(
-        memory_analysis=lambda: memory,
-        cost_analysis=lambda: cost,
-        as_text=lambda: hlo,
-    )
+class Lowered:
+    """A traced step, compiled to given figures or to an error."""
+
+    def __init__(self, *, seconds=0.5, temp=1000, error=""):
+        self.seconds, self.temp, self.error = seconds, temp, error
+
+    def compile(self):
+        if self.error:
+            raise jax.errors.JaxRuntimeError(self.error)
+        memory = types.SimpleNamespace(
+            argument_size_in_bytes=100,
+            output_size_in_bytes=80,
+            alias_size_in_bytes=70,
+            temp_size_in_bytes=self.temp,
+        )
+        cost = {"flops": 123e12, "bytes accessed": 90e9}
+        cost["optimal_seconds"] = self.seconds
+        return types.SimpleNamespace(
+            memory_analysis=lambda: memory,
+            cost_analysis=lambda: cost,
+            as_text=lambda: "",
+        )
+
+
+def compile_lowered(**options):
+    started = time.monotonic() - 7.04
+    return tpu.compile_lowered(Lowered(**options), V3, images=64, started=started)
 
 
 def test_figures_of_a_step():
-    figures = tpu.read_figures(make_compiled(), V3, images=64, compile_seconds=7.04)
+    figures = compile_lowered()
+    assert figures.pop("compile_seconds") == pytest.approx(7.0, abs=0.2)
     assert figures == {
         "fits": True,
         "hbm_bytes": 100 + 80 + 1000 - 70,
@@ -56,26 +71,47 @@ def test_figures_of_a_step():
         "step_seconds_from": "compiler",
         "images_per_second_per_device": 128.0,
         "reduced_bytes": 0,
-        "compile_seconds": 7.0,
     }
 
 
-def test_more_than_there_is_does_not_fit():
-    compiled = make_compiled(temp=16 * 2**30)
-    assert not tpu.read_figures(compiled, V3, images=1, compile_seconds=0)["fits"]
+def test_a_step_larger_than_the_memory_does_not_fit():
+    assert not compile_lowered(temp=16 * 2**30)["fits"]
 
 
-@pytest.mark.parametrize("said", [-0.2, 0.0, math.nan, math.inf])
-def test_a_time_that_cannot_be_is_replaced_and_named(said):
+@pytest.mark.parametrize("seconds", [-0.2, 0.0, math.nan, math.inf])
+def test_an_impossible_time_is_replaced_by_a_lower_bound(seconds):
     # A v3 core does 61.5 TFLOP/s and moves 450 GB/s: 2 s of the one, 0.2 of the other.
-    compiled = make_compiled(seconds=said)
-    figures = tpu.read_figures(compiled, V3, images=64, compile_seconds=0)
+    figures = compile_lowered(seconds=seconds)
     assert figures["step_seconds"] == pytest.approx(2.0)
     assert figures["step_seconds_from"] == "lower bound"
     assert figures["images_per_second_per_device"] == pytest.approx(32.0)
 
 
-def test_bytes_between_devices_are_those_of_the_results():
+@pytest.mark.parametrize(
+    "message, wanted",
+    [
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, "
+            "the total memory required for HLO temporaries (33.34G) exceeds available "
+            "HBM (15.48G). HLO module: jit_train_step.",
+            int(33.34 * 2**30),
+        ),
+        ("RESOURCE_EXHAUSTED: ?", None),
+    ],
+)
+def test_a_step_that_the_compiler_refuses_reports_its_memory(message, wanted):
+    figures = compile_lowered(error=message)
+    assert not figures["fits"] and figures["step_seconds"] is None
+    assert figures["wanted_bytes"] == wanted
+    assert set(figures) == {*compile_lowered(), "wanted_bytes"}
+
+
+def test_another_error_of_the_compiler_is_raised():
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        compile_lowered(error="INTERNAL: ?")
+
+
+def test_bytes_between_devices_are_counted_from_results():
     hlo = """
   %all-reduce.1 = (f32[24]{0:T(256)}, bf16[3,3,24]{2,1,0:T(8,128)(2,1)}) all-reduce(%a)
   %get-tuple-element.2 = f32[24]{0:T(256)} get-tuple-element(%all-reduce.1), index=0
@@ -86,21 +122,7 @@ def test_bytes_between_devices_are_those_of_the_results():
     assert tpu.reduced_bytes(hlo) == 24 * 4 + 3 * 3 * 24 * 2 + 4 + 16
 
 
-def test_what_does_not_fit_says_what_it_wanted():
-    said = (
-        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the "
-        "total memory required for HLO temporaries (33.34G) exceeds available HBM "
-        "(15.48G). HLO module: jit_train_step."
-    )
-    figures = tpu._unfit(V3, said, 30.13)
-    assert not figures["fits"] and figures["step_seconds"] is None
-    assert figures["wanted_bytes"] == int(33.34 * 2**30)
-    assert tpu._unfit(V3, "RESOURCE_EXHAUSTED: ?", 1.0)["wanted_bytes"] is None
-    known = tpu.read_figures(make_compiled(), V3, images=1, compile_seconds=0)
-    assert set(figures) == {*known, "wanted_bytes"}
-
-
-def make_job(config: ConfigDict, **changes) -> tpu.CompileRequest:
+def make_request(config: ConfigDict, **changes) -> tpu.CompileRequest:
     usual = {"num_classes": 10, "image_size": 32, "batch_size": 64}
     return tpu.CompileRequest(
         config=tpu.step_config(config), slice_name="v3-8", **(usual | changes)
@@ -124,18 +146,18 @@ def test_the_kept_part_of_the_config_gives_the_same_program(mixup):
     assert lower(kept) == lower(config)
 
 
-def test_what_is_the_hosts_business_changes_no_job():
+def test_host_settings_change_no_request():
     config = imagenet1k.get_config("s")
-    job = make_job(config)
+    request = make_request(config)
     for key, value in {"seed": 5, "optimizer.lr": 0.5, "epochs": 90.0}.items():
         config.update_from_flattened_dict({key: value})
     config.progressive.dropout = (0.0, 0.1)
-    assert make_job(config) == job
+    assert make_request(config) == request
     config.optimizer.momentum = 0.8
-    assert make_job(config) != job
+    assert make_request(config) != request
 
 
-def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
+def test_a_missing_libtpu_is_refused_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(errors.InputError, match=r"pip install 'ev2\[tpu\]'"):
         tpu.check_installed()
@@ -149,7 +171,7 @@ def test_a_compiling_process_that_fails(monkeypatch, code, error, said):
     ended = types.SimpleNamespace(returncode=code, stderr="no such thing", stdout="")
     monkeypatch.setattr(tpu.subprocess, "run", lambda *args, **options: ended)
     with pytest.raises(error, match=said):
-        tpu.compile_apart(make_job(tiny.make_config()))
+        tpu.compile_apart(make_request(tiny.make_config()))
 
 
 @needs_libtpu
@@ -165,7 +187,7 @@ def test_every_slice_is_known_to_the_compiler():
 @pytest.mark.slow
 def test_the_compiler_itself(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
-    job = make_job(tiny.make_config(**{"model.dtype": "bfloat16"}))
+    job = make_request(tiny.make_config(**{"model.dtype": "bfloat16"}))
     figures = tpu.compile_apart(job)
     assert figures["fits"] and figures["step_seconds_from"] == "compiler"
     # Every gradient crosses: two bytes for each of the kernels at least.

@@ -1,6 +1,6 @@
 """python -m pytest tests/tpu/test_forecast.py
 
-A fake compiler stands for libtpu: its figures follow from the job by simple sums.
+A fake compiler stands for libtpu: its figures follow from the request by simple sums.
 """
 
 import json
@@ -26,11 +26,11 @@ class FakeCompiler:
     """A step takes 1 us per pixel row and image; more than `most` images do not fit."""
 
     def __init__(self, most=10**9, seconds_from="compiler"):
-        self.most, self.seconds_from, self.jobs = most, seconds_from, []
+        self.most, self.seconds_from, self.requests = most, seconds_from, []
 
-    def __call__(self, job: tpu.CompileRequest):
-        self.jobs.append(job)
-        images = job.batch_size // slices.find(job.slice_name).devices
+    def __call__(self, request: tpu.CompileRequest):
+        self.requests.append(request)
+        images = request.batch_size // slices.find(request.slice_name).devices
         available = {"hbm_available_bytes": 16 * 2**30, "compile_seconds": 60.0}
         if images > self.most:
             unknown = dict.fromkeys(
@@ -38,7 +38,7 @@ class FakeCompiler:
             )
             wanted = {"wanted_bytes": 2**30 * images}
             return unknown | available | wanted | {"fits": False}
-        seconds = 1e-6 * job.image_size * images
+        seconds = 1e-6 * request.image_size * images
         return available | {
             "fits": True,
             "hbm_bytes": 2**20 * images,
@@ -54,7 +54,7 @@ class FakeCompiler:
 
 def test_the_figures_of_every_stage_and_the_hours():
     config, compiler = imagenet1k.get_config("s"), FakeCompiler()
-    table = forecast.forecast(config, ["v3-32"], compile_job=compiler)
+    table = forecast.forecast(config, ["v3-32"], compile_one=compiler)
     assert table == json.loads(json.dumps(table))
     for stage, planned in zip(
         table["stages"], plan.make_plan(config)["stages"], strict=True
@@ -78,14 +78,14 @@ def test_the_figures_of_every_stage_and_the_hours():
 def test_a_size_that_comes_twice_is_compiled_once():
     config, compiler = imagenet1k.get_config("s"), FakeCompiler()
     config.progressive.image_size = (128, 128)
-    forecast.forecast(config, ["v3-32"], compile_job=compiler)
-    assert [job.image_size for job in compiler.jobs] == [128]
+    forecast.forecast(config, ["v3-32"], compile_one=compiler)
+    assert [request.image_size for request in compiler.requests] == [128]
 
 
 @pytest.mark.parametrize("most, expected", [(100, 96), (8, 8), (120, 120), (7, None)])
 def test_the_largest_batch_that_fits(most, expected):
     config, compiler = imagenet1k.get_config("b0"), FakeCompiler(most)
-    table = forecast.forecast(config, ["v3-32"], compile_job=compiler)
+    table = forecast.forecast(config, ["v3-32"], compile_one=compiler)
     assert not table["tpu"]["fits"] and table["tpu"]["hours"] is None
     largest = table["stages"][0]["tpu"]["largest"]
     if expected is None:
@@ -96,7 +96,7 @@ def test_the_largest_batch_that_fits(most, expected):
         speed = expected / (1e-6 * 192 * expected)
         assert largest["images_per_second_per_device"] == pytest.approx(speed)
     # 15 multiples of 8 below 128: four questions, and the one that did not fit.
-    assert len(compiler.jobs) <= 5
+    assert len(compiler.requests) <= 5
     said = scaling.format_stages(table)
     assert "does not fit" in said.splitlines()[-2]
     assert f"{expected} images" in said or "no batch" in said
@@ -105,15 +105,15 @@ def test_the_largest_batch_that_fits(most, expected):
 def test_the_search_asks_only_for_batches_that_groups_divide():
     config, compiler = imagenet1k.get_config("b0"), FakeCompiler(100)
     config.model.bn_group_images = 1024  # of 32 devices: multiples of 32 images
-    table = forecast.forecast(config, ["v3-32"], compile_job=compiler)
+    table = forecast.forecast(config, ["v3-32"], compile_one=compiler)
     assert table["stages"][0]["tpu"]["largest"]["batch_per_device"] == 96
-    assert {job.batch_size % 1024 for job in compiler.jobs} == {0}
+    assert {r.batch_size % 1024 for r in compiler.requests} == {0}
 
 
 def test_scaling_is_strong_and_weak():
     config = imagenet1k.get_config("s")
     names = ["v3-32", "v3-8", "v3-128"]
-    table = forecast.forecast(config, names, compile_job=FakeCompiler(500))
+    table = forecast.forecast(config, names, compile_one=FakeCompiler(500))
     strong, weak = table["scaling"]["strong"], table["scaling"]["weak"]
     assert [row["slice"] for row in strong] == names
     assert [row["slice"] for row in weak] == names
@@ -141,7 +141,7 @@ def test_scaling_is_strong_and_weak():
 
 def test_the_table_for_people():
     table = forecast.forecast(
-        imagenet1k.get_config("s"), ["v4-8"], compile_job=FakeCompiler()
+        imagenet1k.get_config("s"), ["v4-8"], compile_one=FakeCompiler()
     )
     heading, *rows, total = scaling.format_stages(table).splitlines()
     assert {len(row) for row in rows} == {len(heading)}
@@ -157,10 +157,10 @@ def test_a_time_that_is_not_the_compilers_is_marked():
     table = forecast.forecast(
         imagenet1k.get_config("b0"),
         ["v3-32"],
-        compile_job=FakeCompiler(seconds_from="lower bound"),
+        compile_one=FakeCompiler(seconds_from="lower bound"),
     )
     said = scaling.format_stages(table)
-    assert ">24.6" in said and "192 px: the compiler's time is no positive" in said
+    assert ">24.6" in said and "192 px: the compiler's time is not a positive" in said
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_what_cannot_run_is_refused_before_anything_is_compiled(names, changes, 
     config, compiler = imagenet1k.get_config("s"), FakeCompiler()
     config.update_from_flattened_dict(changes)
     with pytest.raises(errors.InputError) as error:
-        forecast.forecast(config, names, compile_job=compiler)
+        forecast.forecast(config, names, compile_one=compiler)
     assert said in str(error.value) and "\n" not in str(error.value)
-    assert not compiler.jobs
+    assert not compiler.requests
 
 
 def test_processes_follow_memory_and_cores(monkeypatch):
@@ -195,11 +195,11 @@ def test_processes_follow_memory_and_cores(monkeypatch):
         "read_text",
         lambda path: f"MemTotal: 1 kB\nMemAvailable:   {kib['now']} kB\n",
     )
-    assert forecast._count_processes() == 3  # 8 GiB each
+    assert forecast.count_processes() == 3  # 8 GiB each
     kib["now"] = 2**20
-    assert forecast._count_processes() == 1
+    assert forecast.count_processes() == 1
     kib["now"] = 2**30
-    assert forecast._count_processes() == 4
+    assert forecast.count_processes() == 4
 
 
 def test_the_verb(tmp_path, monkeypatch, capsys):
@@ -219,7 +219,9 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
     # 64 and 32 images per device, and 4,096 images on 64.
     assert "3 programs to compile" in err and "3 of 3" in err
     assert cli.main(argv) == 0
-    assert len(compiler.jobs) == 3 and capsys.readouterr().err.count(": cached") == 3
+    assert (
+        len(compiler.requests) == 3 and capsys.readouterr().err.count(": cached") == 3
+    )
 
 
 @pytest.mark.parametrize(
