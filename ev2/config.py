@@ -52,14 +52,13 @@ def default_config() -> ConfigDict:
     config.eval.batch_size = 1024  # global images; changes the speed, not the result
     # Epochs between evaluations; 0 = at the end of each stage only.
     config.eval.every_epochs = 0.0
-    # Split of those while training, such as "minival"; the end is always on
-    # `data.eval_split`. "" = that one throughout. For "tfds" and "tfrecord".
+    # Split to evaluate on while training, such as "minival", of "tfds" and "tfrecord"
+    # data; "" = `data.eval_split`, on which the final evaluation always is.
     config.eval.split = ""
-    # What the best checkpoint is best in: "ema" or "raw" (weights), a dot, and "top1",
-    # "top5" or "map" (mean average precision, where `data.max_labels` is above 1).
+    # Metric of the best checkpoint: "ema.top1" | "ema.top5" | "raw.top1" | "raw.top5".
     config.eval.metric = "ema.top1"
-    # Evaluations without a better one, after which the run is over; its result is then
-    # its best checkpoint rather than its last. 0 = off.
+    # Early stopping: evaluations without improvement that end the run. The result is
+    # then the best checkpoint rather than the last. 0 = off.
     config.eval.patience = 0
 
     config.init = _init()
@@ -73,7 +72,7 @@ def default_config() -> ConfigDict:
     config.log.every_steps = 100  # steps between lines of metrics.jsonl
 
     # Seconds without a finished step, compiling and evaluating excepted, after which
-    # the run says where it stands and ends; 0 = never.
+    # the process prints its stacks and ends; 0 = never.
     config.stall_seconds = 1800.0
 
     return config.lock()
@@ -85,14 +84,14 @@ def _model() -> ConfigDict:
     # Compute type "bfloat16" | "float32"; weights, statistics, logits and loss are
     # float32 either way.
     model.dtype = "bfloat16"
-    # Share of the running BN statistics kept per step: 0.99 in the paper, 0.9 in
+    # Fraction of the running BN statistics kept per step: 0.99 in the paper, 0.9 in
     # the released code. Epsilon is 1e-3 in both.
     model.bn_momentum = 0.99
     # Images over which BN takes its mean and variance; 0 = the whole global batch.
     # Counted in images, so the result does not depend on the number of devices.
     model.bn_group_images = 0
-    # Block strings such as "r2_k3_s2_e4_i24_o48_c1" in place of the table's rows;
-    # () = the architecture of `name`.
+    # Block strings such as "r2_k3_s2_e4_i24_o48_c1" in place of the stages of `name`;
+    # () = its own.
     model.blocks = ()
     # "same" (TensorFlow's) | "symmetric" (PyTorch's) | "" = the network's own. Weights
     # work with the padding they were trained with.
@@ -106,7 +105,7 @@ def _model() -> ConfigDict:
 def _init() -> ConfigDict:
     init = ConfigDict()
     # Weights to start from: a run, weights that `ev2 convert` wrote, or a published
-    # file. "" = random; "required" = what a recipe says that cannot go without. The
+    # file. "" = random weights; "required" = the command line must give one. The
     # optimizer, step and schedule start fresh, and so does a classifier of other
     # classes.
     init.checkpoint = ""
@@ -116,8 +115,8 @@ def _init() -> ConfigDict:
     init.freeze = ""
     # True: BN normalizes by the checkpoint's statistics in training too, and they stay.
     init.freeze_bn = False
-    # Learning rate of the last stage as a share of the head's and classifier's, and of
-    # every stage as a share of the next one's, down to the stem; 1 = the same for all.
+    # Learning rate of the last stage as a fraction of the head's and classifier's, and
+    # of every stage as a fraction of the next one's, down to the stem; 1 = one rate.
     init.layer_decay = 1.0
     return init
 
@@ -138,18 +137,18 @@ def _data() -> ConfigDict:
     data.num_train_images = 0
     data.num_eval_images = 0
     data.num_classes = 0
-    # Most labels that one picture may have. Above 1, as in ImageNet21k, its labels
+    # Most labels of one image. Above 1, as in ImageNet21k, its labels
     # share the target equally, and a prediction is right if it is one of them.
     data.max_labels = 1
 
     # Per RGB channel, in 0..255: the network sees (pixel - mean) / std. () = those of
-    # init.checkpoint's pictures.
+    # init.checkpoint.
     data.mean = (128.0, 128.0, 128.0)
     data.std = (128.0, 128.0, 128.0)
     # "bilinear" | "bicubic" | "" = init.checkpoint's; for every resize.
     data.interpolation = "bilinear"
 
-    # Training crop: share of the image's area, then width / height; (low, high).
+    # Training crop: fraction of the image's area, then width / height; (low, high).
     data.crop_area = (0.05, 1.0)
     data.crop_aspect = (3 / 4, 4 / 3)
     data.flip = True  # mirror left and right with probability 1/2
@@ -160,7 +159,7 @@ def _data() -> ConfigDict:
     # to the image; "released": the released code's arithmetic, wrap-around included.
     data.randaugment_variant = "standard"
     data.randaugment_layers = 2  # operations per image; 0 = no RandAugment
-    # Side of a square of noise put over each image, last of all, as a share of the
+    # Side of a square of noise put over each image, last of all, as a fraction of the
     # image's; 0 = off. The released code fine-tunes with 0.5.
     data.cutout = 0.0
     # "resize": the whole image to a square, aspect not kept; "center": the central
@@ -168,8 +167,8 @@ def _data() -> ConfigDict:
     data.eval_crop = "resize"
     data.eval_crop_padding = 32  # px, for "center" alone; 0 = the whole short side
 
-    data.exif = False  # turn the picture as its EXIF orientation says
-    # Folder without train/ and val/: share of each class held out for evaluation,
+    data.exif = False  # turn the image by its EXIF orientation
+    # Folder without train/ and val/: fraction of each class held out for evaluation,
     # chosen by a hash of the file name.
     data.eval_fraction = 0.1
     data.workers = 0  # parallel decode calls per process; 0 = number of cores
@@ -205,7 +204,7 @@ def _progressive() -> ConfigDict:
 
 def _loss() -> ConfigDict:
     loss = ConfigDict()
-    # Share of the target spread evenly over all classes. Paper silent; released.
+    # Fraction of the target spread evenly over all classes. Paper silent; released.
     loss.label_smoothing = 0.1
     # Mixup and cutmix partners are taken within consecutive groups of this many
     # images of the global batch, so the device count changes nothing.
@@ -223,7 +222,7 @@ def _optimizer() -> ConfigDict:
     optimizer.warmup_epochs = 5.0  # linear from 0; length not in the paper, released
     optimizer.decay_rate = 0.97  # exponential: factor per `decay_epochs`,
     optimizer.decay_epochs = 2.4  # counted from step 0, not from the end of warm-up
-    optimizer.decay = 0.9  # share of the mean square kept per step
+    optimizer.decay = 0.9  # fraction of the mean square kept per step
     optimizer.momentum = 0.9  # fraction of the last update kept per step
     optimizer.epsilon = 1e-3  # added inside the root; paper silent, released
     # L2 in the loss, weight_decay * sum(w^2) / 2 over kernels; no bias, no BN.

@@ -1,4 +1,4 @@
-"""What a run starts from: trained weights, what they expect, a classifier for them."""
+"""Starts a run from trained weights, with their classifier or a new one."""
 
 import copy
 import dataclasses
@@ -14,38 +14,38 @@ from ev2.checkpoint import class_names, manager, pretrained
 from ev2.data import imagenet_classes
 from ev2.models import arch
 from ev2.models.model import Model
-from ev2.train import workdir as run_folder
+from ev2.train import workdir as workdirs
+from ev2.train.validate import LEFT_TO_CHECKPOINT
 
-# What a config may leave to the checkpoint: its empty value, of `config.data`.
-_LEFT_OPEN = {"mean": (), "std": (), "interpolation": ""}
 REQUIRED = "required"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """A checkpoint that a run starts from."""
+class InitialCheckpoint:
+    """The checkpoint of `init.checkpoint`, read into memory."""
 
     path: str
     weights: str  # "ema" | "raw"
     model: Model
     variables: dict[str, Any]  # {"params", "batch_stats"}, float32 NumPy arrays
-    meta: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def open_source(config: ConfigDict, workdir: str) -> tuple[ConfigDict, Source | None]:
-    """Returns the config with nothing left open, and the checkpoint to start from.
+def open_checkpoint(
+    config: ConfigDict, workdir: str
+) -> tuple[ConfigDict, InitialCheckpoint | None]:
+    """Returns the config with every value filled in, and the checkpoint to start from.
 
-    A run that has a checkpoint of its own needs no other: then, as without
-    `init.checkpoint`, there is None. What such a run's config leaves open is what it
-    began with, so the checkpoint may be gone by then.
+    The checkpoint is None without `init.checkpoint`, and for a run that has saved a
+    checkpoint of its own. A resumed run takes the values that it began with from its
+    config.json, so the initial checkpoint may be gone by then.
 
     Args:
-      config: keys `init.*`, and `data.mean`, `std` and `interpolation`, which may be
-        left to the checkpoint.
-      workdir: folder of the run.
+        config: keys `init.*` and those of `LEFT_TO_CHECKPOINT`.
+        workdir: folder of the run.
 
     Raises:
-      InputError: there is no checkpoint where one is needed, or none at the path.
+        InputError: there is no checkpoint where one is needed, or none at the path.
     """
     path = config.init.checkpoint
     if path == REQUIRED:
@@ -53,131 +53,130 @@ def open_source(config: ConfigDict, workdir: str) -> tuple[ConfigDict, Source | 
             "init.checkpoint: this recipe starts from trained weights; give a run, "
             "weights that `ev2 convert` wrote, or a published file"
         )
-    source = None
-    if path and not manager.exists(workdir):
-        source = _read(path, config.init.weights)
-    begun = run_folder.read_config(workdir)
-    known = source.meta["preprocessing"] if source else None
-    config = fill(config, begun["data"] if begun else known)
-    if source is not None:
-        _say_differing(config, source)
-    return config, source
-
-
-def _read(path: str, weights: str) -> Source:
-    model, variables, meta = pretrained.load_pretrained(path, weights=weights)
-    return Source(
+    saved = workdirs.read_config(workdir)
+    if not path or manager.exists(workdir):
+        return fill(config, saved["data"] if saved else None), None
+    weights = config.init.weights
+    model, variables, metadata = pretrained.load_pretrained(path, weights=weights)
+    checkpoint = InitialCheckpoint(
         path=os.fspath(path),
         weights=weights,
         model=model,
         variables=variables,
-        meta=meta,
+        metadata=metadata,
     )
+    config = fill(config, saved["data"] if saved else metadata["preprocessing"])
+    _warn_of_other_preprocessing(config, checkpoint)
+    return config, checkpoint
 
 
-def fill(config: ConfigDict, known: dict[str, Any] | None) -> ConfigDict:
-    """Returns the config with `data.mean`, `std` and `interpolation` not left open.
+def fill(config: ConfigDict, values: dict[str, Any] | None) -> ConfigDict:
+    """Returns the config with `data.mean`, `std` and `interpolation` filled in.
 
     Args:
-      config: any.
-      known: those values of the checkpoint; None where there is none.
+        config: any; values that are not empty are kept.
+        values: the checkpoint's, by key; None where there is no checkpoint.
 
     Raises:
-      InputError: something is left open and there is no checkpoint.
+        InputError: a value is empty and there is no checkpoint.
     """
     filled = copy.deepcopy(config)
-    for key, empty in _LEFT_OPEN.items():
+    for key, empty in LEFT_TO_CHECKPOINT.items():
         if config.data[key] != empty:
             continue
-        if known is None:
+        if values is None:
             raise errors.InputError(
-                f"data.{key}: {empty!r} is init.checkpoint's, and there is none; give "
-                "one of the two"
+                f"data.{key}: {empty!r} stands for the value of init.checkpoint, which "
+                "is not given; give one of the two"
             )
-        value = known[key]
-        filled.data[key] = tuple(value) if isinstance(value, list) else value
+        filled.data[key] = _as_tuple(values[key])
     return filled
 
 
-def _say_differing(config: ConfigDict, source: Source) -> None:
-    for key, empty in _LEFT_OPEN.items():
-        theirs = source.meta["preprocessing"][key]
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if config.data[key] != theirs:
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _warn_of_other_preprocessing(
+    config: ConfigDict, checkpoint: InitialCheckpoint
+) -> None:
+    for key, empty in LEFT_TO_CHECKPOINT.items():
+        trained_with = _as_tuple(checkpoint.metadata["preprocessing"][key])
+        if config.data[key] != trained_with:
             logging.warning(
-                "data.%s is %s, but the weights of %s were trained with %s; %r takes "
-                "that",
-                *(key, config.data[key], source.path, theirs, empty),
+                "data.%s is %s, but the weights of %s were trained with %s; data.%s=%r "
+                "takes the checkpoint's value",
+                *(key, config.data[key], checkpoint.path, trained_with, key, empty),
             )
 
 
-def weights_for(
-    model: Model, names: tuple[str, ...], source: Source
+def select_weights(
+    model: Model, names: tuple[str, ...], checkpoint: InitialCheckpoint
 ) -> tuple[dict[str, Any], str]:
-    """Returns the weights of `source` that `model` starts from, and what they are.
+    """Returns the weights that `model` starts from, and a description of them.
 
-    The former are without "classifier" among the parameters if that is of other
-    classes: of another number, or of other names, or of the same in another order.
-    Numbers in place of names, on one side, are taken for the names of the other.
+    The parameters lack "classifier" if the checkpoint's classes differ from `names` in
+    number, in a name or in order. Where one side has numbers for names, its classes
+    are taken to be those of the other side.
 
     Args:
-      model: the network of the run.
-      names: of its classes.
-      source: from `open_source`.
+        model: the network of the run.
+        names: of its classes.
+        checkpoint: from `open_checkpoint`.
 
     Raises:
-      InputError: the source is of another network.
+        InputError: the checkpoint holds another network.
     """
-    _check_network(model, source)
-    variables = dict(source.variables)
-    which = {"ema": "averaged", "raw": "raw"}[source.weights]
-    if source.meta["config"] is None:
-        which = "only"
-    reason = _why_new_head(names, tuple(source.meta["class_names"]))
+    _check_network(model, checkpoint)
+    variables = dict(checkpoint.variables)
+    kind = {"ema": "EMA", "raw": "raw"}[checkpoint.weights]
+    if checkpoint.metadata["config"] is None:
+        kind = "only"  # published weights come in one set
+    reason = _why_new_classifier(names, tuple(checkpoint.metadata["class_names"]))
     if reason:
         params = variables["params"]
         variables["params"] = {k: v for k, v in params.items() if k != "classifier"}
-    head = f"a new classifier: {reason}" if reason else "its classifier"
-    return variables, f"from the {which} weights of {source.path}, with {head}"
+    classifier = f"a new classifier: {reason}" if reason else "its classifier"
+    return variables, f"from the {kind} weights of {checkpoint.path}, with {classifier}"
 
 
-def _check_network(model: Model, source: Source) -> None:
-    for key, value in {
+def _check_network(model: Model, checkpoint: InitialCheckpoint) -> None:
+    for key, read in {
         "name": lambda m: m.name,
         "padding": lambda m: m.arch.padding,
         "blocks": lambda m: arch.encode(m.arch.stages),
     }.items():
-        theirs, ours = value(source.model), value(model)
-        if ours != theirs:
+        given, wanted = read(checkpoint.model), read(model)
+        if given != wanted:
             raise errors.InputError(
-                f"init.checkpoint: {source.path!r} is of another network, with {key} "
-                f"{theirs!r} where this run has {ours!r}; give a checkpoint of the "
-                f"same network, or model.{key}"
+                f"init.checkpoint: {checkpoint.path!r} holds another network, with "
+                f"{key} {given!r} where this run has {wanted!r}; give a checkpoint of "
+                f"the same network, or model.{key}"
             )
 
 
-def _why_new_head(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    """Why the classifier of `theirs` does not serve `ours`; "" if it does."""
-    if len(ours) != len(theirs):
-        return f"{len(ours):,} classes, there {len(theirs):,}"
-    unnamed = imagenet_classes.default_class_names(len(ours))
-    found = class_names.find(ours, theirs)
-    if unnamed in (ours, theirs) or found == list(range(len(ours))):
+def _why_new_classifier(names: tuple[str, ...], saved: tuple[str, ...]) -> str:
+    """The reason why a classifier of the classes `saved` does not fit, or ""."""
+    if len(names) != len(saved):
+        return f"{len(names):,} classes, there {len(saved):,}"
+    unnamed = imagenet_classes.default_class_names(len(names))
+    indices = class_names.find(names, saved)
+    if unnamed in (names, saved) or indices == list(range(len(names))):
         return ""
-    place = next(i for i, at in enumerate(found) if at != i)
-    return f"class {place} is {ours[place]!r}, there {theirs[place]!r}"
+    first = next(i for i, index in enumerate(indices) if index != i)
+    return f"class {first} is {names[first]!r}, there {saved[first]!r}"
 
 
 def start_from(state: Any, weights: dict[str, Any], layout: Any) -> Any:
-    """Returns a fresh state with `weights` in it, and in its averages.
+    """Returns a fresh state with `weights` as its raw and EMA weights.
 
     Args:
-      state: `state.TrainState`; what `weights` does not hold is kept.
-      weights: from `weights_for`.
-      layout: sharding of every array.
+        state: `state.TrainState`; parameters that `weights` lacks are kept.
+        weights: from `select_weights`.
+        layout: sharding of every array.
     """
     params = {**state.params, **jax.device_put(weights["params"], layout)}
     stats = jax.device_put(weights["batch_stats"], layout)
     # A copy: the state is donated, and no buffer may be donated twice.
-    averages = jax.tree.map(jax.numpy.copy, {"params": params, "batch_stats": stats})
-    return dataclasses.replace(state, params=params, batch_stats=stats, ema=averages)
+    ema = jax.tree.map(jax.numpy.copy, {"params": params, "batch_stats": stats})
+    return dataclasses.replace(state, params=params, batch_stats=stats, ema=ema)

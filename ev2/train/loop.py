@@ -58,7 +58,7 @@ def train_and_evaluate(
         checkpoints = stack.enter_context(
             contextlib.closing(manager.Checkpoints(workdir, **keep))
         )
-        stack.enter_context(multihost.alarm())
+        stack.enter_context(multihost.end_on_lost_process())
 
         start = done = multihost.from_first(checkpoints.latest_step() or 0)
         scores = checkpoints.read_metadata(start).get("scores", []) if start else []

@@ -11,9 +11,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax
     """Returns the mean cross-entropy over the images whose mask is 1, float32.
 
     Args:
-      logits: `[N, classes]` float32.
-      targets: `[N, classes]` float32, each row sums to 1.
-      mask: `[N]` float32, 0 for images that could not be decoded.
+        logits: `[N, classes]` float32.
+        targets: `[N, classes]` float32, each row sums to 1.
+        mask: `[N]` float32, 0 for images that could not be decoded.
     """
     losses = optax.losses.softmax_cross_entropy(logits, targets)
     return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
@@ -25,10 +25,10 @@ def smoothed_one_hot(
     """Returns `[N, num_classes]` float32 targets with `smoothing` spread evenly.
 
     Args:
-      labels: `[N]` int32; or `[N, L]`, filled up with -1, of which each has the same
-        share, so that a row sums to 1.
-      num_classes: of the network.
-      smoothing: share that is spread.
+        labels: `[N]` int32; or `[N, L]` padded with -1, whose labels share the target
+            equally, so that a row sums to 1.
+        num_classes: of the network.
+        smoothing: fraction that is spread.
     """
     hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)  # of -1 all zero
     if labels.ndim == 2:

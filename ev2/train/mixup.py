@@ -77,7 +77,7 @@ def _partner(x: jax.Array, group_images: int) -> jax.Array:
 def _boxes(y_rng, x_rng, side: jax.Array, *, height: int, width: int) -> jax.Array:
     """Returns `[N, H, W]` bool: boxes around uniform centres, cut at the border.
 
-    `side` is `[N]`: length of the box's sides as a share of the image's.
+    `side` is `[N]`: length of the box's sides as a fraction of the image's.
     """
 
     def inside(rng, length):

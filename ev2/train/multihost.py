@@ -1,6 +1,6 @@
-"""The processes of one run: they join, agree, and leave together.
+"""Joins the processes of one run, makes them agree, and ends them together.
 
-A run of one process pays nothing: there is nobody to ask then.
+With one process every function returns at once, without communication.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 
 from ev2 import errors
 
-SILENCE_S = 60  # after which a process that says nothing counts as lost
+SILENCE_S = 60  # seconds without a heartbeat after which a process counts as lost
 _joined = False
 _FLAGS = ("coordinator", "num_processes", "process")
-# What collectives say when the other end is gone: gloo's and gRPC's words.
+# Errors of collectives when the other end is gone, by gloo and gRPC.
 _LOST = re.compile(r"[Gg]loo|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Bb]arrier")
 
 
@@ -32,18 +32,18 @@ def joined(
     num_processes: int | None = None,
     process: int | None = None,
 ) -> Iterator[None]:
-    """Makes this one of several processes, if it is told to; they leave together.
+    """Joins the other processes of the run, if there are any; all leave together.
 
-    Must come before anything that opens a device.
+    Must be entered before any device is opened.
 
     Args:
-      distributed: whether Cloud TPU, Slurm or Open MPI says who the others are.
-      coordinator: "HOST:PORT" of process 0, where nobody says so.
-      num_processes: how many there are.
-      process: which of them this is, from 0.
+      distributed: True to find the other processes through Cloud TPU, Slurm or Open MPI.
+      coordinator: "HOST:PORT" of process 0, otherwise.
+      num_processes: number of processes.
+      process: index of this process, from 0.
 
     Raises:
-      InputError: the flags do not fit, or the environment does not say.
+      InputError: the flags contradict each other, or no other process is found.
     """
     address = {
         "coordinator_address": coordinator,
@@ -69,8 +69,8 @@ def _check_flags(distributed, coordinator, num_processes, process) -> None:
     given = [name for name, value in values.items() if value is not None]
     if distributed and given:
         raise errors.InputError(
-            f"{given[0]}: not together with --distributed, which finds it out; give "
-            "one of the two"
+            f"{given[0]}: not allowed with --distributed, which finds it by itself; "
+            "give one of the two"
         )
     if distributed:
         return
@@ -119,23 +119,23 @@ def _join(address: dict[str, Any]) -> None:
 
 
 def have_joined() -> bool:
-    """Whether this process has ever joined others; opens no device."""
+    """Returns True if this process has joined others; opens no device."""
     return _joined
 
 
 def _are_several() -> bool:
-    """Whether there are others; alone, no device is opened to find out."""
+    """True if the run has other processes; opens no device for a single one."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _leave() -> None:
-    """Waits for all others to come here too, and lets go of them."""
+    """Waits for all processes and disconnects."""
     jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part that may refuse its input on one process: then all of them leave.
+    """Raises InputError on every process if the block raises it on any of them.
 
     Raises:
       InputError: this process's own, or one that names the process which refused.
@@ -172,14 +172,14 @@ def check_same(what: str, text: str) -> None:
 
 
 def from_first(number: int) -> int:
-    """What process 0 gives as `number`, on all of them; below 2**31."""
+    """Returns process 0's `number`, below 2**31, on every process."""
     if not _are_several():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def count_distinct(numbers: Collection[int]) -> int:
-    """How many different numbers there are on all processes taken together."""
+    """Returns the count of distinct numbers over all processes."""
     if not _are_several():
         return len(set(numbers))
     most = int(_gather(np.int32(len(numbers))).max())
@@ -198,10 +198,10 @@ def _gather(value: np.ndarray | np.generic) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def alarm() -> Iterator[None]:
-    """Ends this process at once, with exit code 1, where another one is lost.
+def end_on_lost_process() -> Iterator[None]:
+    """Ends this process at once, with exit code 1, when another process is lost.
 
-    Closing in order would wait for the lost one: a save in flight needs all of them.
+    An orderly close would wait for the lost process: a save needs all of them.
     """
     try:
         yield
@@ -213,14 +213,14 @@ def alarm() -> Iterator[None]:
         print(
             f"\nev2: process {jax.process_index()} of {jax.process_count()} stops, as "
             f"another process is gone or out of reach ({reason}); what was saved "
-            "stays, and the same command on all of them goes on from there",
+            "stays, and the same command on all of them resumes from there",
             file=sys.stderr,
         )
         end()
 
 
 def end(code: int = 1) -> None:
-    """Leaves without closing anything, which could wait for what is lost."""
+    """Ends the process without closing anything, which could wait for a lost one."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):

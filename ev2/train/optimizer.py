@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from ev2 import progressive
 
-SCHEDULES = ("exponential", "cosine", "constant")
 _IMAGES_PER_LR = 256  # the learning rate is stated for this many images a step
 
 

@@ -150,12 +150,12 @@ def set_up(config: ConfigDict, workdir_path: str) -> Experiment:
             folder that holds another run.
     """
     validate.check_config(config)
-    config, source = initialize.open_source(config, workdir_path)
+    config, checkpoint = initialize.open_checkpoint(config, workdir_path)
     experiment = _decide(config, workdir_path)
-    if source is None:
+    if checkpoint is None:
         return experiment
-    weights, origin = initialize.weights_for(
-        experiment.model, experiment.info.class_names, source
+    weights, origin = initialize.select_weights(
+        experiment.model, experiment.info.class_names, checkpoint
     )
     return dataclasses.replace(experiment, initial_weights=weights, origin=origin)
 

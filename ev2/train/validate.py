@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ev2 import errors, progressive
 from ev2.models import arch
-from ev2.train import early_stopping, optimizer
+from ev2.train import early_stopping
 
 
 class Rule(NamedTuple):
@@ -123,7 +123,7 @@ RULES = {
     "loss.label_smoothing": _FRACTION,
     "loss.mix_group_images": _integer(0),
     "optimizer.name": _choice("rmsprop"),
-    "optimizer.schedule": _choice(*optimizer.SCHEDULES),
+    "optimizer.schedule": _choice("exponential", "cosine", "constant"),
     "optimizer.lr": _FROM_ZERO,
     "optimizer.warmup_epochs": _FROM_ZERO,
     "optimizer.decay_rate": _ABOVE_ZERO,
@@ -149,8 +149,8 @@ RULES = {
     "checkpoint.keep_best": _integer(1),
     "log.every_steps": _integer(0),
 }
-# Empty values that stand for those of `init.checkpoint`; see `train.initialize`.
-LEFT_TO_CHECKPOINT = {"data.mean": (), "data.std": (), "data.interpolation": ""}
+# Keys of `config.data` that a config may leave to `init.checkpoint`, by an empty value.
+LEFT_TO_CHECKPOINT = {"mean": (), "std": (), "interpolation": ""}
 _NAMED_SPLITS = ("tfds", "tfrecord", "embedded")  # sources with more than two splits
 
 
@@ -163,8 +163,9 @@ def check_config(config: Any) -> None:
     strengths = {f"progressive.{s.name}": _strength(s) for s in progressive.STRENGTHS}
     for key, rule in {**RULES, **strengths}.items():
         value = _value(config, key)
-        if LEFT_TO_CHECKPOINT.get(key) == value and key in LEFT_TO_CHECKPOINT:
-            continue
+        section, _, name = key.rpartition(".")
+        if section == "data" and value == LEFT_TO_CHECKPOINT.get(name):
+            continue  # see `train.initialize`
         if not rule.accepts(value):
             _refuse(key, value, rule.allowed)
     model = config.model

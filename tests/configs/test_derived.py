@@ -219,7 +219,7 @@ def test_what_needs_a_checkpoint_says_so_and_plans_without(recipe, tmp_path):
     table = plan.make_plan(config)
     assert f"{table['steps']:,}" in plan.format_table(table)
     with pytest.raises(errors.InputError, match="init.checkpoint: this recipe starts"):
-        initial.open_source(config, str(tmp_path))
+        initial.open_checkpoint(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(

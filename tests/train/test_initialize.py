@@ -45,7 +45,7 @@ def _config(path, **changes):
 
 
 def _read(path, tmp_path, **changes):
-    return initial.open_source(_config(path, **changes), str(tmp_path / "new"))
+    return initial.open_checkpoint(_config(path, **changes), str(tmp_path / "new"))
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -54,10 +54,10 @@ def test_the_weights_asked_for_go_into_state_and_averages(
 ):
     config, source = _read(source_folder, tmp_path, **{"init.weights": weights})
     model = tiny.create_model(config)
-    found, said = initial.weights_for(model, NAMES, source)
+    found, said = initial.select_weights(model, NAMES, source)
     _, expected, _ = pretrained.load_pretrained(source_folder, weights=weights)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    which = {"ema": "averaged", "raw": "raw"}[weights]
+    which = {"ema": "EMA", "raw": "raw"}[weights]
     assert said == f"from the {which} weights of {source_folder}, with its classifier"
     fresh = states.create_state(model, optim.make_optimizer(config), config, SIZE)
     state = initial.start_from(fresh, found, jax.devices()[0])
@@ -80,7 +80,7 @@ def test_the_weights_asked_for_go_into_state_and_averages(
 def test_other_classes_have_a_new_classifier(source_folder, tmp_path, names, reason):
     config, source = _read(source_folder, tmp_path)
     model = tiny.create_model(config, len(names))
-    found, said = initial.weights_for(model, names, source)
+    found, said = initial.select_weights(model, names, source)
     assert ("classifier" in found["params"]) == (not reason)
     assert found["params"].keys() >= {"stem", "head"}
     head = f"a new classifier: {reason}" if reason else "its classifier"
@@ -100,7 +100,7 @@ def test_another_network_is_refused(source_folder, tmp_path):
     blocks = (*tiny.BLOCKS, "r1_k3_s1_e2_i16_o16_c0")[:1]
     config, source = _read(source_folder, tmp_path, **{"model.blocks": blocks})
     with pytest.raises(errors.InputError, match="with blocks .* this run has"):
-        initial.weights_for(tiny.create_model(config), NAMES, source)
+        initial.select_weights(tiny.create_model(config), NAMES, source)
 
 
 def test_what_is_left_open_is_the_checkpoints(source_folder, tmp_path, caplog):
@@ -118,8 +118,8 @@ def test_what_is_left_open_is_the_checkpoints(source_folder, tmp_path, caplog):
     ("changes", "message"),
     [
         ({"init.checkpoint": "required"}, "init.checkpoint: this recipe starts from"),
-        ({"data.mean": ()}, r"data.mean: \(\) is init.checkpoint's, and there is none"),
-        ({"data.interpolation": ""}, "data.interpolation: '' is init.checkpoint's"),
+        ({"data.mean": ()}, r"data.mean: \(\) stands for the value of init.checkpoint"),
+        ({"data.interpolation": ""}, "data.interpolation: '' stands for the value"),
         ({"init.freeze": "backbone"}, "init.freeze: 'backbone' is not allowed"),
         ({"init.freeze": "head"}, "init.freeze: 'head'"),
         ({"init.freeze_bn": True}, "init.freeze_bn: True is not allowed"),
