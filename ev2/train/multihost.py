@@ -37,7 +37,7 @@ def joined(
     Must be entered before any device is opened.
 
     Args:
-      distributed: True to find the other processes through Cloud TPU, Slurm or Open MPI.
+      distributed: finds the other processes through Cloud TPU, Slurm or Open MPI.
       coordinator: "HOST:PORT" of process 0, otherwise.
       num_processes: number of processes.
       process: index of this process, from 0.

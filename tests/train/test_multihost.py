@@ -69,7 +69,7 @@ def test_one_process_asks_nobody():
     processes.check_same("config", "a")
     with pytest.raises(errors.InputError, match="mine"), processes.together():
         raise errors.InputError("mine")
-    with pytest.raises(ValueError, match="Gloo"), processes.alarm():
+    with pytest.raises(ValueError, match="Gloo"), processes.end_on_lost_process():
         raise ValueError("Gloo AllReduce failed")
 
 
