@@ -35,7 +35,7 @@ from tests.train.test_loop import final_state, make_photographs
             {"coordinator": "a:1", "num_processes": 0, "process": 0},
             "num_processes: 0 is not allowed",
         ),
-        ({"distributed": True, "process": 0}, "process: not together with"),
+        ({"distributed": True, "process": 0}, "process: not allowed with"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_line(flags, line, monkeypatch):
