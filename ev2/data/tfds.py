@@ -154,34 +154,23 @@ class Selection:
         return self._records.name(self._chosen[index])
 
 
-class ArrayRecordFiles:
+class ArrayRecordFiles(tfrecord.Shards):
     """The records of array_record files, which have their own index."""
 
     def __init__(self, paths: list[str]):
         from array_record.python import array_record_module  # part of TFDS
 
-        self._paths = paths
         self._readers = [array_record_module.ArrayRecordReader(p) for p in paths]
-        self.counts = np.array([r.num_records() for r in self._readers], np.int64)
-        self._ends = np.cumsum(self.counts)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+        counts = [reader.num_records() for reader in self._readers]
+        super().__init__(paths, np.array(counts, np.int64))
 
     def read(self, indices: np.ndarray) -> list[bytes]:
         """Returns the payloads of the records, in the order of `indices`."""
         payloads: list[bytes] = [b""] * len(indices)
-        shards = np.searchsorted(self._ends, indices, side="right")
+        shards, numbers = self.locate(indices)
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
-            inside = indices[rows] - (self._ends[shard] - self.counts[shard])
-            records = self._readers[shard].read(inside.tolist())
+            records = self._readers[shard].read(numbers[rows].tolist())
             for row, payload in zip(rows.tolist(), records, strict=True):
                 payloads[row] = payload
         return payloads
-
-    def name(self, index: int) -> str:
-        """Returns the file and the number of the record in it, counted from 0."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[shard] - self.counts[shard]
-        return f"{self._paths[shard]} record {index - first}"

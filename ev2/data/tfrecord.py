@@ -110,17 +110,35 @@ class Index:
     lengths: np.ndarray  # [records] int64, bytes
 
 
-class RecordFiles:
-    """The records of a list of shards as one sequence of byte strings."""
+class Shards:
+    """Records of several files in one sequence, numbered from 0."""
 
-    def __init__(self, paths: list[str], index: Index):
-        self._reader = storage.Reader(paths)
-        self._index = index
-        self.counts = index.counts  # [shards] records in each
-        self._ends = np.cumsum(index.counts)
+    def __init__(self, paths: Sequence[str], counts: np.ndarray):
+        self.paths = tuple(paths)
+        self.counts = counts  # [shards] int64, records in each
+        self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
-        return len(self._index.offsets)
+        return int(self._ends[-1])
+
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the shard of each record, and its number in the shard."""
+        shards = np.searchsorted(self._ends, indices, side="right")
+        return shards, indices - (self._ends - self.counts)[shards]
+
+    def name(self, index: int) -> str:
+        """Returns the shard and the number of the record in it, counted from 0."""
+        shard, number = self.locate(np.asarray(index))
+        return f"{self.paths[shard]} record {number}"
+
+
+class RecordFiles(Shards):
+    """The records of TFRecord shards as one sequence of byte strings."""
+
+    def __init__(self, paths: list[str], index: Index):
+        super().__init__(paths, index.counts)
+        self._reader = storage.Reader(paths)
+        self._index = index
 
     def read(self, indices: np.ndarray) -> list[bytes]:
         """Returns the payloads of the records, in the order of `indices`.
@@ -128,7 +146,7 @@ class RecordFiles:
         Raises:
             InputError: a shard has changed since it was indexed.
         """
-        shards = np.searchsorted(self._ends, indices, side="right")
+        shards, _ = self.locate(indices)
         offsets, lengths = self._index.offsets[indices], self._index.lengths[indices]
         ranges = zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         return storage.map_parallel(lambda r: self._read_one(*r), list(ranges))
@@ -139,17 +157,11 @@ class RecordFiles:
         record = self._reader.read(shard, start, size)
         if len(record) != size or LENGTH.unpack_from(record)[0] != length:
             raise errors.InputError(
-                f"data.path: {self._reader.paths[shard]} has changed since its index"
-                " was made; put the shard back, or delete the index"
-                f" {' or '.join(_index_paths(list(self._reader.paths)))}"
+                f"data.path: {self.paths[shard]} has changed since its index was made;"
+                " put the shard back, or delete the index"
+                f" {' or '.join(_index_paths(list(self.paths)))}"
             )
         return record[HEADER_BYTES:]
-
-    def name(self, index: int) -> str:
-        """Returns the shard and the number of the record in it, counted from 0."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[shard] - self._index.counts[shard]
-        return f"{self._reader.paths[shard]} record {index - first}"
 
 
 def find_shards(folder: str, split: str) -> list[str]:

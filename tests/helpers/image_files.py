@@ -1,4 +1,4 @@
-"""Small images for tests of the data room, and the config of their source."""
+"""Makes small images for tests of ev2.data, and the config of their source."""
 
 import io
 

@@ -9,8 +9,6 @@ import dataclasses
 import io
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,8 +22,8 @@ from ev2.data.tensorflow import tf
 
 WORDNET_ID = re.compile(r"n\d{8}$")
 VALIDATION_NAME = re.compile(r"_(\d{8})\.[A-Za-z]+$")
-SYNSETS = "data/meta.mat"
-TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+SYNSETS = "meta.mat"  # files of the development kit
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # Published numbers of images and classes.
 IMAGENET1K = {"train": 1_281_167, "validation": 50_000}
 IMAGENET21K = {  # edition -> images, numbers of classes that are called so
@@ -276,22 +274,7 @@ def _read_devkit(path: str) -> DevKit:
         InputError: the file cannot be read, or is not the kit.
     """
     hint = "give ILSVRC2012_devkit_t12.tar.gz"
-    content = {}
-    try:
-        with (
-            storage.open_file(path) as file,
-            tarfile.open(fileobj=file, mode="r:*") as archive,
-        ):
-            for member in archive:
-                for name in (SYNSETS, TRUTH):
-                    if member.name.endswith(name) and member.isreg():
-                        extracted = archive.extractfile(member)
-                        assert extracted is not None  # it is a regular file
-                        content[name] = extracted.read()
-    except (*storage.ERRORS, EOFError, zlib.error, tarfile.TarError) as error:
-        raise errors.InputError(
-            f"devkit: cannot read {path!r} ({error}); {hint}"
-        ) from None
+    content = dict(in_memory.read_members("devkit", path, (SYNSETS, TRUTH)))
     for name in (SYNSETS, TRUTH):
         if name not in content:
             raise errors.InputError(f"devkit: {path!r} lacks {name!r}; {hint}")

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ev2 import errors, files
+from ev2.data import storage
 from ev2.data.prepare import listing, shards
 
 SHARD_BYTES = 64_000_000  # approximate size of a shard
@@ -89,14 +90,17 @@ def read_members(
         InputError: the file is truncated or is not an archive.
     """
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with (
+            storage.open_file(path) as stream,
+            tarfile.open(fileobj=stream, mode="r:*") as archive,
+        ):
             for member in archive:
                 name = os.path.basename(member.name)
                 if member.isreg() and (names is None or name in names):
                     file = archive.extractfile(member)
                     assert file is not None  # it is a regular file
                     yield name, file.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (*storage.ERRORS, EOFError, zlib.error, tarfile.TarError) as error:
         raise errors.InputError(
             f"{key}: {path!r} is truncated or not a tar archive ({error}); fetch it"
             " again"

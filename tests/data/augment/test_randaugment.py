@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 
 def draws_of(*, direction: float, y: float = 0.5, x: float = 0.25) -> tf.Tensor:
-    """What an operation is given: its own number, direction, cutout's centre."""
+    """Draws of one operation: its number, direction, the centre of cutout."""
     return tf.constant([0.0, direction, y, x])
 
 
@@ -109,7 +109,7 @@ def test_released_equals_its_rules(side, magnitude):
 
 
 def test_released_wraps_and_weakens(image):
-    """What the wrap-around means, on an image rather than in the reference."""
+    """Shows the wrap-around on an image rather than in the reference."""
 
     def change(name, magnitude):
         named = randaugment.make_operations(

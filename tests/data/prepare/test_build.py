@@ -114,7 +114,7 @@ def test_the_result_does_not_depend_on_the_workers(imagenet1k, prepared, tmp_pat
 
 
 def test_stopped_and_resumed(imagenet1k, prepared, tmp_path, monkeypatch, capsys):
-    """What is there is not written again, what was lost is; the bytes are the same."""
+    """Finished shards stay, lost ones are written again; the bytes are the same."""
     written = []
     write = shards.write_records
 
