@@ -169,7 +169,7 @@ def _list_csv(path: str) -> _ImageList:
 
 
 def _list_tar(path: str) -> _ImageList:
-    """Reads the headers of a tar archive; its images lie in folders of classes.
+    """Reads the headers of a tar archive; its images are in class folders.
 
     A folder that contains all images is not a class.
     """

@@ -296,7 +296,7 @@ def _raise_problems(out: str, names: list[str]) -> None:
         name, problem = next(iter(problems.items()))
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise errors.CheckError(
-            f"{os.path.join(out, name)}{more}: {problem}; run it again to write it anew"
+            f"{os.path.join(out, name)}{more}: {problem}; run it again to rewrite it"
         )
 
 
