@@ -39,6 +39,7 @@ setuptools.setup(
         "flax>=0.12,<0.13",
         "h5py>=3.11",
         "jax>=0.10,<0.13",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",

@@ -25,6 +25,7 @@ class Strength:
     Attributes:
         name: key of `config.progressive`, a pair (first stage, last stage).
         label: column heading and figure title.
+        unit: quantity that a value is.
         meaning: one line for the help.
         default: the pair of the paper's S recipe (Table 6).
         limit: every value is at least 0 and below this.
@@ -34,6 +35,7 @@ class Strength:
 
     name: str
     label: str
+    unit: str
     meaning: str
     default: tuple[float, float]
     limit: float = math.inf
@@ -46,6 +48,7 @@ STRENGTHS = (
     Strength(
         name="dropout",
         label="dropout",
+        unit="probability",
         meaning="probability, before the classifier",
         default=(0.1, 0.3),
         limit=1.0,
@@ -53,6 +56,7 @@ STRENGTHS = (
     Strength(
         name="randaugment",
         label="RandAugment",
+        unit="magnitude",
         meaning="magnitude, scale 0..10, extrapolated",
         default=(5.0, 15.0),
         in_step=False,
@@ -60,18 +64,21 @@ STRENGTHS = (
     Strength(
         name="mixup",
         label="mixup",
+        unit="alpha",
         meaning="alpha of Beta(alpha, alpha); 0 = off",
         default=(0.0, 0.0),
     ),
     Strength(
         name="cutmix",
         label="CutMix",
+        unit="alpha",
         meaning="alpha of Beta(alpha, alpha); 0 = off; the paper does not mention it",
         default=(0.0, 0.0),
     ),
     Strength(
         name="drop_path",
         label="drop path",
+        unit="probability",
         meaning="probability of dropping the last block, falling linearly to 0 at the "
         "first; the paper's survival probability is 0.8",
         default=(0.2, 0.2),

@@ -14,7 +14,6 @@ from ev2.models import arch
 from ev2.nas import space as spaces
 from ev2.report import plots
 
-_THEME = plots.LIGHT
 _BEST_PART = 3  # the best third
 _CELL_IN = (0.64, 0.46)  # width and height
 _WORDS = {arch.MBCONV: "MBConv", arch.FUSED_MBCONV: "Fused-\nMBConv"}
@@ -39,12 +38,12 @@ def reward(
 
     The axis begins at the lowest of those that are done; what is lower stands on it.
     """
-    figure = plots.new_figure(_THEME, 4.0)
+    figure = plots.new_figure(4.0)
     axes = figure.subplots()
     title = "Reward by trial"
     if pruned or failed:
         title += "; what lies below the axis stands on it"
-    plots.dress(axes, _THEME, title)
+    plots.style_axes(axes, title)
     in_order = sorted(done, key=lambda row: row["trial"])
     numbers, rewards = _column(in_order, "trial"), _column(in_order, "reward")
     given = [row["reward"] or 0.0 for row in pruned]
@@ -55,22 +54,20 @@ def reward(
     last = max(row["trial"] for row in (*done, *pruned, *failed))
     so_far = np.maximum.accumulate(rewards)
     steps = [*numbers, last], [*so_far, so_far[-1]]
-    axes.step(*steps, where="post", color=_THEME.train, label="best so far")
+    axes.step(*steps, where="post", color=plots.TRAIN, label="best so far")
     edge = np.full(len(failed), low)
-    _mark(axes, numbers, rewards, "o", color=_THEME.ema, label="done")
+    _mark(axes, numbers, rewards, "o", color=plots.EMA, label="done")
     heights = np.maximum(given, low)
+    _mark(axes, _column(pruned, "trial"), heights, "v", color=plots.RAW, label="pruned")
     _mark(
-        axes, _column(pruned, "trial"), heights, "v", color=_THEME.raw, label="pruned"
-    )
-    _mark(
-        axes, _column(failed, "trial"), edge, "x", color=_THEME.text, label="failed (0)"
+        axes, _column(failed, "trial"), edge, "x", color=plots.TEXT, label="failed (0)"
     )
     best = done[0]["trial"], done[0]["reward"]
     side = "left" if best[0] < last / 10 else "center"  # off the numbers of the axis
-    plots.note(axes, best, f"{best[1]:.4f}", _THEME, ha=side, xytext=(0, 6))
+    plots.annotate(axes, best, f"{best[1]:.4f}", ha=side, xytext=(0, 6))
     axes.set_xlim(0, last + 1)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
-    axes.set_xlabel("Trial", fontsize=plots.TEXT_PT, color=_THEME.text)
+    axes.set_xlabel("Trial", fontsize=plots.TEXT_PT, color=plots.TEXT)
     _legend(figure, 4)
     return figure
 
@@ -91,27 +88,27 @@ def pareto(
     The front is of all three, so that points of it may lie below its line, which joins
     those that are best in accuracy and step time alone.
     """
-    figure = plots.new_figure(_THEME, 4.9, 6.4)
+    figure = plots.new_figure(4.9, 6.4)
     axes = figure.subplots()
-    plots.dress(axes, _THEME, "Top-1 accuracy (%), after the search's short training")
+    plots.style_axes(axes, "Top-1 accuracy (%), after the search's short training")
     name = "front of accuracy and step time"
-    axes.step(*_join(front), where="post", color=_THEME.train, lw=1.2, label=name)
-    rings = {"facecolors": "none", "edgecolors": _THEME.train, "linewidths": 1.6}
+    axes.step(*_join(front), where="post", color=plots.TRAIN, lw=1.2, label=name)
+    rings = {"facecolors": "none", "edgecolors": plots.TRAIN, "linewidths": 1.6}
     name = "front of all three, with parameters"
     axes.scatter(*_place(front), s=80, zorder=6, label=name, **rings)
     params = _column(done, "params") / 1e6
     points = axes.scatter(*_place(done), c=params, cmap="viridis", s=34, zorder=5)
     name = f"best reward, trial {done[0]['trial']}"
-    star = {"marker": "*", "color": _THEME.text, "s": 700, "linewidths": 0}
+    star = {"marker": "*", "color": plots.TEXT, "s": 700, "linewidths": 0}
     axes.scatter(*_place(done[:1]), zorder=3, label=name, **star)
     name = f"step time of {reference['name']}"
-    dashes = {"color": _THEME.text, "lw": 1, "linestyle": (0, (4, 3)), "zorder": 1}
+    dashes = {"color": plots.TEXT, "lw": 1, "linestyle": (0, (4, 3)), "zorder": 1}
     axes.axvline(1000 * reference["step_seconds"], label=name, **dashes)
     bar = figure.colorbar(points, ax=axes, aspect=30, pad=0.02)
-    bar.set_label("Parameters (million)", fontsize=plots.TEXT_PT, color=_THEME.text)
+    bar.set_label("Parameters (million)", fontsize=plots.TEXT_PT, color=plots.TEXT)
     bar.outline.set_visible(False)  # pyright: ignore
-    bar.ax.tick_params(labelsize=plots.SMALL_PT, labelcolor=_THEME.muted, length=0)
-    axes.set_xlabel("Training step (ms)", fontsize=plots.TEXT_PT, color=_THEME.text)
+    bar.ax.tick_params(labelsize=plots.SMALL_PT, labelcolor=plots.MUTED, length=0)
+    axes.set_xlabel("Training step (ms)", fontsize=plots.TEXT_PT, color=plots.TEXT)
     _legend(figure, 2)
     return figure
 
@@ -142,14 +139,14 @@ def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
     stages = len(space.choices) // len(_CHOICES)  # the backbone, if any, is none
     widths = [max(2, len(space.choices[f"stage1_{key}"])) for key in _CHOICES]
     size_in = 1.5 + _CELL_IN[1] * stages, 1.0 + _CELL_IN[0] * sum(widths)
-    figure = plots.new_figure(_THEME, *size_in)
+    figure = plots.new_figure(*size_in)
     panels = figure.subplots(1, len(_CHOICES), sharey=True, width_ratios=widths)
     for axes, (key, (title, word)) in zip(panels, _CHOICES.items(), strict=True):
         values = space.choices[f"stage1_{key}"]
         shown = [count_shares(space, rows, key) for rows in (best, done)]
         _draw_cells(axes, *shown)
-        plots.dress(axes, _THEME, title)
-        axes.set_facecolor(_THEME.band)
+        plots.style_axes(axes, title)
+        axes.set_facecolor(plots.BAND)
         axes.grid(False)
         axes.set_xticks(range(len(values)), [word(value) for value in values])
         axes.tick_params(length=0)
@@ -159,7 +156,7 @@ def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
         f"Share in the best third of the networks ({len(best)} of {len(done)}), %; "
         "in brackets: in all of them",
         fontsize=plots.TEXT_PT,
-        color=_THEME.text,
+        color=plots.TEXT,
         x=0.01,
         ha="left",
     )
@@ -185,15 +182,13 @@ def count_shares(space: spaces.Space, rows: Sequence[Row], key: str) -> np.ndarr
 
 def _draw_cells(axes, best: np.ndarray, everyone: np.ndarray) -> None:
     """The shares as a heat map with numbers."""
-    colour_map = colors.LinearSegmentedColormap.from_list(
-        "share", [_THEME.background, _THEME.ema]
-    )
+    colour_map = colors.LinearSegmentedColormap.from_list("share", ["white", plots.EMA])
     shown = np.where(everyone > 0, best, np.nan)
     axes.imshow(shown, cmap=colour_map, vmin=0, vmax=1, aspect="auto")
     for (stage, value), share in np.ndenumerate(shown):
         if np.isnan(share):
             continue
-        colour = _THEME.background if share > 0.65 else _THEME.text
+        colour = "white" if share > 0.65 else plots.TEXT
         text = f"{100 * share:.0f} ({100 * everyone[stage, value]:.0f})"
         place = {"ha": "center", "va": "center"}
         axes.text(value, stage, text, fontsize=8, color=colour, **place)
@@ -211,7 +206,7 @@ def _legend(figure: mpl_figure.Figure, columns: int) -> None:
         ncols=columns,
         frameon=False,
         fontsize=plots.SMALL_PT,
-        labelcolor=_THEME.text,
+        labelcolor=plots.TEXT,
         handletextpad=0.4,
         columnspacing=1.4,
     )

@@ -1,10 +1,8 @@
-"""Curves of a run as matplotlib figures: values in, a figure out, no global state.
+"""Curves of a run as matplotlib figures: a run in, a figure out, no global state.
 
-Every function takes the records of `metrics.jsonl` and the rows of `stages.json`
-as they were written, and a `Theme`; the pictures of classes are in `class_plots`.
+Figures of single classes are in `class_plots`.
 """
 
-import dataclasses
 import io
 import itertools
 from collections.abc import Sequence
@@ -13,70 +11,25 @@ from typing import Any
 import numpy as np
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+from matplotlib import patheffects, ticker
+
+from ev2 import progressive
+from ev2.train.workdir import Run
 
 WIDTH_IN = 5.6  # one column of the page, and of most papers without shrinking
+WIDE_IN = 8.0  # the whole page
 CSS_PX_PER_IN = 100  # size at which the page shows a figure
 PNG_DPI = 2 * CSS_PX_PER_IN  # two pixels for each CSS pixel
 TEXT_PT, SMALL_PT = 10.5, 9.5  # 8 px or more when a phone shrinks a figure
 MAX_LABELLED_STAGES = 8  # more stages than this are shaded but not named
-MAX_NUMBERED_STEPS = 6  # more steps than this are read off the axis
 SMOOTH_FROM_POINTS = 120  # below this every logged point can be read as it is
 
-# Title and key of each strength, in the order of the stage table.
-STRENGTHS = (
-    ("RandAugment (magnitude)", "randaugment"),
-    ("Dropout (probability)", "dropout"),
-    ("Drop path (probability)", "drop_path"),
-    ("Mixup (alpha)", "mixup"),
-    ("CutMix (alpha)", "cutmix"),
-)
+# The three colors of series differ for people with any color vision and have a contrast
+# of at least 3:1 to white; line styles repeat the distinction.
+TEXT, MUTED, GRID, BAND = "#1f2328", "#59636e", "#e1e5ea", "#f2f4f7"
+TRAIN, EMA, RAW = "#c9540a", "#0b66b2", "#00876c"
 
 Record = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Theme:
-    """Colours of one appearance, as hex strings.
-
-    The three series colours are told apart by people with any colour vision and
-    keep a contrast of at least 3:1 to the background; line styles repeat the
-    distinction.
-    """
-
-    name: str
-    background: str
-    text: str
-    muted: str
-    grid: str
-    band: str
-    train: str
-    ema: str
-    raw: str
-
-
-LIGHT = Theme(
-    name="light",
-    background="#ffffff",
-    text="#1f2328",
-    muted="#59636e",
-    grid="#e1e5ea",
-    band="#f2f4f7",
-    train="#c9540a",
-    ema="#0b66b2",
-    raw="#00876c",
-)
-DARK = Theme(
-    name="dark",
-    background="#161b22",
-    text="#e6edf3",
-    muted="#9aa4af",
-    grid="#2d343d",
-    band="#1d242d",
-    train="#f59245",
-    ema="#5db7f5",
-    raw="#3fc7a3",
-)
 
 
 def to_png(figure: mpl_figure.Figure) -> bytes:
@@ -86,26 +39,29 @@ def to_png(figure: mpl_figure.Figure) -> bytes:
     return buffer.getvalue()
 
 
-def new_figure(theme: Theme, height_in: float, width_in: float = WIDTH_IN):
-    """Returns an empty figure with the theme's background."""
-    return mpl_figure.Figure(
-        figsize=(width_in, height_in),
-        layout="constrained",
-        facecolor=theme.background,
-    )
+def new_figure(height_in: float, width_in: float = WIDTH_IN) -> mpl_figure.Figure:
+    """Returns an empty figure on white."""
+    size_in = width_in, height_in
+    return mpl_figure.Figure(figsize=size_in, layout="constrained", facecolor="white")
 
 
-def dress(axes: mpl_axes.Axes, theme: Theme, title: str = "") -> None:
-    """Gives axes the house look: title with unit, light grid, no box."""
+def style_axes(axes: mpl_axes.Axes, title: str = "") -> None:
+    """Gives axes the style of the report: title with unit, light grid, no box."""
     axes.set_facecolor("none")
-    axes.set_title(title, loc="left", fontsize=TEXT_PT, color=theme.text)
+    axes.set_title(title, loc="left", fontsize=TEXT_PT, color=TEXT)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(theme.muted)
-    axes.tick_params(labelsize=SMALL_PT, color=theme.muted, labelcolor=theme.muted)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(labelsize=SMALL_PT, color=MUTED, labelcolor=MUTED)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def annotate(axes: mpl_axes.Axes, position, text: str, **options) -> None:
+    """Writes a small text just above a position, in data coordinates."""
+    defaults = {"xytext": (0, 3), "ha": "center", "color": TEXT, "fontsize": SMALL_PT}
+    axes.annotate(text, position, textcoords="offset points", **{**defaults, **options})
 
 
 def brief(value: float) -> str:
@@ -113,137 +69,174 @@ def brief(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.1f}".removesuffix(".0")
 
 
-def note(axes, position, text, theme, **options) -> None:
-    """Writes a small text just above a position, in data coordinates."""
-    usual = {"xytext": (0, 3), "ha": "center", "color": theme.text}
-    axes.annotate(
-        text,
-        position,
-        textcoords="offset points",
-        fontsize=SMALL_PT,
-        **{**usual, **options},
-    )
+def title(strength: progressive.Strength) -> str:
+    """Returns the label of a strength with a capital first letter."""
+    return strength.label[0].upper() + strength.label[1:]
 
 
-def learning_curves(
-    train: Sequence[Record], evals: Sequence[Record], stages: Sequence[Record], theme
-) -> mpl_figure.Figure:
-    """Returns training loss above top-1 accuracy (train, EMA, raw), by epoch."""
-    figure = new_figure(theme, 4.9)
-    loss_axes, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    dress(loss_axes, theme, "Training loss (cross-entropy, nats)")
-    dress(axes, theme, "Top-1 accuracy (%)")
-    _plot_logged(loss_axes, train, "loss", 1.0, theme)
-    _scale_without_outliers(loss_axes, _column(train, "loss"))
-    _plot_logged(axes, train, "top1", 100.0, theme, label="train, augmented")
-    epochs = _column(evals, "epoch")
-    for weights, name, style, marker, colour, fill, order in (
-        ("ema", "EMA", "-", "o", theme.ema, theme.ema, 4),
-        ("raw", "raw", "--", "s", theme.raw, theme.background, 3),
-    ):
-        axes.plot(
-            epochs,
-            [100 * record[weights]["top1"] for record in evals],
-            style,
-            color=colour,
-            marker=marker,
-            markersize=4,
-            markerfacecolor=fill,
-            clip_on=False,  # the last one lies on the edge
-            label=f"test, {name}" if evals else None,
-            zorder=order,
-        )
-    if evals:
-        last = 100 * evals[-1]["ema"]["top1"]
-        note(axes, (epochs[-1], last), f"{last:.1f}", theme, ha="right", xytext=(0, 5))
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 0.08 * (high - low))  # room for the note
-    if train or evals:
-        _legend(axes, theme)
-    _shade([loss_axes, axes], stages, theme)
-    _epoch_axis(axes, train, evals, stages, theme)
+def used_strengths(stages: Sequence[Record]) -> list[progressive.Strength]:
+    """Returns the strengths that are above 0 in any stage."""
+    return [
+        strength
+        for strength in progressive.STRENGTHS
+        if any(stage["strengths"].get(strength.name) for stage in stages)
+    ]
+
+
+def progressive_learning(run: Run) -> mpl_figure.Figure:
+    """Draws image size and regularization by stage above the accuracy of the run."""
+    strengths = used_strengths(run.stages)
+    rows_in = 0.36 * len(strengths)
+    heights = (1.1, rows_in, 2.4) if strengths else (1.1, 2.4)
+    figure = new_figure(sum(heights) + 0.75, WIDE_IN)
+    panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+    edges = _edges(run.stages)
+    size_axes, axes = panels[0], panels[-1]
+    _draw_steps(size_axes, edges, [s["image_size"] for s in run.stages], " px")
+    size_axes.set_title("Image size", loc="left", fontsize=TEXT_PT, color=TEXT)
+    size_axes.set_yticks([])
+    size_axes.grid(False)
+    if strengths:
+        _draw_strength_rows(panels[1], run.stages, strengths)
+    style_axes(axes, "Top-1 accuracy (%)")
+    _plot_logged(axes, run.train, "top1", 100.0, label="training images, augmented")
+    size = f" at {run.evals[-1]['image_size']} px" if run.evals else ""
+    _plot_test_accuracy(axes, run.evals, {"ema": f"test images{size}, EMA weights"})
+    for panel in panels:
+        panel.tick_params(bottom=panel is axes)
+        for edge in edges[1:-1]:
+            panel.axvline(edge, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    _legend(axes)
+    _epoch_axis(axes, run)
     return figure
 
 
-def stage_steps(stages: Sequence[Record], theme: Theme) -> mpl_figure.Figure:
-    """Returns image size and every strength as steps over the epochs."""
-    figure = new_figure(theme, 4.9)
-    panels = figure.subplots(3, 2, sharex=True).flat
+def _draw_strength_rows(axes, stages, strengths) -> None:
+    """Draws one row per strength and a cell per stage, darker where it is stronger."""
     edges = _edges(stages)
-    values = [[s["image_size"] for s in stages]]
-    values += [[s["strengths"][key] for s in stages] for _, key in STRENGTHS]
-    titles = ["Image size (px)"] + [title for title, _ in STRENGTHS]
-    for axes, title, heights in zip(panels, titles, values, strict=True):
-        dress(axes, theme, title)
-        axes.grid(len(stages) > MAX_NUMBERED_STEPS, axis="y")
-        axes.set_ylim(0, 1.25 * max(heights) or 1.0)
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(3))
-        if not any(heights):
-            axes.set_yticks([])
-            note(axes, (edges[-1] / 2, 0.4), "off", theme)
-            continue
-        axes.stairs(heights, edges, baseline=None, color=theme.ema, linewidth=1.8)
-        axes.stairs(heights, edges, color=theme.ema, alpha=0.13, fill=True)
-        if len(stages) <= MAX_NUMBERED_STEPS:
-            _number_steps(axes, edges, heights, theme)
-    for axes in figure.axes[-2:]:
-        _epoch_axis(axes, (), (), stages, theme)
+    values = np.array([[s["strengths"][x.name] for s in stages] for x in strengths])
+    shades = 0.08 + 0.5 * values / values.max(axis=1, keepdims=True)
+    for row, column in np.ndindex(values.shape):
+        left, width = edges[column], edges[column + 1] - edges[column]
+        alpha = shades[row, column]
+        axes.barh(row, width, 0.82, left, color=EMA, alpha=alpha, linewidth=0)
+        if len(stages) <= MAX_LABELLED_STAGES:
+            label = brief(values[row, column])
+            axes.text(left + width / 2, row, label, ha="center", va="center")
+    style_axes(axes, "Regularization")
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_yticks(range(len(strengths)), [title(x) for x in strengths], color=TEXT)
+    axes.set_ylim(len(strengths) - 0.5, -0.5)
+    for text in axes.texts:
+        text.set(fontsize=SMALL_PT, color=TEXT)
+
+
+def _draw_steps(axes, edges, heights, unit: str = "") -> None:
+    """Draws a value per stage as filled steps, with the value above each."""
+    style_axes(axes)
+    axes.set_ylim(0, 1.25 * max(heights))
+    axes.stairs(heights, edges, baseline=None, color=EMA, linewidth=1.8)
+    axes.stairs(heights, edges, color=EMA, alpha=0.13, fill=True)
+    if len(heights) <= MAX_LABELLED_STAGES:
+        spans = itertools.pairwise(edges)
+        for height, (first, last) in zip(heights, spans, strict=True):
+            annotate(axes, ((first + last) / 2, height), f"{brief(height)}{unit}")
+
+
+def learning_curves(run: Run) -> mpl_figure.Figure:
+    """Draws the training loss above top-1 accuracy (train, EMA, raw), by epoch."""
+    figure = new_figure(4.9)
+    loss_axes, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    style_axes(loss_axes, "Training loss (cross-entropy, nats)")
+    style_axes(axes, "Top-1 accuracy (%)")
+    _plot_logged(loss_axes, run.train, "loss", 1.0)
+    losses = _column(run.train, "loss")
+    if len(losses) > SMOOTH_FROM_POINTS:  # one bad batch should not set the scale
+        low, high = np.nanpercentile(losses, (0.2, 99.8))
+        margin = 0.05 * (high - low) or 1.0
+        loss_axes.set_ylim(low - margin, high + margin)
+    _plot_logged(axes, run.train, "top1", 100.0, label="train, augmented")
+    labels = {"ema": "test, EMA", "raw": "test, raw"}
+    _plot_test_accuracy(axes, run.evals, labels)
+    _legend(axes)
+    _shade([loss_axes, axes], run.stages)
+    _epoch_axis(axes, run)
     return figure
 
 
-def learning_rate(
-    train: Sequence[Record], stages: Sequence[Record], theme: Theme
-) -> mpl_figure.Figure:
-    """Returns the learning rate of the logged steps, by epoch."""
-    figure = new_figure(theme, 4.0)
+def stages(run: Run) -> mpl_figure.Figure:
+    """Draws image size and every strength in use as steps over the epochs."""
+    strengths = used_strengths(run.stages)
+    titles = ["Image size (px)", *(f"{title(s)} ({s.unit})" for s in strengths)]
+    values = [[stage["image_size"] for stage in run.stages]]
+    values += [[stage["strengths"][s.name] for stage in run.stages] for s in strengths]
+    columns = min(len(titles), 2)
+    rows = -(-len(titles) // columns)
+    figure = new_figure(0.4 + 1.5 * rows)
+    for i, heights in enumerate(values):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        _draw_steps(axes, _edges(run.stages), heights)
+        axes.set_title(titles[i], loc="left", fontsize=TEXT_PT, color=TEXT)
+        axes.grid(len(run.stages) > MAX_LABELLED_STAGES, axis="y")
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(3))
+        _epoch_axis(axes, run)
+        if i < len(values) - columns:
+            axes.set_xlabel("")
+    return figure
+
+
+def learning_rate(run: Run) -> mpl_figure.Figure:
+    """Draws the learning rate of the logged steps, by epoch."""
+    figure = new_figure(4.0)
     axes = figure.subplots()
-    dress(axes, theme, "Learning rate")
-    rates = _column(train, "learning_rate")
+    style_axes(axes, "Learning rate")
+    epochs, rates = _column(run.train, "epoch"), _column(run.train, "learning_rate")
     marker = "o" if len(rates) == 1 else ""
-    epochs = _column(train, "epoch")
-    axes.plot(epochs, rates, color=theme.ema, linewidth=1.6, marker=marker)
+    axes.plot(epochs, rates, color=EMA, linewidth=1.6, marker=marker)
     axes.set_ylim(0, 1.08 * np.nanmax(rates) or 1.0)
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.3g}"))
-    _shade([axes], stages, theme)
-    _epoch_axis(axes, train, (), stages, theme)
+    _shade([axes], run.stages)
+    _epoch_axis(axes, run)
     return figure
 
 
-def throughput(
-    train: Sequence[Record], stages: Sequence[Record], theme: Theme
-) -> mpl_figure.Figure:
-    """Returns images per second above the share of time spent waiting for data."""
-    figure = new_figure(theme, 4.0)
+def throughput(run: Run) -> mpl_figure.Figure:
+    """Draws images per second above the fraction of time spent waiting for data."""
+    figure = new_figure(4.0)
     axes, wait_axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    dress(axes, theme, "Throughput (images/s), and the median of each stage")
-    dress(wait_axes, theme, "Waiting for data (% of the time)")
-    epochs, rates = _column(train, "epoch"), _column(train, "images_per_second")
-    axes.plot(epochs, rates, "o", color=theme.ema, alpha=0.55, markersize=2.5, mew=0)
-    for rows in _by_stage(train).values():
+    style_axes(axes, "Throughput (images/s), and the median of each stage")
+    style_axes(wait_axes, "Waiting for data (% of the time)")
+    epochs = _column(run.train, "epoch")
+    rates = _column(run.train, "images_per_second")
+    axes.plot(epochs, rates, "o", color=EMA, alpha=0.55, markersize=2.5, mew=0)
+    for rows in _rows_by_stage(run.train).values():
         median = float(np.nanmedian(rates[rows]))
         ends = epochs[rows[0]], epochs[rows[-1]]
-        axes.plot(ends, (median, median), color=theme.text, linewidth=1.2)
-        if len(stages) <= MAX_LABELLED_STAGES:
-            middle, top = (ends[0] + ends[1]) / 2, np.nanmax(rates[rows])
-            note(axes, (middle, top), f"{median:,.0f}", theme)
+        axes.plot(ends, (median, median), color=TEXT, linewidth=1.2)
+        if len(run.stages) <= MAX_LABELLED_STAGES:
+            middle = (ends[0] + ends[1]) / 2
+            halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+            text = f"{median:,.0f}"
+            annotate(axes, (middle, median), text, path_effects=halo)
     axes.set_ylim(0, 1.2 * np.nanmax(rates) or 1.0)
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    _plot_logged(wait_axes, train, "data_wait_share", 100.0, theme)
-    # At least 10 % high: a share of one percent should look as small as it is.
+    _plot_logged(wait_axes, run.train, "data_wait_share", 100.0)
+    # At least 10 % high, so that one percent looks as small as it is.
     wait_axes.set_ylim(0, max(10.0, wait_axes.get_ylim()[1]))
-    _shade([axes, wait_axes], stages, theme)
-    _epoch_axis(wait_axes, train, (), stages, theme)
+    _shade([axes, wait_axes], run.stages)
+    _epoch_axis(wait_axes, run)
     return figure
 
 
-def _plot_logged(axes, train, key, scale, theme, label=None):
-    """Every logged point; with many of them, their running mean on top."""
+def _plot_logged(axes, train, key: str, scale: float, label: str | None = None) -> None:
+    """Plots every logged point; with many points, their running mean on top."""
     epochs, values = _column(train, "epoch"), scale * _column(train, key)
     many = len(values) > SMOOTH_FROM_POINTS
     axes.plot(
         epochs,
         values,
-        color=theme.train,
+        color=TRAIN,
         linewidth=0.7 if many else 1.4,
         alpha=0.35 if many else 1.0,
         marker="o" if len(values) == 1 else "",
@@ -252,90 +245,102 @@ def _plot_logged(axes, train, key, scale, theme, label=None):
     if not many:
         return
     window = max(5, len(values) // 60)
-    for rows in _by_stage(train).values():  # a jump between stages is real: keep it
+    for rows in _rows_by_stage(train).values():  # a jump between stages is real
         smooth = _running_mean(values[rows], window)
-        axes.plot(epochs[rows], smooth, color=theme.train, linewidth=1.6, label=label)
+        axes.plot(epochs[rows], smooth, color=TRAIN, linewidth=1.6, label=label)
         label = None
 
 
-def _scale_without_outliers(axes, values):
-    """One bad batch among many should not set the scale."""
-    if len(values) > SMOOTH_FROM_POINTS:
-        low, high = np.nanpercentile(values, (0.2, 99.8))
-        margin = 0.05 * (high - low) or 1.0
-        axes.set_ylim(low - margin, high + margin)
+def _plot_test_accuracy(axes, evals, labels: dict[str, str]) -> None:
+    """Plots top-1 of the weights in `labels`, and the last EMA value in digits."""
+    if not evals:
+        return
+    epochs = _column(evals, "epoch")
+    styles = {"ema": ("-o", EMA, EMA, 4), "raw": ("--s", RAW, "white", 3)}
+    for key, label in labels.items():
+        style, color, fill, order = styles[key]
+        axes.plot(
+            epochs,
+            [100 * record[key]["top1"] for record in evals],
+            style,
+            color=color,
+            markersize=4,
+            markerfacecolor=fill,
+            clip_on=False,  # the last point is on the edge
+            label=label,
+            zorder=order,
+        )
+    last = 100 * evals[-1]["ema"]["top1"]
+    annotate(axes, (epochs[-1], last), f"{last:.2f}", ha="right", xytext=(0, 5))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.08 * (high - low))  # room for the digits
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` points, over fewer at the ends."""
+    """Returns the centred mean over `window` points, over fewer at the ends."""
     window = min(window, len(values))
     kernel = np.ones(window)
     total = np.convolve(values, kernel, mode="same")
     return total / np.convolve(np.ones(len(values)), kernel, mode="same")
 
 
-def _shade(panels, stages, theme):
-    """Every other stage on a faint band, its image size above the first panel."""
+def _shade(panels, stages) -> None:
+    """Shades every other stage, and writes its image size above the first panel."""
     if not stages:
         return
     edges = _edges(stages)
     for axes in panels:
         for first, last in zip(edges[1:-1:2], edges[2::2], strict=False):
-            axes.axvspan(first, last, color=theme.band, linewidth=0, zorder=-1)
+            axes.axvspan(first, last, color=BAND, linewidth=0, zorder=-1)
     if len(stages) > MAX_LABELLED_STAGES:
         return
     title = panels[0].get_title("left")
     panels[0].set_title(title, loc="left", pad=19, fontsize=TEXT_PT)  # make room
-    spans = itertools.pairwise(edges)
-    for stage, (first, last) in zip(stages, spans, strict=True):
-        size, middle = f"{stage['image_size']} px", (first + last) / 2
-        above = {"xycoords": panels[0].get_xaxis_transform(), "color": theme.muted}
-        note(panels[0], (middle, 1.0), size, theme, **above)
+    above = {"xycoords": panels[0].get_xaxis_transform(), "color": MUTED}
+    for stage, (first, last) in zip(stages, itertools.pairwise(edges), strict=True):
+        size = f"{stage['image_size']} px"
+        annotate(panels[0], ((first + last) / 2, 1.0), size, **above)
 
 
-def _number_steps(axes, edges, heights, theme):
-    """Writes the value above each step."""
-    for height, (first, last) in zip(heights, itertools.pairwise(edges), strict=True):
-        note(axes, ((first + last) / 2, height), brief(height), theme)
-
-
-def _legend(axes, theme):
+def _legend(axes) -> None:
+    if not axes.get_legend_handles_labels()[1]:
+        return
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1.01, 0.985),
         ncol=3,
         frameon=False,
         fontsize=SMALL_PT,
-        labelcolor=theme.text,
+        labelcolor=TEXT,
         handlelength=1.6,
         columnspacing=1.2,
         borderaxespad=0.3,
     )
 
 
-def _epoch_axis(axes, train, evals, stages, theme):
-    """The axis spans the whole plan, so an unfinished run shows what is missing."""
-    ends = [r["epoch"] for r in (*train, *evals)] + list(_edges(stages))
+def _epoch_axis(axes, run: Run) -> None:
+    """Spans the whole plan, so that an unfinished run shows what is missing."""
+    ends = [r["epoch"] for r in (*run.train, *run.evals)] + list(_edges(run.stages))
     if max(ends) > 0:
         axes.set_xlim(0, max(ends))
     whole = max(ends) > 4  # shorter runs are read in parts of an epoch
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=whole))
-    axes.set_xlabel("Epoch", fontsize=TEXT_PT, color=theme.text)
+    axes.set_xlabel("Epoch", fontsize=TEXT_PT, color=TEXT)
 
 
 def _edges(stages: Sequence[Record]) -> np.ndarray:
-    """Epochs at which stages begin, and the end of the last: `[stages + 1]`."""
-    return np.cumsum([0.0] + [s["epochs"] for s in stages])
+    """Returns the epochs at which stages begin, and the last end: `[stages + 1]`."""
+    return np.cumsum([0.0] + [stage["epochs"] for stage in stages])
 
 
-def _by_stage(train: Sequence[Record]) -> dict[int, list[int]]:
-    """Row numbers of the training records of each stage."""
+def _rows_by_stage(train: Sequence[Record]) -> dict[int, list[int]]:
+    """Returns the indices of the training records of each stage."""
     rows: dict[int, list[int]] = {}
     for row, record in enumerate(train):
         rows.setdefault(record["stage"], []).append(row)
     return rows
 
 
-def _column(records: Sequence[Record], key: str) -> np.ndarray:
-    """One key of all records, `[records] float64`, NaN where it is not given."""
-    return np.array([r.get(key, np.nan) for r in records], float)
+def _column(rows: Sequence[Record], key: str) -> np.ndarray:
+    """Returns one key of all records, `[records] float64`, NaN where it is missing."""
+    return np.array([row.get(key, np.nan) for row in rows], float)

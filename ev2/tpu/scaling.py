@@ -153,10 +153,10 @@ def choose_path(plot: str | None, json_path: str | None, count: int) -> str:
 
 def write_plot(table: dict[str, Any], path: str) -> None:
     """Writes `draw(table)` as PNG."""
-    files.write_atomically(path, plots.to_png(draw(table, plots.LIGHT)))
+    files.write_atomically(path, plots.to_png(draw(table)))
 
 
-def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
+def draw(table: dict[str, Any]) -> mpl_figure.Figure:
     """Returns the figure of the scaling tables, by number of devices.
 
     Panels: time of a step of the last stage, bytes between devices, hours,
@@ -169,10 +169,10 @@ def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
         ("Device-hours", lambda row: row["device_hours"], "linear"),
     )
     series = (
-        ("strong", "same global batch", theme.ema, "o-"),
-        ("weak", "same batch per device", theme.train, "s--"),
+        ("strong", "same global batch", plots.EMA, "o-"),
+        ("weak", "same batch per device", plots.TRAIN, "s--"),
     )
-    drawn = plots.new_figure(theme, 5.2, 2 * plots.WIDTH_IN)
+    drawn = plots.new_figure(5.2, 2 * plots.WIDTH_IN)
     axes = drawn.subplots(2, 2, sharex=True)
     for panel, (title, value, scale) in zip(axes.flat, panels, strict=True):
         for name, label, colour, style in series:
@@ -185,14 +185,14 @@ def draw(table: dict[str, Any], theme: plots.Theme) -> mpl_figure.Figure:
                 color=colour,
                 label=label,
             )
-        _dress(panel, title, sorted(_device_counts(table)), theme)
+        _dress(panel, title, sorted(_device_counts(table)))
         _scale_values(panel, scale)
-    axes.flat[0].legend(frameon=False, labelcolor=theme.text)
+    axes.flat[0].legend(frameon=False, labelcolor=plots.TEXT)
     for panel in axes[-1]:
-        panel.set_xlabel("Devices", color=theme.muted)
+        panel.set_xlabel("Devices", color=plots.MUTED)
     drawn.suptitle(
         f"{table['model']}, as its compiler sees it",
-        color=theme.text,
+        color=plots.TEXT,
         x=0.01,
         ha="left",
     )
@@ -211,9 +211,9 @@ def _reduced_mb(row: dict[str, Any]) -> float:
     return row["reduced_bytes"][-1] / 1e6
 
 
-def _dress(panel, title: str, counts: Sequence[int], theme: plots.Theme) -> None:
+def _dress(panel, title: str, counts: Sequence[int]) -> None:
     """The house look, devices on a logarithmic axis."""
-    plots.dress(panel, theme, title)
+    plots.style_axes(panel, title)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_locator(ticker.FixedLocator(counts))
     panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))

@@ -1,4 +1,4 @@
-"""python -m pytest tests/report/test_report.py"""
+"""pytest tests/report/test_report.py"""
 
 import base64
 import html
@@ -19,12 +19,13 @@ from ev2.report import report
 from ev2.train import workdir as workdirs
 from tests.helpers import fake_run
 
-FIGURES = ("learning_curves", "stages", "learning_rate", "throughput")
-CLASS_FIGURES = ("confusion", "class_accuracy")
+CLASS_FIGURES = {"confusion", "class_accuracy"}
+FIGURES = {"progressive", "learning_curves", "stages", "learning_rate", "throughput"}
+ALL_FIGURES = FIGURES | CLASS_FIGURES
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: tables as text, resources, and running text."""
+    """The tables as text, the resources and the running text of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -100,7 +101,7 @@ def use_data(monkeypatch, stub):
 
 
 def render(workdir) -> Page:
-    """The page without pictures, for what is written in it."""
+    """The page without figures."""
     return Page(page.render(workdirs.read_run(workdir), {}, [], "no samples"))
 
 
@@ -120,7 +121,7 @@ def full(tmp_path_factory):
 
 def test_writes_its_own_files_and_no_others(full):
     workdir, _ = full
-    made = {f"{name}.png" for name in (*FIGURES, *CLASS_FIGURES, "samples")}
+    made = {f"{name}.png" for name in ALL_FIGURES | {"samples"}}
     assert {p.name for p in (workdir / "plots").iterdir()} == made | {"mine.png"}
     assert (workdir / "plots" / "mine.png").read_bytes() == b"mine"
     run_files = {"config.json", "stages.json", "metrics.jsonl", "eval.json"}
@@ -128,13 +129,14 @@ def test_writes_its_own_files_and_no_others(full):
     assert {p.name for p in workdir.iterdir()} == run_files
 
 
-@pytest.mark.parametrize("name", (*FIGURES, *CLASS_FIGURES, "samples"))
+@pytest.mark.parametrize("name", sorted(ALL_FIGURES | {"samples"}))
 def test_pictures_have_two_pixels_per_css_pixel(full, name):
     workdir, _ = full
     with Image.open(workdir / "plots" / f"{name}.png") as image:
         image.load()
         assert image.format == "PNG"
-        assert image.width == (1440 if name == "samples" else 1120)
+        widths = {"samples": 1440, "progressive": 1600}
+        assert image.width == widths.get(name, 1120)
         assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
         assert len(image.getcolors(2**20)) > 4
     assert (workdir / "plots" / f"{name}.png").stat().st_size < 200_000
@@ -152,9 +154,8 @@ def test_page_needs_nothing_but_itself(full):
         assert re.fullmatch("data:image/(png|jpeg);base64", head)
         images.append(base64.b64decode(content))
         Image.open(io.BytesIO(images[-1])).load()
-    # Light and dark of six figures, and twelve images for each of four stages.
-    assert len(images) == 2 * 6 + 4 * 12
-    for name in (*FIGURES, *CLASS_FIGURES):
+    assert len(images) == 7 + 4 * 12  # twelve images for each of four stages
+    for name in ALL_FIGURES:
         assert (workdir / "plots" / f"{name}.png").read_bytes() in images
 
 
@@ -182,13 +183,14 @@ def test_stage_table(full):
     workdir, _ = full
     rows = Page((workdir / "report.html").read_text()).table("Stage")
     # Algorithm 1 by hand: 1,125 steps, 16 to 28 px, magnitude 1 to 4.
-    assert [row[:6] for row in rows] == [
-        ["1", "281", "3.00", "16", "128", "1"],
-        ["2", "281", "3.00", "20", "128", "2"],
-        ["3", "281", "3.00", "24", "128", "3"],
-        ["4", "282", "3.01", "28", "128", "4"],
+    assert [row[:5] + row[6:7] for row in rows] == [
+        ["0", "281", "3.00", "16", "128", "1"],
+        ["1", "281", "3.00", "20", "128", "2"],
+        ["2", "281", "3.00", "24", "128", "3"],
+        ["3", "282", "3.01", "28", "128", "4"],
     ]
-    assert rows[1][6:10] == ["0.067", "0.033", "0", "0"]
+    # In the order of `progressive.STRENGTHS`: dropout first, drop path last.
+    assert rows[1][5:10] == ["0.067", "2", "0", "0", "0.033"]
     assert rows[0][10] == "0.016 → 0.012"
     seconds = 281 * 128 / (2.0e6 / 16**1.6)
     assert rows[0][11:] == ["6.0", f"{seconds:.1f}", f"{2.0e6 / 16**1.6:,.0f}"]
@@ -220,13 +222,13 @@ def test_tables_of_classes(tmp_path):
     seen = render(workdir)
     assert seen.table("Accuracy") == [
         ["Trouser", "100.00%", "10", "–"],
-        ["T-shirt/top", "80.00%", "10", "Trouser (10.0%)"],
-        ["<b>&", "50.00%", "10", "T-shirt/top (50.0%)"],
+        ["T-shirt/top", "80.00%", "10", "Trouser (10.00%)"],
+        ["<b>&", "50.00%", "10", "T-shirt/top (50.00%)"],
     ]
     assert seen.table("Predicted") == [
-        ["<b>&", "T-shirt/top", "50.0%", "5"],
-        ["T-shirt/top", "Trouser", "10.0%", "1"],
-        ["T-shirt/top", "<b>&", "10.0%", "1"],
+        ["<b>&", "T-shirt/top", "50.00%", "5"],
+        ["T-shirt/top", "Trouser", "10.00%", "1"],
+        ["T-shirt/top", "<b>&", "10.00%", "1"],
     ]
 
 
@@ -251,7 +253,7 @@ def test_unfinished_run(tmp_path, monkeypatch):
     use_data(monkeypatch, StubData(OSError("/data is <gone>")))
     workdir = fake_run.make_run(tmp_path, done=0.4)
     seen = Page(report.write_report(workdir).read_text())
-    assert {p.stem for p in (workdir / "plots").iterdir()} == set(FIGURES)
+    assert {p.stem for p in (workdir / "plots").iterdir()} == FIGURES
     assert "Unfinished: 431 of 1,125 steps logged" in seen.text
     assert "The training data could not be read: /data is <gone>" in seen.text
     assert "There is no confusion matrix" in seen.text
@@ -276,8 +278,8 @@ def test_broken_files_are_named(tmp_path):
     (workdir / "eval.json").write_text("{")
     (workdir / "confusion.npy").write_bytes(b"\x93NUMPY")
     text = render(workdir).text
-    assert "1 incomplete line(s) of metrics.jsonl were left out" in text
-    assert "eval.json could not be read" in text
+    assert "1 damaged line(s) of metrics.jsonl were left out" in text
+    assert "eval.json is damaged and was left out" in text
     assert "confusion.npy could not be read" in text
 
 
@@ -296,7 +298,9 @@ def test_what_is_not_a_run_is_refused(tmp_path):
         report.write_report(tmp_path)
     assert "\n" not in str(error.value)
     (tmp_path / "config.json").write_text('{"config": 3}')
-    with pytest.raises(errors.InputError, match="is not the config.json of a run"):
+    with pytest.raises(
+        errors.InputError, match="config.json' cannot be read or is damaged"
+    ):
         report.write_report(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(errors.InputError, match="is not a run"):
@@ -318,7 +322,7 @@ def test_random_schedule_samples_each_size_once(tmp_path, monkeypatch):
     use_data(monkeypatch, StubData())
     overrides = {"progressive.schedule": "random", "progressive.random_epochs": 1.0}
     workdir = fake_run.make_run(tmp_path, **overrides)
-    samples = report._read_samples(workdirs.read_run(workdir))
+    samples = report.read_samples(workdirs.read_run(workdir))
     sizes = [sample.image_size for sample in samples]
     assert sizes == sorted(set(sizes)) and set(sizes) <= {16, 20, 24, 28}
 
@@ -326,7 +330,7 @@ def test_random_schedule_samples_each_size_once(tmp_path, monkeypatch):
 def test_samples_are_the_images_the_run_trained_on(tmp_path):
     overrides = {"progressive.stages": 2, "data.randaugment_layers": 1}
     run = workdirs.read_run(fake_run.make_run(tmp_path, **overrides))
-    samples = report._read_samples(run)
+    samples = report.read_samples(run)
     from ev2.data import pipeline
 
     config = fake_run.make_config(**overrides)

@@ -10,7 +10,6 @@ import pytest
 from configs import imagenet1k
 from ev2 import errors
 from ev2.cli import main as cli
-from ev2.report import plots
 from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu
 from ev2.tpu import forecast, scaling, slices
@@ -129,7 +128,7 @@ def test_scaling_is_strong_and_weak():
     text = scaling.format_scaling(table)
     assert text.count("does not fit") == 1 and text.count("v3-128") == 2
 
-    panels = scaling.draw(table, plots.LIGHT).axes
+    panels = scaling.draw(table).axes
     assert [len(panel.lines) for panel in panels] == [2] * 4
     hours_lines = panels[2].lines
     assert list(hours_lines[0].get_xdata()) == [32, 128]
