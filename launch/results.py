@@ -1,4 +1,4 @@
-"""What a sweep has found: a table, results.csv, and plots by Optuna."""
+"""Results of a sweep: a table, results.csv, and plots by Optuna."""
 
 import csv
 import io
@@ -8,87 +8,70 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+import tabulate
 
 from ev2 import files
-from ev2.sweeps import study as tries
+from ev2.sweeps import study
 from launch import space
 
-State = tries.State
 _SHOWN = 20  # rows of the table; all are in results.csv
 _REASON_CHARS = 60
 _CELL_CHARS = 24
 
 
-def collect(study: optuna.Study, sweep: space.Sweep, retries: int) -> list[dict]:
-    """Returns a row for each point, in their order; see the columns of results.csv."""
-    grouped = tries.group(study.get_trials(deepcopy=False))
-    rows = []
-    for point in range(sweep.trials):
-        own = grouped.get(point, [])
-        outcome = tries.settled(own, retries)
-        rows.append(_row(point, own, outcome, sweep))
-    return rows
+def collect(shared: study.SharedStudy, sweep: space.Sweep) -> list[dict[str, Any]]:
+    """Returns a row of results.csv for each trial, in their order."""
+    return [_make_row(outcome, sweep) for outcome in shared.outcomes()]
 
 
-def _row(point: int, own: Sequence[Any], outcome: Any, sweep: space.Sweep) -> dict:
-    """`own` are the point's trials, `outcome` the one that counts or None."""
-    shown = outcome or (own[-1] if own else None)
-    notes = shown.user_attrs if shown else {}
-    states = {
-        State.COMPLETE: tries.DONE,
-        State.PRUNED: tries.PRUNED,
-        State.RUNNING: "running",
-    }
-    state = tries.FAILED if outcome else "waiting"
-    state = states.get(shown.state, state) if shown else state
-    params = space.decode(sweep, shown.params) if shown else {}
+def _make_row(outcome: study.TrialOutcome, sweep: space.Sweep) -> dict[str, Any]:
+    attempt, notes = outcome.attempt, outcome.notes
+    score = attempt.value if attempt and outcome.state in study.ENDED else None
+    params = space.decode(sweep, attempt.params) if attempt else {}
     return {
-        "trial": point + 1,
-        "state": state,
-        sweep.score: outcome.value if outcome and outcome.values else None,
+        "trial": outcome.index,
+        "state": outcome.state,
+        sweep.score: score,
         **{key: params.get(key) for key in sweep.keys},
-        "tries": len(own),
+        "tries": outcome.tries,
         "seconds": notes.get("seconds"),
         "host": notes.get("node") or notes.get("host"),
         "folder": notes.get("folder"),
-        "reason": notes.get("reason", "") if outcome else "",
+        "reason": outcome.reason,
     }
 
 
 def rank(rows: Sequence[dict], sweep: space.Sweep) -> list[dict]:
-    """Returns `rows`: trained to the end first, best first; then the others."""
+    """Returns `rows`: done first, best first; then pruned, failed and open ones."""
     sign = -1 if sweep.goal == "maximize" else 1
 
     def key(row: dict) -> tuple:
-        score = row[sweep.score]
-        order = (tries.DONE, tries.PRUNED, tries.FAILED)
-        place = order.index(row["state"]) if row["state"] in order else len(order)
-        return place, 0.0 if score is None else sign * score, row["trial"]
+        score, state = row[sweep.score], row["state"]
+        order = study.ENDED.index(state) if state in study.ENDED else len(study.ENDED)
+        return order, 0.0 if score is None else sign * score, row["trial"]
 
     return sorted(rows, key=key)
 
 
 def format_table(rows: Sequence[dict], sweep: space.Sweep) -> str:
-    """Returns the best rows for people, and how many ended how."""
-    states = [row["state"] for row in rank(rows, sweep)]
-    summary = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    shown = rank(rows, sweep)[:_SHOWN]
+    """Returns a table of the best rows and the number of trials in each state."""
+    ranked = rank(rows, sweep)
+    states = [row["state"] for row in ranked]
+    shown = ranked[:_SHOWN]
     columns = ["trial", "state", sweep.score, *sweep.keys, "tries", "seconds", "host"]
-    lines = [columns, *([_cell(row[c]) for c in columns] for row in shown)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    cells = [[_shorten(row[column]) for column in columns] for row in shown]
+    table = tabulate.tabulate(cells, columns, "plain", disable_numparse=True)
+    lines = [line.rstrip() for line in table.splitlines()]
     for row in shown:
-        if row["state"] == tries.FAILED:
-            text.append(f"trial {row['trial']}: {row['reason'][:_REASON_CHARS]}")
+        if row["state"] == study.FAILED:
+            lines.append(f"trial {row['trial']}: {row['reason'][:_REASON_CHARS]}")
     if len(rows) > _SHOWN:
-        text.append(f"... the first {_SHOWN} of {len(rows)}; all are in results.csv")
-    return "\n".join([*text, f"{len(rows)} trials: {summary}"])
+        lines.append(f"... the first {_SHOWN} of {len(rows)}; all are in results.csv")
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    return "\n".join([*lines, f"{len(rows)} trials: {counts}"])
 
 
-def _cell(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if value is None:
         return "-"
     text = f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -96,12 +79,12 @@ def _cell(value: Any) -> str:
 
 
 def write(
-    out: pathlib.Path, study: optuna.Study, sweep: space.Sweep, rows: Sequence[dict]
+    out: pathlib.Path, shared: optuna.Study, sweep: space.Sweep, rows: Sequence[dict]
 ) -> list[str]:
     """Writes results.csv and the plots into `out`.
 
     Returns:
-      Lines for people: what was written, what not and why.
+        Lines for people: what was written, what was not and why.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -112,40 +95,39 @@ def write(
     for name in ("parallel_coordinate", "param_importances"):
         path = out / f"{name}.png"
         try:
-            notes = _plot(study, sweep, name, path)
+            notes = _plot(shared, sweep, name, path)
             lines.append(f"plot: {path}{f' ({notes[0]})' if notes else ''}")
         except (ValueError, RuntimeError) as error:
             lines.append(f"no {path.name}: {error}")
     return lines
 
 
-def _plot(study: optuna.Study, sweep: space.Sweep, name: str, path) -> list[str]:
-    """Draws a plot; returns what Optuna has to say about it."""
+def _plot(
+    shared: optuna.Study, sweep: space.Sweep, name: str, path: pathlib.Path
+) -> list[str]:
+    """Draws a plot; returns Optuna's warnings about it."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    done = sum(t.state == State.COMPLETE for t in study.get_trials(False))
-    if not done:
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    count = len(shared.get_trials(deepcopy=False, states=complete))
+    if not count:
         raise ValueError("no trial was trained to the end")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if name == "parallel_coordinate":
-            axes = plots.plot_parallel_coordinate(study, target_name=sweep.score)
-        else:
-            axes = plots.plot_param_importances(study, target_name=sweep.score)
+        axes = getattr(plots, f"plot_{name}")(shared, target_name=sweep.score)
     figure = axes.get_figure(root=True)
-    assert figure is not None
     axes.set_title("", loc="left")  # Optuna's own
-    title = f"{study.study_name}: {sweep.score} of {done} trials to the end"
+    title = f"{shared.study_name}: {sweep.score} of {count} trials to the end"
     axes.set_title(title, pad=16)
     figure.set_size_inches(3 + 1.8 * max(len(sweep.keys), 3), 5)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
-    files.write_atomically(path, picture.getvalue())
+    files.write_atomically(path, image.getvalue())
     experimental = optuna.exceptions.ExperimentalWarning
-    said = [w for w in caught if not issubclass(w.category, experimental)]
-    return [" ".join(str(w.message).split()) for w in said]
+    shown = [w for w in caught if not issubclass(w.category, experimental)]
+    return [" ".join(str(w.message).split()) for w in shown]

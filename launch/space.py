@@ -1,4 +1,4 @@
-"""What a sweep file says: keys of a config, and the values that trials give them.
+"""Sweep files: config keys, and the values that trials give them.
 
     def get_sweep():
         return {
@@ -10,9 +10,9 @@
             },
         }
 
-A list is what there is to choose from, a dict a range: "low" and "high" belong to it,
-"log" draws evenly over orders of magnitude, "step" leaves only low, low + step, ... The
-other entries, with their defaults:
+A list has the values to choose from. A dict is a range that includes "low" and "high";
+"log" draws evenly over orders of magnitude, "step" leaves low, low + step, ... only.
+Other entries, with their defaults:
 
     "seed": 0                   of random and tpe
     "score": "ema.top1"         in eval.json and in the lines "eval" of metrics.jsonl
@@ -28,10 +28,11 @@ import itertools
 import math
 import pathlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ev2 import errors
+from ev2.train import workdir
 
 METHODS = ("grid", "random", "tpe")
 PRUNERS = ("none", "median", "asha")
@@ -42,7 +43,7 @@ _MOST_POINTS = 100_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers from `low` to `high`, both among them; whole ones if both are ints."""
+    """Numbers from `low` to `high`, both included; integers if both are ints."""
 
     low: float
     high: float
@@ -56,7 +57,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep as decided; `keys` have a Range or the values to choose from."""
+    """A checked sweep; `keys` have a Range or the values to choose from."""
 
     method: str
     keys: Mapping[str, Range | tuple[Any, ...]]
@@ -80,37 +81,37 @@ def load(path: str) -> Sweep:
         )
     spec = importlib.util.spec_from_file_location("sweep_file", path)
     if spec is None or spec.loader is None:
-        raise errors.InputError(f"sweep: {path!r} is no Python file")
+        raise errors.InputError(f"sweep: {path!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        said = module.get_sweep()
+        given = module.get_sweep()
     except Exception as error:  # whatever the file does
         raise errors.InputError(
             f"sweep: {path!r} failed: {type(error).__name__}: {error}; it needs a "
             "get_sweep() that returns a dict"
         ) from error
-    return parse(said)
+    return parse(given)
 
 
-def parse(said: Any) -> Sweep:
-    """Returns the sweep that the dict `said` describes.
+def parse(given: Any) -> Sweep:
+    """Returns the sweep that the dict `given` describes.
 
     Raises:
-      InputError: an entry is missing, not known, or has a value it cannot have.
+      InputError: an entry is missing or not known, or its value is not allowed.
     """
-    if not isinstance(said, dict):
-        _refuse("get_sweep()", said, "a dict")
-    for entry in said:
+    if not isinstance(given, dict):
+        _refuse("get_sweep()", given, "a dict")
+    for entry in given:
         errors.check_choice(
             "sweep: entry", entry, [field.name for field in dataclasses.fields(Sweep)]
         )
-    keys = said.get("keys")
+    keys = given.get("keys")
     if not isinstance(keys, dict) or not keys:
         _refuse("keys", keys, "a dict of config keys, not empty")
     assert isinstance(keys, dict)
     keys = {str(key): _parse_values(str(key), value) for key, value in keys.items()}
-    sweep = Sweep(**{"method": None, **said, "keys": keys})
+    sweep = Sweep(**{"method": None, **given, "keys": keys})
     errors.check_choice("sweep: method", sweep.method, METHODS)
     errors.check_choice("sweep: prune", sweep.prune, PRUNERS)
     errors.check_choice("sweep: goal", sweep.goal, GOALS)
@@ -120,11 +121,11 @@ def parse(said: Any) -> Sweep:
         value = getattr(sweep, name)
         if not _is_whole(value) or value < low:
             _refuse(name, value, f"a whole number, {low} or more")
-    return _count(sweep, "trials" in said)
+    return _count(sweep, has_trials="trials" in given)
 
 
-def _count(sweep: Sweep, given: bool) -> Sweep:
-    """Fills in the trials of a grid, and checks those of the others."""
+def _count(sweep: Sweep, *, has_trials: bool) -> Sweep:
+    """Sets the number of trials of a grid, and checks it in other sweeps."""
     if sweep.method != "grid":
         if not _is_whole(sweep.trials) or not 1 <= sweep.trials <= _MOST_POINTS:
             _refuse("trials", sweep.trials, f"1 to {_MOST_POINTS}")
@@ -133,35 +134,35 @@ def _count(sweep: Sweep, given: bool) -> Sweep:
         if isinstance(values, Range):
             _refuse(f"keys[{key!r}]", values, "a list, as a grid needs")
     size = math.prod(len(values) for values in sweep.keys.values())  # type: ignore
-    if given and sweep.trials != size:
+    if has_trials and sweep.trials != size:
         _refuse("trials", sweep.trials, f"nothing: this grid has {size} points")
     if size > _MOST_POINTS:
         _refuse("keys", f"{size} points", f"up to {_MOST_POINTS}")
     return dataclasses.replace(sweep, trials=size)
 
 
-def _parse_values(key: str, said: Any) -> Range | tuple[Any, ...]:
+def _parse_values(key: str, given: Any) -> Range | tuple[Any, ...]:
     name = f"keys[{key!r}]"
-    if isinstance(said, list):
-        labels = [label(value) for value in said]
-        if not said or len(set(labels)) != len(labels):
-            _refuse(name, said, "a list of values, none of them twice, not empty")
-        return tuple(said)
-    if not isinstance(said, dict) or not {"low", "high"} <= said.keys() <= {
+    if isinstance(given, list):
+        labels = [label(value) for value in given]
+        if not given or len(set(labels)) != len(labels):
+            _refuse(name, given, "a list of values, none of them twice, not empty")
+        return tuple(given)
+    if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= {
         *("low", "high", "log", "step")
     }:
-        _refuse(name, said, "a list, or a dict with low, high, and maybe log or step")
-    found = Range(**said)
+        _refuse(name, given, "a list, or a dict with low, high, and maybe log or step")
+    found = Range(**given)
     if not (
         _is_number(found.low) and _is_number(found.high) and found.low < found.high
     ):
-        _refuse(name, said, "numbers, low below high")
+        _refuse(name, given, "numbers, low below high")
     if not isinstance(found.log, bool) or (found.log and found.low <= 0):
-        _refuse(name, said, "log=True or False, True with low above 0")
+        _refuse(name, given, "log=True or False, True with low above 0")
     if found.step is not None:
         whole = _is_whole(found.step) or not found.whole
         if not _is_number(found.step) or found.step <= 0 or found.log or not whole:
-            _refuse(name, said, "a step above 0, whole like low and high, without log")
+            _refuse(name, given, "a step above 0, whole like low and high, without log")
     return found
 
 
@@ -171,7 +172,7 @@ def fit(sweep: Sweep, config: Any) -> Sweep:
     Raises:
       InputError: a key is not in `config`, or cannot have one of its values.
     """
-    known = dict(leaves(config.to_dict()))
+    known = workdir.flatten(config.to_dict(), ".")
     keys = {}
     for key, values in sweep.keys.items():
         if key not in known:
@@ -202,15 +203,6 @@ def _check_type(config: Any, key: str, values: Range | tuple[Any, ...]) -> None:
             raise errors.InputError(
                 f"sweep: keys[{key!r}]: {value!r} is not allowed; give {kind.__name__}"
             ) from error
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields keys and values of nested dicts, as ("optimizer.lr", 0.01)."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def points(sweep: Sweep) -> list[dict[str, Any]]:

@@ -1,24 +1,23 @@
-"""Trains a config many times over: a grid, random draws, or what Optuna suggests.
+"""Trains a config many times: a grid, random draws, or suggestions of Optuna.
 
     python launch/sweep.py --config=configs/demo.py --sweep=configs/sweeps/demo.py
 
-Every trial is a whole `ev2 train` in a folder of its own. The same command on any
+Every trial is a complete `ev2 train` in a folder of its own. The same command on any
 number of machines, with one --storage, starts workers that share the trials; started
-again, it goes on. docs/sweeps.md has the rest.
+again, it resumes the sweep. docs/sweeps.md has the rest.
 
 Exit codes: 0 all trials have ended, 2 bad input (one line; nothing was created), 1 no
-trial came to a score, or workers failed, 75 told to stop (SIGTERM), 130 Ctrl-C; after
-both the same command goes on.
+trial has a score, or workers failed, 75 told to stop (SIGTERM), 130 Ctrl-C; after both
+the same command resumes the sweep.
 """
 
-import contextlib
 import json
 import pathlib
 import shlex
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -33,11 +32,9 @@ except ImportError as missing:
     sys.exit(2)
 
 from ev2 import errors, files  # noqa: E402
-from ev2.sweeps import runner as trial  # noqa: E402
-from ev2.sweeps import storage, trial_files, workers  # noqa: E402
-from ev2.sweeps import study as tries  # noqa: E402
-from launch import asked as asking  # noqa: E402
-from launch import gcloud, results, space, sweep_tpu  # noqa: E402
+from ev2.cli import flags as cli_flags  # noqa: E402
+from ev2.sweeps import runner, storage, study, workers  # noqa: E402
+from launch import gcloud, results, space, sweep_options, sweep_tpu  # noqa: E402
 
 _TEXTS = (
     ("sweep", None, "Sweep file, as configs/sweeps/demo.py."),
@@ -46,14 +43,13 @@ _TEXTS = (
     (
         "storage",
         None,
-        "Where workers meet: a file, for those of one machine; "
-        "postgresql://USER@HOST/DATABASE, or grpc://HOST:PORT, for any. "
-        "OUT/journal.log if not given.",
+        "Database that workers share: a file, for workers of one machine, or "
+        "postgresql://USER@HOST/DATABASE. OUT/study.db if not given.",
     ),
     ("command", None, "What a trial runs in place of `ev2 train`, with its flags."),
     ("zone", None, "TPUs: as in europe-west4-a."),
     ("project", None, "TPUs: project of Google Cloud."),
-    ("bucket", None, "TPUs: gs://NAME; trials lie in BUCKET/sweeps/NAME."),
+    ("bucket", None, "TPUs: gs://NAME; trials are in BUCKET/sweeps/NAME."),
     ("source", str(ROOT), "TPUs: git checkout to ship."),
 )
 _SWITCHES = (
@@ -64,14 +60,14 @@ _SWITCHES = (
     ("dry_run", False, "Prints the commands of a trial, and runs nothing."),
 )
 _SECONDS = (
-    ("poll_s", 0.5, "Seconds between two looks at jobs, and for work."),
-    ("beat_s", 20.0, "Seconds between two signs of life of a trial."),
+    ("poll_s", 0.5, "Seconds between two looks at runs, and for work."),
+    ("beat_s", 20.0, "Seconds between two heartbeats of a trial, rounded up."),
     ("grace_s", 120.0, "Seconds without one after which a worker is dead."),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs, or continues, a sweep and returns the exit code."""
+    """Runs, or resumes, a sweep and returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     values = _define_flags(argv)
     if not argv or "--help" in argv or "-h" in argv:
@@ -79,22 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        asking.parse_flags(values, argv)
-        if values.serve:
-            return _serve(values)
-        return _run(asking.check_flags(values), argv)
+        if rest := cli_flags.read(values, argv):
+            raise errors.InputError(
+                f"flags: {rest[0]!r} is not a flag; write --name=value"
+            )
+        return _run(sweep_options.check(values), argv)
     except errors.InputError as error:
-        return _say_error(error, 2)
-    except (errors.StoppedError, gcloud.CloudError, tries.UnreachableError) as error:
-        return _say_error(error, 1)
-    except Exception as error:
-        if not tries.is_trouble(error):
-            raise
-        return _say_error(RuntimeError(f"storage: {error.__cause__ or error}"), 1)
+        return _fail(str(error), 2)
+    except (errors.StoppedError, gcloud.CloudError) as error:
+        return _fail(str(error), 1)
+    except storage.FAULTS as error:
+        return _fail(f"storage: {storage.explain(error)}", 1)
 
 
-def _say_error(error: Exception, code: int) -> int:
-    trial.say(" ".join(str(error).split()))
+def _fail(text: str, code: int) -> int:
+    workers.say(" ".join(text.split()))
     return code
 
 
@@ -108,10 +103,8 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     text = "Names of TPU nodes that exist; trials run there, one at a time on each."
     flags.DEFINE_list("tpus", None, text, flag_values=values)
     flags.DEFINE_integer("workers", 1, "Trials at a time here.", flag_values=values)
-    text = "New tries of a trial that died with its worker."
+    text = "Retries of a trial that died with its run or worker."
     flags.DEFINE_integer("retries", 2, text, 0, flag_values=values)
-    text = "Port: lets workers reach --storage by gRPC, and runs nothing."
-    flags.DEFINE_integer("serve", None, text, 1, 2**16 - 1, flag_values=values)
     for name, default, text in _SWITCHES:
         flags.DEFINE_bool(name, default, text, flag_values=values)
     for name, seconds, text in _SECONDS:
@@ -119,140 +112,108 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def _run(asked: asking.Asked, argv: Sequence[str]) -> int:
-    if asked.values.dry_run:
-        return _show(asked)
-    trials = asking.open_trials(asked)
-    if asked.values.only_results:
-        return _finish(asked, trials)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    path = asked.out / "sweep.json"
+def _run(options: sweep_options.SweepOptions, argv: Sequence[str]) -> int:
+    if options.flags.dry_run:
+        return _show(options)
+    shared = sweep_options.open_study(options)
+    if options.flags.only_results:
+        return _finish(options, shared)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "sweep.json"
     if not path.exists():
-        text = json.dumps(asked.plan.definition, indent=1) + "\n"
+        text = json.dumps(options.spec.definition, indent=1) + "\n"
         files.write_atomically(path, text.encode())
-    places = asked.tpus.places if asked.tpus else []
-    if asked.values.workers * max(len(places), 1) == 1:
-        code = _work(asked, trials)
+    places = options.tpus.places if options.tpus else []
+    if options.flags.workers * max(len(places), 1) == 1:
+        code = _work(options, shared)
     else:
-        code = _work_together(asked, argv)
+        code = _work_together(options, argv)
     if code:
         return code
-    return _finish(asked, trials) if asked.values.results else 0
+    return _finish(options, shared) if options.flags.results else 0
 
 
-def _work(asked: asking.Asked, trials: tries.Trials) -> int:
+class _Sweep(runner.Objective):
+    """Trains the config with the values of a trial."""
+
+    def __init__(self, sweep: space.Sweep, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._sweep = sweep
+
+    def suggest(self) -> Mapping[str, Any]:
+        return space.suggest(self.trial, self._sweep)
+
+    def arguments(self) -> list[str]:
+        return space.as_flags(self.values)
+
+
+def _work(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int:
     """Runs trials here, one at a time, until none is left."""
-    values, stopping = asked.values, threading.Event()
-    if asked.tpus:
-        machine = sweep_tpu.make_machine(asked.tpus, asked.out, asked.words)
+    stopping, poll_s = threading.Event(), options.flags.poll_s
+    if options.tpus:
+        machine = sweep_tpu.make_machine(options.tpus, options.out, options.arguments)
     else:
-        machine = _this_machine(asked)
-    pace = trial.Pace(poll_s=values.poll_s, beat_s=values.beat_s)
-    with workers.listening(stopping.set) as came:
-        if trial.work(trials, _make_task(asked.sweep), machine, pace, stopping):
-            return 0
-    return workers.SIGNALS[came[0]]
 
+        def command(words: Sequence[str], folder: str, resumes: bool) -> list[str]:
+            del resumes  # ev2 does so by itself
+            return _make_command(options, words, folder)
 
-def _make_task(sweep: space.Sweep) -> trial.Task:
-    return trial.Task(
-        name="sweep",
-        trials=sweep.trials,
-        suggest=lambda one: space.suggest(one, sweep),
-        words=space.as_flags,
-        score=sweep.score,
-        prune=sweep.prune,
+        machine = runner.Machine(out=options.out, command=command, look_s=poll_s)
+    score = options.sweep.score
+    objective = _Sweep(
+        *(options.sweep, shared, machine, stopping), score=score, poll_s=poll_s
     )
+    with workers.listening(stopping.set) as received:
+        return 0 if objective.work() else workers.SIGNALS[received[0]]
 
 
-def _this_machine(asked: asking.Asked) -> trial.Machine:
-    runs = (asked.out / "trials").absolute()
-
-    return trial.Machine(
-        out=asked.out,
-        name="",
-        command=_make_command(asked),
-        read=lambda folder, name: trial_files.read(runs / folder / name),
-        stop=trial.stop,
-        deaths=trial.LOCAL_DEATHS,
-        score_s=asked.values.poll_s,
-    )
-
-
-def _make_command(asked: asking.Asked) -> Callable[..., list[str]]:
-    """Of a trial's flags and folder, what runs it here."""
-    given = asked.values.command
+def _make_command(
+    options: sweep_options.SweepOptions, words: Sequence[str], folder: str
+) -> list[str]:
+    """Returns what runs a trial here."""
+    given = options.flags.command
     start = shlex.split(given) if given else [sys.executable, "-m", "ev2", "train"]
-
-    def command(words: Sequence[str], folder: str, again: bool = False) -> list[str]:
-        del again  # ev2 goes on by itself
-        workdir = (asked.out / "trials" / folder).absolute()
-        return [*start, *asked.words, *words, f"--workdir={workdir}"]
-
-    return command
+    workdir = (options.out / "trials" / folder).absolute()
+    return [*start, *options.arguments, *words, f"--workdir={workdir}"]
 
 
-def _work_together(asked: asking.Asked, argv: Sequence[str]) -> int:
+def _work_together(options: sweep_options.SweepOptions, argv: Sequence[str]) -> int:
     """Starts a process for each worker and waits for all of them."""
     own = ["--workers=1", "--noresults", "--nocheck_config", "--nocheck_tpus"]
-    places = asked.tpus.places if asked.tpus else []
+    places = options.tpus.places if options.tpus else []
     each = [[*own, f"--tpus={place.name}"] for place in places]
-    each = each or [own] * asked.values.workers
+    each = each or [own] * options.flags.workers
     command = [sys.executable, str(ROOT / "launch/sweep.py"), *argv]
-    codes, came = workers.run_together([[*command, *words] for words in each])
-    if came:
-        return workers.SIGNALS[came[0]]
+    codes, received = workers.run_together([[*command, *words] for words in each])
+    if received:
+        return workers.SIGNALS[received[0]]
     for number, code in enumerate(codes):
         if code:
-            trial.say(f"worker {number + 1} of {len(codes)} ended with {code}")
+            workers.say(f"worker {number} of {len(codes)} ended with {code}")
     return 0 if 0 in codes else 1
 
 
-def _serve(values: flags.FlagValues) -> int:
-    """Is Optuna's gRPC proxy of a storage, until it is stopped."""
-    if not values.storage:
-        raise errors.InputError("flags: --serve also needs --storage=...")
-    if values.dry_run:
-        print(f"# gRPC on port {values.serve} for {storage.hidden(values.storage)}")
-        return 0
-    storage.check(values.storage)
-    kept = storage.connect(values.storage)
-    trial.say(f"serving {storage.hidden(values.storage)} on port {values.serve}")
-    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            optuna.storages.run_grpc_proxy_server(
-                kept, host="0.0.0.0", port=values.serve
-            )
-        except RuntimeError as error:  # what gRPC says of a port that it cannot have
-            if "Failed to bind" not in str(error):
-                raise
-            raise errors.InputError(
-                f"serve: port {values.serve} is in use, or not ours; give another"
-            ) from error
-    return 0
-
-
-def _finish(asked: asking.Asked, trials: tries.Trials) -> int:
+def _finish(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int:
     """Prints the table and writes it, with the plots, beside the trials."""
-    rows = results.collect(trials.study, asked.sweep, asked.values.retries)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    print(results.format_table(rows, asked.sweep))
-    for line in results.write(asked.out, trials.study, asked.sweep, rows):
+    rows = results.collect(shared, options.sweep)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(results.format_table(rows, options.sweep))
+    for line in results.write(options.out, shared, options.sweep, rows):
         print(line)
-    scored = any(row["state"] == tries.DONE for row in rows)
-    return 0 if scored or asked.values.only_results else 1
+    scored = any(row["state"] == study.DONE for row in rows)
+    return 0 if scored or options.flags.only_results else 1
 
 
-def _show(asked: asking.Asked) -> int:
+def _show(options: sweep_options.SweepOptions) -> int:
     """Prints how the first trial would run, on each node if on nodes."""
-    point = space.decode(asked.sweep, asked.plan.points[0])
-    words = space.as_flags({key: "AS_SUGGESTED" for key in asked.sweep.keys} | point)
-    if asked.tpus:
-        sweep_tpu.show(asked.tpus, asked.words, words)
+    fixed = space.decode(options.sweep, options.spec.params[0])
+    suggested = {key: "AS_SUGGESTED" for key in options.sweep.keys}
+    words = space.as_flags(suggested | fixed)
+    if options.tpus:
+        sweep_tpu.show(options.tpus, options.arguments, words)
         return 0
-    print(f"# trial 1 of {asked.sweep.trials}")
-    print(shlex.join(_make_command(asked)(words, "0000")))
+    print(f"# trial 0 of {options.sweep.trials}")
+    print(shlex.join(_make_command(options, words, "0000")))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Trials on TPU nodes: launch/tpu.py runs them, one at a time on a node."""
+"""Runs the trials of a sweep on TPU nodes with launch/tpu.py, one at a time each."""
 
 import contextlib
 import dataclasses
@@ -7,23 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ev2 import errors
-from ev2.sweeps import runner as trial
+from ev2 import errors, files
+from ev2.sweeps import runner
 from launch import checks, gcloud, jobs, nodes, tpu, workers
 
 _DEATHS = (1, 75, 130)  # of tpu.py: Cloud failed, preempted too often, interrupted
 _PREEMPTIONS = 20  # that a trial may have on its node
 _TRIES = 3  # to read a file of the bucket
 _WAIT_S = 10.0
-_STOP_S = 300.0  # for a job to save and leave
-_SCORE_S = 60.0
+_STOP_S = 300.0  # for a run to save and leave
+_LOOK_S = 60.0
+_FILES = ("metrics.jsonl", "stages.json", "eval.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tpus:
-    """Nodes that exist; trials lie in `folder` of the bucket "gs://NAME"."""
+    """Nodes that exist; trials are in `folder` of the bucket "gs://NAME"."""
 
     places: Sequence[nodes.Place]
     bucket: str
@@ -55,59 +56,69 @@ def check(tpus: Tpus, *, dry_run: bool = False) -> None:
     checks.check_bucket(cloud, tpus.places[0].project, f"{tpus.bucket}/{tpus.folder}")
 
 
-def make_machine(tpus: Tpus, out: pathlib.Path, words: Sequence[str]) -> trial.Machine:
-    """Returns the first of the nodes, for trials with the config flags `words`."""
+def make_machine(
+    tpus: Tpus, out: pathlib.Path, arguments: Sequence[str]
+) -> runner.Machine:
+    """Returns the first of the nodes, for trials with these config arguments."""
     place, cloud = tpus.places[0], gcloud.Gcloud()
 
-    def command(values: Sequence[str], folder: str, again: bool) -> list[str]:
-        script = [sys.executable, str(trial.ROOT / "launch/tpu.py")]
-        return [*script, *_words(tpus, place, [*words, *values], folder, again)]
+    def command(words: Sequence[str], folder: str, resumes: bool) -> list[str]:
+        script = [sys.executable, str(pathlib.Path(tpu.__file__).resolve())]
+        return [*script, *_words(tpus, place, [*arguments, *words], folder, resumes)]
 
-    return trial.Machine(
+    def refresh(folder: str) -> None:
+        for name in _FILES:
+            text = _read(cloud, tpus, place, folder, name)
+            if text is not None:
+                path = out / "trials" / folder / name
+                path.parent.mkdir(exist_ok=True)
+                files.write_atomically(path, text.encode())
+
+    return runner.Machine(
         out=out,
         name=place.name,
         command=command,
-        read=lambda folder, name: _read(cloud, tpus, place, folder, name),
-        stop=lambda process, wait: _stop(cloud, place, process, wait),
-        deaths=(*_DEATHS, *trial.SIGNALLED),
-        score_s=_SCORE_S,
+        refresh=refresh,
+        stop=lambda process: _stop(cloud, place, process),
+        deaths=(*_DEATHS, *runner.SIGNALLED),
+        look_s=_LOOK_S,
     )
 
 
-def show(tpus: Tpus, words: Sequence[str], values: Sequence[str]) -> None:
+def show(tpus: Tpus, arguments: Sequence[str], words: Sequence[str]) -> None:
     """Prints the commands of a first trial on every node."""
     check(tpus, dry_run=True)
     cloud = gcloud.Gcloud(dry_run=True)
-    for point, place in enumerate(tpus.places):
-        folder = f"{point:04d}"
+    for index, place in enumerate(tpus.places):
+        folder, flags = f"{index:04d}", [*arguments, *words]
         cloud.note(f"a trial on {place.name}")
-        tpu.main([*_words(tpus, place, [*words, *values], folder, False, "--dry_run")])
+        tpu.main([*_words(tpus, place, flags, folder, False, "--dry_run")])
         _read(cloud, tpus, place, folder, "eval.json")
 
 
-def _words(tpus, place, flags, folder: str, again: bool, *more: str) -> list[str]:
-    """What follows launch/tpu.py."""
+def _words(tpus, place, flags, folder: str, resumes: bool, *more: str) -> list[str]:
+    """Returns the arguments of launch/tpu.py."""
     common = [
         f"--name={place.name}",
         *place.flags,
         f"--bucket={tpus.bucket}",
-        f"--workdir={_path(tpus, folder)}",
+        f"--workdir={tpus.bucket}/{tpus.folder}/{folder}",
         f"--retries={_PREEMPTIONS}",
         *more,
     ]
-    if again:
+    if resumes:
         return ["resume", *common]
     source = f"--source={tpus.source}"
     return ["run", *common, source, "--nocheck_config", "--", *flags]
 
 
-def _path(tpus: Tpus, folder: str) -> str:
-    return f"{tpus.bucket}/{tpus.folder}/{folder}"
-
-
 def _read(cloud, tpus: Tpus, place, folder: str, name: str) -> str | None:
-    """A file of a trial, None if there is none; CloudError if Cloud does not say."""
-    path = f"{_path(tpus, folder)}/{name}"
+    """Returns a file of a trial, None if there is none.
+
+    Raises:
+        CloudError: the bucket cannot be read.
+    """
+    path = f"{tpus.bucket}/{tpus.folder}/{folder}/{name}"
     for left in reversed(range(_TRIES)):
         try:
             project = f"--project={place.project}"
@@ -121,13 +132,8 @@ def _read(cloud, tpus: Tpus, place, folder: str, name: str) -> str | None:
     return None
 
 
-def _stop(
-    cloud: gcloud.Gcloud,
-    place: nodes.Place,
-    process: subprocess.Popen,
-    wait: Callable[[float], object],
-) -> None:
-    """Ends tpu.py, then tells the job to save and leave, and waits until it has."""
+def _stop(cloud: gcloud.Gcloud, place: nodes.Place, process: subprocess.Popen) -> None:
+    """Ends tpu.py, then tells the run to save and leave, and waits until it has."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_WAIT_S)
@@ -137,5 +143,5 @@ def _stop(
     end = time.monotonic() + _STOP_S
     while "running" in jobs.read_states(cloud, place, "all").values():
         if time.monotonic() > end:
-            raise gcloud.CloudError(f"{place.name}: its job was told to stop, and runs")
-        wait(_WAIT_S)
+            raise gcloud.CloudError(f"{place.name}: its run was told to stop, and runs")
+        time.sleep(_WAIT_S)

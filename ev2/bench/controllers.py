@@ -1,11 +1,11 @@
-"""Controllers on networks of known reward: `ev2 bench controllers`.
+"""Compares controllers on networks of known reward: `ev2 bench controllers`.
 
     ev2 bench controllers --budget=200 --seeds=20
 
 Nothing is trained. The reward of a network is a sum of random numbers: one for each
 choice of a stage, one for each stage as a whole, and one for each pair of equal choices
-of neighbouring stages. Every seed draws its own. Such a chain has a best network that
-dynamic programming finds exactly, so what a controller has missed is known.
+of neighbouring stages. Every seed draws its own numbers. Dynamic programming finds the
+best network of such a chain exactly, and with it the regret of a controller.
 """
 
 import functools
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optuna
+import tabulate
 import tqdm
 
 from ev2 import errors
@@ -26,9 +27,9 @@ from ev2.nas import controllers
 from ev2.nas import space as spaces
 
 _BACKBONE = "efficientnet-b4"
-_PARAMS = (0.5, 1.5)  # bounds, as shares of the backbone's
+_PARAMS = (0.5, 1.5)  # bounds, relative to the backbone
 _KEYS = ("operator", "layers", "kernel", "expand")
-# Standard deviations beside the 1 of single choices: a third of all variance is of
+# Standard deviations relative to 1 for single choices: a third of all variance is of
 # choices that depend on each other.
 _STAGE, _PAIR = 0.5, 0.5
 
@@ -36,7 +37,7 @@ _STAGE, _PAIR = 0.5, 0.5
 def make_space() -> spaces.Space:
     """Returns the space: networks around B4, of half to one and a half its size."""
     params = arch.count_params(arch.get(_BACKBONE), 1000)
-    low, high = (int(share * params) for share in _PARAMS)
+    low, high = (int(factor * params) for factor in _PARAMS)
     return spaces.Space(backbones=(_BACKBONE,), min_params=low, max_params=high)
 
 
@@ -54,11 +55,11 @@ class Table:
         self._same = _find_same(space, self._sizes)
         for attempt in itertools.count():
             self._draw(np.random.default_rng([seed, attempt]))
-            self._high, states = _find_best(self._own, self._pairs)
+            self._high, states = find_best(self._own, self._pairs)
             self.best = self._to_candidate(states)
             if space.is_valid(self.best):
                 break
-        self._low = -_find_best([-t for t in self._own], [-t for t in self._pairs])[0]
+        self._low = -find_best([-t for t in self._own], [-t for t in self._pairs])[0]
 
     def _draw(self, rng: np.random.Generator) -> None:
         """Sets the numbers of each stage's states, and of neighbours' pairs of them."""
@@ -99,9 +100,9 @@ class Table:
 
 @functools.cache
 def _find_same(space: spaces.Space, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """For each stage, of each of its states the one that is the same network.
+    """For each stage and state the first state that means the same network.
 
-    Where fewer than one layer would be left, different offsets leave the same one.
+    Offsets that would leave no layer leave one, so several of them mean the same.
     """
     first = {key: values[0] for key, values in space.choices.items()}
     tables = []
@@ -122,7 +123,7 @@ def _find_same(space: spaces.Space, sizes: tuple[int, ...]) -> list[np.ndarray]:
 def _find_indices(
     space: spaces.Space, candidate: Mapping[str, Any]
 ) -> list[tuple[int, ...]]:
-    """The places of each stage's values among its choices."""
+    """The indices of each stage's values among its choices."""
     stages = len(space.choices) // len(_KEYS)
     return [
         tuple(space.choices[name].index(candidate[name]) for name in names)
@@ -130,7 +131,7 @@ def _find_indices(
     ]
 
 
-def _find_best(
+def find_best(
     own: Sequence[np.ndarray], pairs: Sequence[np.ndarray]
 ) -> tuple[float, list[int]]:
     """The highest sum along the chain and its states, by dynamic programming."""
@@ -151,7 +152,7 @@ def measure(
     seeds: Sequence[int] = range(20),
     names: Sequence[str] = controllers.NAMES,
 ) -> dict[str, Any]:
-    """Returns what every controller finds.
+    """Returns the best reward that every controller finds.
 
     Args:
         budget: candidates of a search.
@@ -161,9 +162,8 @@ def measure(
     Returns:
         `{"budget", "seeds", "space_size", "results": [{"name", "reward", "regret",
         "std", "beats_random", "proposal_ms"}]}`: the mean over seeds of the best reward
-        found, how far below the best network's that is, the standard deviation of both,
-        the share of seeds in which it found a better one than random, and milliseconds
-        of a proposal.
+        found, its distance from the best network's, the standard deviation of both, the
+        fraction of seeds in which it is above random's, and milliseconds a proposal.
 
     Raises:
         InputError: a number is below 1.
@@ -193,10 +193,10 @@ def search(
 ) -> tuple[float, float]:
     """Returns the best reward that a controller finds, and its seconds a proposal."""
     study, best, seconds = optuna.create_study(direction="maximize"), 0.0, 0.0
-    for point in range(budget):
+    for index in range(budget):
         start = time.perf_counter()
         make = controllers.make_sampler
-        study.sampler = make(name, space, seed=seed, point=point)
+        study.sampler = make(name, space, seed=seed, index=index)
         trial = study.ask()
         candidate = controllers.suggest(trial, space)
         seconds += time.perf_counter() - start
@@ -228,16 +228,17 @@ def _rate(
 
 def format_table(figures: dict[str, Any]) -> str:
     """Returns the figures of `measure` as a table for people."""
-    lines = [
+    title = (
         f"{figures['budget']:,} of {figures['space_size']:,} networks a search, "
-        f"{figures['seeds']} seeds; the best network has reward 1",
-        f"{'':<12}{'reward':>8}{'regret':>9}{'std':>9}"
-        f"{'beats random':>15}{'ms a proposal':>16}",
+        f"{figures['seeds']} seeds; the best network has reward 1"
+    )
+    head = ("", "reward", "regret", "std", "beats random", "ms a proposal")
+    rows = [
+        (row["name"], row["reward"], row["regret"], row["std"])
+        + (f"{row['beats_random']:.0%}", row["proposal_ms"])
+        for row in figures["results"]
     ]
-    for row in figures["results"]:
-        lines.append(
-            f"{row['name']:<12}{row['reward']:>8.4f}{row['regret']:>9.4f}"
-            f"{row['std']:>9.4f}{row['beats_random']:>15.0%}"
-            f"{row['proposal_ms']:>16.1f}"
-        )
-    return "\n".join(lines)
+    formats = ("", ".4f", ".4f", ".4f", "", ".1f")
+    sides = ("left", *["right"] * (len(head) - 1))
+    table = tabulate.tabulate(rows, head, "plain", floatfmt=formats, colalign=sides)
+    return f"{title}\n{table}"

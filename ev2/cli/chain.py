@@ -14,10 +14,10 @@ FLAGS = (
 def run(values: flags.Values) -> None:
     import jax
 
-    from ev2.sweeps import chain, chain_summary
+    from ev2.sweeps import chain
 
     summary = chain.run_chain(values.config, values.workdir, dry=values.dry)
     if values.dry or jax.process_index() != 0:
         return
-    flags.show(values.json, summary, f"\n{chain_summary.format_summary(summary)}")
-    print(f"summary: {values.workdir}/{chain_summary.JSON_NAME}, and as CSV beside it")
+    flags.show(values.json, summary, f"\n{chain.format_summary(summary)}")
+    print(f"summary: {values.workdir}/{chain.JSON_NAME}, and as CSV beside it")

@@ -22,7 +22,10 @@ FLAGS = (
 
 def run(values: flags.Values) -> None:
     from ev2.evaluation import evaluate
+    from ev2.train import validate
 
+    if values.config is not None:
+        validate.check_config(values.config)
     results = evaluate.evaluate_checkpoint(
         values.checkpoint,
         values.config,

@@ -87,14 +87,14 @@ def _execute(command: commands.Command, argv: Sequence[str]) -> None:
     """Checks the flags and the words beside them, then runs the command."""
     values, words = flags.parse(command.flags, argv)
     _check_arguments(command, words)
-    _set_up_process()
     if flags.RECIPE in command.flags or flags.OPTIONAL_RECIPE in command.flags:
-        from ev2.train import validate  # and not yet the data, which load TensorFlow
+        from ev2.train import validate
 
         if values.config is not None:
-            validate.check_config(values.config)
+            validate.check_recipe(values.config)
     if flags.JSON in command.flags and values.json:
         flags.check_json(values.json)
+    _set_up_process()
     command.run(values, words) if command.arguments else command.run(values)
 
 
@@ -113,13 +113,12 @@ def _check_arguments(command: commands.Command, words: Sequence[str]) -> None:
 
 
 def _set_up_process() -> None:
-    """Sets up logging and JAX's compilation cache, before JAX is imported."""
+    """Sets up logging and the directory of JAX's compilation cache."""
     absl_flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().addFilter(_is_not_a_failed_save)
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of JAX's C++ parts too
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "ev2" / "compiled"))
 
 

@@ -3,14 +3,12 @@
 import ast
 import io
 import pathlib
-import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
 from typing import Any
 
 import ev2
-from ev2 import progressive
 
 _SCHEMA = pathlib.Path(ev2.__file__).with_name("config.py")
 
@@ -22,8 +20,9 @@ def format_keys(config: Any, path: str) -> str:
         config: a ConfigDict.
         path: FILE[:ARGUMENT] of the recipe, which explains keys of its own.
     """
-    comments = explain_keys()
-    for key, comment in read_comments(pathlib.Path(path.partition(":")[0])).items():
+    recipe = pathlib.Path(path.partition(":")[0])
+    comments = read_comments(_SCHEMA)
+    for key, comment in read_comments(recipe).items():
         comments.setdefault(key, comment)
     order = {key: index for index, key in enumerate(comments)}
     keys = sorted(_list_keys(config), key=lambda item: order.get(item[0], len(order)))
@@ -32,12 +31,6 @@ def format_keys(config: Any, path: str) -> str:
         lines.append(f"  {key} = {value}")
         lines += ["      " + line for line in textwrap.wrap(comments.get(key, ""), 82)]
     return "\n".join(lines)
-
-
-def explain_keys() -> dict[str, str]:
-    """Returns what the keys of every run mean, in the order of ev2/config.py."""
-    strengths = {f"progressive.{s.name}": s.meaning for s in progressive.STRENGTHS}
-    return read_comments(_SCHEMA) | strengths
 
 
 def _list_keys(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -55,9 +48,9 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
     """Returns the comments above or beside the assignments of a config file.
 
     Args:
-        path: Python source. `config.KEY = ...` assigns to KEY, and in the function
-            `_data`, `data.KEY = ...` or `section.KEY = ...` to data.KEY. A comment
-            above several lines belongs to each of them without one of its own.
+        path: Python source. `config.KEY = ...` assigns to KEY, and in a function that
+            makes the section `data`, `data.KEY = ...` to data.KEY. A comment above
+            several lines belongs to each of them without a comment of its own.
     """
     source = path.read_text()
     above, beside = {}, {}  # line number: text
@@ -67,14 +60,8 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
             (above if own_line else beside)[token.start[0]] = token.string[1:].strip()
     found: dict[str, str] = {}
     shared, end = "", 0
-    statements = [
-        (node, function.name.lstrip("_"))
-        for function in ast.walk(ast.parse(source))
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Assign)
-    ]
-    for node, section in sorted(statements, key=lambda pair: pair[0].lineno):
+    statements = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assign)]
+    for node in sorted(statements, key=lambda node: node.lineno):
         first = node.lineno
         while first - 1 in above:
             first -= 1
@@ -85,6 +72,5 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
         end = node.end_lineno or 0
         if isinstance(node.targets[0], ast.Attribute):
             key = ast.unparse(node.targets[0]).removeprefix("config.")
-            key = re.sub(r"^section\b", section, key)
             found[key] = found.get(key) or f"{shared} {same}".strip()
     return found

@@ -9,9 +9,8 @@ FLAGS = (
     flags.string("workdir", "Directory of candidates and result.", required=True),
     flags.string(
         "storage",
-        "Storage that workers share: a file on one machine; "
-        "postgresql://USER@HOST/DATABASE, or grpc://HOST:PORT, on several. "
-        "WORKDIR/journal.log if not given.",
+        "Database that workers share: a file on one machine, "
+        "postgresql://USER@HOST/DATABASE on several. WORKDIR/study.db if not given.",
     ),
     flags.string("name", "Name of the search in the storage.", "search"),
     flags.integer("workers", "Candidates that train at the same time.", 1),

@@ -1,6 +1,7 @@
-"""Training-aware architecture search (paper, section 3.1 to 3.3).
+"""Training-aware architecture search (paper, sections 3.1 to 3.3).
 
-space: what may be chosen. reward: accuracy, step time and parameters as one number.
-controllers: what is tried next. proxy: one candidate, timed and trained for a short
-while. search: all of them, by any number of workers. outcome: what was found.
+space: the networks. reward: accuracy, step time and parameters as one number.
+controllers: propose the next network. proxy: times one candidate and trains it for a
+short while. search: runs all candidates, with any number of workers. results: tables,
+configs and plots. scale_up: makes a found network larger.
 """

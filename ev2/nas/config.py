@@ -1,4 +1,4 @@
-"""What the config of a search asks for, checked before anything is written."""
+"""Checks the config of a search before anything is written."""
 
 import contextlib
 import dataclasses
@@ -13,15 +13,14 @@ from ml_collections import ConfigDict
 
 from ev2 import errors
 from ev2.models import arch
-from ev2.nas import controllers, proxy, reward
-from ev2.nas import space as spaces
-from ev2.tpu import compile as tpu
+from ev2.nas import controllers, proxy, reward, space
+from ev2.tpu import compile as tpu_compile
 from ev2.tpu import slices
-from ev2.train import plan
-from ev2.train import validate as check
+from ev2.train import plan, validate
 
 PRUNERS = ("none", "median")
-_FEW = 20  # networks a trial: such a space is looked through whole
+# Spaces of at most this many networks per trial are counted network by network.
+COUNTED_PER_TRIAL = 20
 # Key: lowest and highest allowed whole number.
 _WHOLE = {
     "trials": (1, 100_000),
@@ -34,31 +33,31 @@ _WHOLE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A search as decided.
+class SearchSpec:
+    """A search as its config defines it.
 
     Attributes:
         config: see configs/search.py.
-        space: within its bounds.
+        space: networks, with bounds on their parameters.
         reference: text of the network that rewards are relative to.
         num_classes: of the proxy's data.
-        table: the proxy's plan, see `plan.make_plan`.
+        plan: of the proxy, see `plan.make_plan`.
     """
 
     config: ConfigDict
-    space: spaces.Space
+    space: space.Space
     reference: str
     num_classes: int
-    table: dict[str, Any]
+    plan: dict[str, Any]
 
     @property
-    def task(self) -> dict[str, Any]:
-        """The search, JSON-ready, for candidates' processes and for `restore`."""
+    def document(self) -> dict[str, Any]:
+        """The search as JSON, for candidates' processes and for `restore`."""
         search = json.loads(self.config.to_json_best_effort())
-        return {"search": search, "num_classes": self.num_classes, "table": self.table}
+        return {"search": search, "num_classes": self.num_classes, "table": self.plan}
 
-    def reward(self, cost: dict[str, Any]) -> reward.Reward:
-        """The reward, by what the reference costs."""
+    def make_reward(self, cost: dict[str, Any]) -> reward.Reward:
+        """Returns the reward relative to the cost of the reference."""
         return reward.Reward(
             step_seconds=cost["step_seconds"],
             params=cost["params"],
@@ -67,26 +66,26 @@ class Asked:
         )
 
 
-def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
-    """Returns what a config asks for; compiles and writes nothing.
+def check(config: ConfigDict, workdir: pathlib.Path) -> SearchSpec:
+    """Returns the search of a config; compiles and writes nothing.
 
     Raises:
-        InputError: it is no search, or one that cannot be.
+        InputError: it is not a search, or a value is not allowed.
     """
     if "controller" not in config or "proxy" not in config:
         runs = "ev2 chain runs it" if "links" in config else "ev2 train runs it"
         raise errors.InputError(
-            f"config: this is no search ({runs}); give one such as "
+            f"config: this is not a search ({runs}); give one such as "
             "configs/search.py:tiny"
         )
     try:
         _check_values(config)
-        check.check_recipe(config.proxy)
+        validate.check_recipe(config.proxy)
         from ev2.data import sources  # load TensorFlow, which workers do without
         from ev2.train import setup
 
         num_classes = sources.describe(config.proxy).num_classes
-        space = _make_space(config, num_classes)
+        networks = _make_space(config, num_classes)
     except errors.InputError:
         raise
     except (LookupError, AttributeError, TypeError, ValueError) as error:
@@ -94,38 +93,39 @@ def decide(config: ConfigDict, workdir: pathlib.Path) -> Asked:
         raise errors.InputError(
             f"config: {' '.join(map(str, error.args))}; see configs/search.py"
         ) from error
-    sample = space.sample(random.Random(config.seed))
-    few = space.size() <= _FEW * config.trials
-    networks = space.count_valid(config.trials) if few else space.size()
-    if config.trials > networks:
+    sample = networks.sample(random.Random(config.seed))
+    count = networks.size()
+    if count <= COUNTED_PER_TRIAL * config.trials:
+        count = networks.count_valid(config.trials)
+    if config.trials > count:
         raise errors.InputError(
-            f"trials: {config.trials:,} is not allowed; the space has {networks:,} "
+            f"trials: {config.trials:,} is not allowed; the space has {count:,} "
             "networks within its bounds, give at most as many"
         )
-    text = space.encode(sample)
-    with _of("proxy"):
+    text = networks.encode(sample)
+    with _naming("proxy"):
         recipe = proxy.apply(config.proxy, text)
-        table = setup.set_up(recipe, str(workdir / "trials/new")).plan
-    with _of("full"):
+        proxy_plan = setup.set_up(recipe, str(workdir / "trials/new")).plan
+    with _naming("full"):
         plan.make_plan(proxy.apply(config.full, text))
-    return Asked(
+    return SearchSpec(
         config=config,
-        space=space,
-        reference=_reference(config),
+        space=networks,
+        reference=encode_reference(config),
         num_classes=num_classes,
-        table=table,
+        plan=proxy_plan,
     )
 
 
-def restore(task: dict[str, Any]) -> Asked:
-    """Returns what `Asked.task` was made from."""
-    config = ConfigDict(task["search"], convert_dict=True)
-    return Asked(
+def restore(document: dict[str, Any]) -> SearchSpec:
+    """Returns the search that `SearchSpec.document` was made from."""
+    config = ConfigDict(document["search"], convert_dict=True)
+    return SearchSpec(
         config=config,
-        space=_make_space(config, task["num_classes"]),
-        reference=_reference(config),
-        num_classes=task["num_classes"],
-        table=task["table"],
+        space=_make_space(config, document["num_classes"]),
+        reference=encode_reference(config),
+        num_classes=document["num_classes"],
+        plan=document["table"],
     )
 
 
@@ -148,32 +148,34 @@ def _check_values(config: ConfigDict) -> None:
     errors.check_choice("reward.reference", config.reward.reference, known)
     low, high = config.space.params
     if not 0 <= low <= high < math.inf or not high:
-        _refuse("space.params", (low, high), "two shares of the reference's, ascending")
+        _refuse(
+            "space.params", (low, high), "two fractions of the reference's, ascending"
+        )
     if config.prune != "none" and not config.proxy.eval.every_epochs:
         _refuse("prune", config.prune, "'none' where proxy.eval.every_epochs is 0")
     how = config.step_time
     errors.check_choice("step_time.source", how.source, proxy.SOURCES)
     if how.source == "compile":
         devices = slices.find(how.slice).devices
-        check.check_batches(config.proxy, {how.batch_size}, devices)
-        tpu.check_installed()
+        validate.check_batches(config.proxy, {how.batch_size}, devices)
+        tpu_compile.check_installed()
 
 
 @contextlib.contextmanager
-def _of(section: str) -> Iterator[None]:
-    """Says of which recipe a bad key is."""
+def _naming(section: str) -> Iterator[None]:
+    """Begins the message of a bad key with its recipe."""
     try:
         yield
     except errors.InputError as error:
         raise errors.InputError(f"{section}: {error}") from error
 
 
-def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:
+def _make_space(config: ConfigDict, num_classes: int) -> space.Space:
     reference = arch.get(config.reward.reference)
     low, high = config.space.params
     params = arch.count_params(reference, num_classes)
     names = ("backbones", "operators", "layers", "kernels", "expands")
-    return spaces.Space(
+    return space.Space(
         **{key: tuple(config.space[key]) for key in names},
         min_params=round(low * params),
         max_params=max(1, round(high * params)),
@@ -181,23 +183,24 @@ def _make_space(config: ConfigDict, num_classes: int) -> spaces.Space:
     )
 
 
-def _reference(config: ConfigDict) -> str:
-    found = arch.get(config.reward.reference)
-    return f"{found.name}:{','.join(arch.encode(found.stages))}"
+def encode_reference(config: ConfigDict) -> str:
+    """Returns the text of the network that rewards are relative to."""
+    reference = arch.get(config.reward.reference)
+    return f"{reference.name}:{','.join(arch.encode(reference.stages))}"
 
 
 def _refuse(key: str, value: Any, allowed: str) -> None:
     raise errors.InputError(f"{key}: {value!r} is not allowed; give {allowed}")
 
 
-def format_table(asked: Asked) -> str:
-    """Returns for people what is going to be searched, and how."""
-    config, space = asked.config, asked.space
+def format_table(spec: SearchSpec) -> str:
+    """Returns the search and the plan of its candidates for people."""
+    config, networks = spec.config, spec.space
     how = config.step_time
     where = "measured here" if how.source == "measure" else f"compiled for {how.slice}"
     rows = {
-        "space": f"{', '.join(space.backbones)}: {space.size():,} networks, of "
-        f"{space.min_params:,} to {space.max_params:,} parameters",
+        "space": f"{', '.join(networks.backbones)}: {networks.size():,} networks, of "
+        f"{networks.min_params:,} to {networks.max_params:,} parameters",
         "reward": f"A * (S / S0)^{config.reward.step_exponent} * "
         f"(P / P0)^{config.reward.params_exponent}; S0, P0 of "
         f"{config.reward.reference}",
@@ -206,4 +209,4 @@ def format_table(asked: Asked) -> str:
         f"{config.prune}; at most {config.limit_minutes:g} minutes each",
     }
     lines = [f"{key:<12}{text}" for key, text in rows.items()]
-    return "\n".join([*lines, "each candidate:", plan.format_table(asked.table)])
+    return "\n".join([*lines, "each candidate:", plan.format_table(spec.plan)])

@@ -1,17 +1,17 @@
-"""What a search tries next, from all that has ended.
+"""Propose the next network of a search from the trials that have ended.
 
     random      every choice evenly
     evolution   a change to the best of a few recent ones (regularized evolution)
-    reinforce   drawn from a policy that learns from rewards, see `policy`
+    reinforce   drawn from a policy that learns from rewards, see `reinforce`
     tpe         Optuna's tree-structured Parzen estimator
 
-A controller keeps nothing: any number of workers share one study and any of them may
-die, so a proposal follows from the trials that have ended, the seed and the number of
-the point. No network is proposed that another trial of the study has.
+A controller has no state of its own: any number of workers share one study and any of
+them may die, so a proposal follows from the trials that have ended, the seed and the
+index of the trial. No network is proposed that another trial of the study has.
 
 Parameters of trials are indices into `Space.choices`. The reward of a trial that has
-ended is its attribute "reward"; what has none teaches nothing. The text of its network
-is its attribute "arch", or else follows from its parameters.
+ended is its attribute "reward"; trials without one are left out. The text of its
+network is its attribute "arch", or else follows from its parameters.
 """
 
 import contextlib
@@ -19,28 +19,23 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from ev2 import errors
+from ev2.nas import reward
 from ev2.nas import space as spaces
-from ev2.sweeps import study as tries
+from ev2.sweeps import study as studies
 
 # Tuned on the tables of `ev2.bench.controllers`, seeds 100 to 115, for 40 to 600
 # networks, with and without noise and failures.
 _POPULATION, _TOURNAMENT = 16, 12
 _TPE_FIRST = 10  # drawn at random: Optuna's own number
-_DRAWS, _CHANGES, _SAMPLES = 10, 100, 10_000  # tries to find a new network
+_DRAWS, _CHANGES, SAMPLES = 10, 100, 10_000  # tries to find a new network
 
 Draw = Callable[[], spaces.Candidate]
-
-
-class Ended(NamedTuple):
-    """A trial that has ended: indices in the order of `Space.choices`, and reward."""
-
-    indices: tuple[int, ...]
-    reward: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +43,7 @@ class _Known:
     """What a proposal follows from; `history` is in the order in which trials ended."""
 
     space: spaces.Space
-    history: list[Ended]
+    history: list[reward.RewardedTrial]
     rng: random.Random
     study: optuna.Study
     trial: optuna.trial.FrozenTrial
@@ -56,26 +51,26 @@ class _Known:
 
 
 def make_sampler(
-    name: str, space: spaces.Space, *, seed: int, point: int
+    name: str, space: spaces.Space, *, seed: int, index: int
 ) -> optuna.samplers.BaseSampler:
-    """Returns what proposes the network of a trial.
+    """Returns the sampler that proposes the network of a trial.
 
     Args:
         name: of `NAMES`.
         space: of networks.
         seed: of the search.
-        point: its number in the search, from 0; a point tried again has the same.
+        index: of the trial in the search, from 0; its retries have the same.
 
     Raises:
-        InputError: the name is not known. So does `suggest` if the space has nothing
-            that the study has not had.
+        InputError: the name is not known. `suggest` also raises it, if every network
+            of the space is in the study.
     """
     errors.check_choice("controller", name, NAMES)
-    return _Sampler(_CONTROLLERS[name], space, f"{seed} {point}")
+    return _Sampler(_CONTROLLERS[name], space, f"{seed} {index}")
 
 
 def suggest(trial: optuna.Trial, space: spaces.Space) -> spaces.Candidate:
-    """Returns the network that a trial is to try, and notes it as its parameters."""
+    """Returns the network that a trial is to try, and keeps it as its parameters."""
     params = {
         key: trial.suggest_categorical(key, list(range(len(values))))
         for key, values in space.choices.items()
@@ -112,30 +107,36 @@ class _Sampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         known = _Known(
             space=self._space,
-            history=_read_history(study, self._space),
+            history=read_history(study, self._space),
             rng=random.Random(self._seed),
             study=study,
             trial=trial,
             distributions=search_space,
         )
-        found = _find_new(self._start(known), known)
-        return {k: values.index(found[k]) for k, values in self._space.choices.items()}
+        candidate = _find_new(self._start(known), known)
+        return {
+            k: values.index(candidate[k]) for k, values in self._space.choices.items()
+        }
 
     def sample_independent(self, study, trial, param_name, param_distribution) -> Any:
         raise AssertionError(f"{param_name} is no choice of the space")
 
 
-def _read_history(study: optuna.Study, space: spaces.Space) -> list[Ended]:
+def read_history(
+    study: optuna.Study, space: spaces.Space
+) -> list[reward.RewardedTrial]:
     ended = [
         trial
         for trial in study.get_trials(deepcopy=False)
         if "reward" in trial.user_attrs
-        and trial.state in tries.SCORED
+        and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         and trial.params.keys() >= space.choices.keys()
     ]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     return [
-        Ended(tuple(t.params[key] for key in space.choices), t.user_attrs["reward"])
+        reward.RewardedTrial(
+            tuple(t.params[key] for key in space.choices), t.user_attrs["reward"]
+        )
         for t in ended
     ]
 
@@ -158,24 +159,24 @@ def _find_new(draw: Draw, known: _Known) -> spaces.Candidate:
 
 
 def _try(draw: Draw, known: _Known) -> Iterator[spaces.Candidate]:
-    """Networks as drawn, then the last of them changed ever more, then any."""
+    """Yields networks as drawn, then ever more changes to the last, then any."""
     for _ in range(_DRAWS):
         candidate = draw()
         yield candidate
     for _ in range(_CHANGES):
         candidate = known.space.mutate(candidate, known.rng)
         yield candidate
-    for _ in range(_SAMPLES):
+    for _ in range(SAMPLES):
         yield known.space.sample(known.rng)
 
 
 def _others(known: _Known) -> list[optuna.trial.FrozenTrial]:
-    """Trials that have their network: not ours, nor those that gave way to another."""
+    """Other trials that hold a network; a repeated one has left it to another trial."""
     return [
         trial
         for trial in known.study.get_trials(deepcopy=False)
         if trial.number != known.trial.number
-        and trial.user_attrs.get("end") != tries.REPEATED
+        and trial.user_attrs.get("end") != studies.REPEATED
     ]
 
 
@@ -216,14 +217,14 @@ def _look_up(indices: tuple[int, ...], space: spaces.Space) -> spaces.Candidate:
 
 
 def _start_reinforce(known: _Known) -> Draw:
-    from ev2.nas import reinforce as policy  # JAX, which the others do without
+    from ev2.nas import reinforce  # loads JAX; the other controllers do without
 
     sizes = tuple(len(values) for values in known.space.choices.values())
-    shares = policy.learn(sizes, known.history)
+    probabilities = reinforce.learn(sizes, known.history)
 
     def draw() -> spaces.Candidate:
-        choices = zip(known.space.choices.items(), shares, strict=True)
-        return {k: known.rng.choices(v, share)[0] for (k, v), share in choices}
+        choices = zip(known.space.choices.items(), probabilities, strict=True)
+        return {k: known.rng.choices(v, p)[0] for (k, v), p in choices}
 
     return draw
 
@@ -251,7 +252,7 @@ def _start_tpe(known: _Known) -> Draw:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's word that `multivariate` and others are experimental."""
+    """Silences Optuna's warning that options are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

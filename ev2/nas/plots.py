@@ -1,4 +1,4 @@
-"""What a search has found as matplotlib figures: rows of `outcome` in, a figure out.
+"""Plots of a search: rows of `ev2.nas.results` in, a matplotlib figure out.
 
 `done` are the trials that are done, best reward first, one or more.
 """
@@ -28,21 +28,22 @@ _CHOICES = {
     "expand": ("Expand ratio", str),
 }
 
-Row = Mapping[str, Any]
+Trial = Mapping[str, Any]  # a row
 
 
 def reward(
-    done: Sequence[Row], pruned: Sequence[Row], failed: Sequence[Row]
+    done: Sequence[Trial], pruned: Sequence[Trial], failed: Sequence[Trial]
 ) -> mpl_figure.Figure:
     """Returns the rewards in order of the trials, and the best so far.
 
-    The axis begins at the lowest of those that are done; what is lower stands on it.
+    The axis begins at the lowest reward of a trial that is done; lower rewards of other
+    trials are drawn on the axis.
     """
     figure = plots.new_figure(4.0)
     axes = figure.subplots()
     title = "Reward by trial"
     if pruned or failed:
-        title += "; what lies below the axis stands on it"
+        title += "; rewards below the axis are drawn on it"
     plots.style_axes(axes, title)
     in_order = sorted(done, key=lambda row: row["trial"])
     numbers, rewards = _column(in_order, "trial"), _column(in_order, "reward")
@@ -65,7 +66,7 @@ def reward(
     best = done[0]["trial"], done[0]["reward"]
     side = "left" if best[0] < last / 10 else "center"  # off the numbers of the axis
     plots.annotate(axes, best, f"{best[1]:.4f}", ha=side, xytext=(0, 6))
-    axes.set_xlim(0, last + 1)
+    axes.set_xlim(-1, last + 1)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
     axes.set_xlabel("Trial", fontsize=plots.TEXT_PT, color=plots.TEXT)
     _legend(figure, 4)
@@ -73,7 +74,7 @@ def reward(
 
 
 def _mark(axes, numbers, values, marker: str, **options) -> None:
-    """A mark for each trial, whole where it lies on the axis; none: no label either."""
+    """Draws a mark for each trial, uncut at the axis; no label without trials."""
     if len(numbers):
         axes.plot(
             numbers, values, marker, markersize=5, clip_on=False, zorder=3, **options
@@ -81,12 +82,12 @@ def _mark(axes, numbers, values, marker: str, **options) -> None:
 
 
 def pareto(
-    done: Sequence[Row], front: Sequence[Row], reference: Mapping[str, Any]
+    done: Sequence[Trial], front: Sequence[Trial], reference: Mapping[str, Any]
 ) -> mpl_figure.Figure:
     """Returns accuracy against step time, parameters as colour.
 
-    The front is of all three, so that points of it may lie below its line, which joins
-    those that are best in accuracy and step time alone.
+    The front is of all three, so some of its points are below its line, which joins the
+    trials that are best in accuracy and step time alone.
     """
     figure = plots.new_figure(4.9, 6.4)
     axes = figure.subplots()
@@ -95,12 +96,12 @@ def pareto(
     axes.step(*_join(front), where="post", color=plots.TRAIN, lw=1.2, label=name)
     rings = {"facecolors": "none", "edgecolors": plots.TRAIN, "linewidths": 1.6}
     name = "front of all three, with parameters"
-    axes.scatter(*_place(front), s=80, zorder=6, label=name, **rings)
+    axes.scatter(*_measure(front), s=80, zorder=6, label=name, **rings)
     params = _column(done, "params") / 1e6
-    points = axes.scatter(*_place(done), c=params, cmap="viridis", s=34, zorder=5)
+    points = axes.scatter(*_measure(done), c=params, cmap="viridis", s=34, zorder=5)
     name = f"best reward, trial {done[0]['trial']}"
     star = {"marker": "*", "color": plots.TEXT, "s": 700, "linewidths": 0}
-    axes.scatter(*_place(done[:1]), zorder=3, label=name, **star)
+    axes.scatter(*_measure(done[:1]), zorder=3, label=name, **star)
     name = f"step time of {reference['name']}"
     dashes = {"color": plots.TEXT, "lw": 1, "linestyle": (0, (4, 3)), "zorder": 1}
     axes.axvline(1000 * reference["step_seconds"], label=name, **dashes)
@@ -113,27 +114,27 @@ def pareto(
     return figure
 
 
-def _place(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _measure(rows: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
     """Step times in ms and accuracies in %."""
     return 1000 * _column(rows, "step_seconds"), 100 * _column(rows, "accuracy")
 
 
-def _join(front: Sequence[Row]) -> tuple[list[float], list[float]]:
-    """Those of the front of the two alone, both rising."""
+def _join(front: Sequence[Trial]) -> tuple[list[float], list[float]]:
+    """Step times and accuracies of the front of these two alone, both rising."""
     steps, accuracies = [], []
     order = sorted(front, key=lambda row: (row["step_seconds"], -row["accuracy"]))
-    for step, accuracy in zip(*_place(order), strict=True):
+    for step, accuracy in zip(*_measure(order), strict=True):
         if not accuracies or accuracy > accuracies[-1]:
             steps.append(step)
             accuracies.append(accuracy)
     return steps, accuracies
 
 
-def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
-    """Returns how often the best third chose each value, beside all that are done.
+def choices(space: spaces.Space, done: Sequence[Trial]) -> mpl_figure.Figure:
+    """Returns how often the best third chose each value, beside all trials done.
 
-    A panel for each choice, a row for each stage; in the cells the share of the best
-    third in percent, and in brackets that of all. What nobody has is left grey.
+    A panel for each choice, a row for each stage. Cells have the percentage among the
+    best third, and in brackets among all. Values that no network has are grey.
     """
     best = done[: -(-len(done) // _BEST_PART)]
     stages = len(space.choices) // len(_CHOICES)  # the backbone, if any, is none
@@ -143,7 +144,7 @@ def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
     panels = figure.subplots(1, len(_CHOICES), sharey=True, width_ratios=widths)
     for axes, (key, (title, word)) in zip(panels, _CHOICES.items(), strict=True):
         values = space.choices[f"stage1_{key}"]
-        shown = [count_shares(space, rows, key) for rows in (best, done)]
+        shown = [count_fractions(space, rows, key) for rows in (best, done)]
         _draw_cells(axes, *shown)
         plots.style_axes(axes, title)
         axes.set_facecolor(plots.BAND)
@@ -153,7 +154,7 @@ def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
         axes.spines["bottom"].set_visible(False)
     panels[0].set_yticks(range(stages), [f"stage {s + 1}" for s in range(stages)])
     figure.suptitle(
-        f"Share in the best third of the networks ({len(best)} of {len(done)}), %; "
+        f"Fraction in the best third of the networks ({len(best)} of {len(done)}), %; "
         "in brackets: in all of them",
         fontsize=plots.TEXT_PT,
         color=plots.TEXT,
@@ -163,10 +164,10 @@ def choices(space: spaces.Space, done: Sequence[Row]) -> mpl_figure.Figure:
     return figure
 
 
-def count_shares(space: spaces.Space, rows: Sequence[Row], key: str) -> np.ndarray:
-    """Returns the share of each value of a choice: `[stages, values] float64`.
+def count_fractions(space: spaces.Space, rows: Sequence[Trial], key: str) -> np.ndarray:
+    """Returns the fraction of each value of a choice: `[stages, values] float64`.
 
-    Of the networks that have the stage; NaN if none has it.
+    Among the networks that have the stage; NaN if none has it.
     """
     values = space.choices[f"stage1_{key}"]
     counts = np.zeros((len(space.choices) // len(_CHOICES), len(values)))
@@ -181,20 +182,21 @@ def count_shares(space: spaces.Space, rows: Sequence[Row], key: str) -> np.ndarr
 
 
 def _draw_cells(axes, best: np.ndarray, everyone: np.ndarray) -> None:
-    """The shares as a heat map with numbers."""
-    colour_map = colors.LinearSegmentedColormap.from_list("share", ["white", plots.EMA])
+    """Draws fractions as a heat map with numbers."""
+    shades = ["white", plots.EMA]
+    colour_map = colors.LinearSegmentedColormap.from_list("fraction", shades)
     shown = np.where(everyone > 0, best, np.nan)
     axes.imshow(shown, cmap=colour_map, vmin=0, vmax=1, aspect="auto")
-    for (stage, value), share in np.ndenumerate(shown):
-        if np.isnan(share):
+    for (stage, value), fraction in np.ndenumerate(shown):
+        if np.isnan(fraction):
             continue
-        colour = "white" if share > 0.65 else plots.TEXT
-        text = f"{100 * share:.0f} ({100 * everyone[stage, value]:.0f})"
-        place = {"ha": "center", "va": "center"}
-        axes.text(value, stage, text, fontsize=8, color=colour, **place)
+        colour = "white" if fraction > 0.65 else plots.TEXT
+        text = f"{100 * fraction:.0f} ({100 * everyone[stage, value]:.0f})"
+        options = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+        axes.text(value, stage, text, **options)
 
 
-def _column(rows: Sequence[Row], key: str) -> np.ndarray:
+def _column(rows: Sequence[Trial], key: str) -> np.ndarray:
     """One key of all rows, `[rows] float64`."""
     return np.array([row[key] for row in rows], float)
 

@@ -1,10 +1,9 @@
-"""One candidate in a process of its own: its step is timed, then it is trained.
+"""Times the step of one candidate, then trains it, in a process of its own.
 
     python -m ev2.nas.proxy TASK --arch=TEXT --workdir=FOLDER    # or --cost=FILE
 
-With --cost the step alone is timed. The process may be killed at any moment; started
-again it goes on. What it finds lies in the folder: cost.json, and what `ev2 train`
-leaves there.
+With --cost the step alone is timed. A process that was killed at any moment is resumed
+by the same command. The folder holds cost.json beside the files of `ev2 train`.
 """
 
 import contextlib
@@ -22,9 +21,9 @@ from ml_collections import ConfigDict
 
 from ev2 import errors, files
 from ev2.models import arch
-from ev2.sweeps import trial_files
 from ev2.tpu import cache as tpu_cache
-from ev2.tpu import compile as tpu
+from ev2.tpu import compile as tpu_compile
+from ev2.train import workdir as workdirs
 
 COST = "cost.json"
 REFUSED = 2  # exit code: no candidate can be trained here
@@ -50,10 +49,10 @@ def weigh(
     *,
     alone: contextlib.AbstractContextManager,
 ) -> dict[str, Any]:
-    """Returns what a candidate costs: "params", "step_seconds", "step_spread".
+    """Returns the cost of a candidate: "params", "step_seconds", "step_spread".
 
-    The clock runs inside `alone`. The spread is the standard deviation of the seconds
-    over their median; 0 for a compiler's.
+    The step is timed inside of `alone`. The spread is the standard deviation of the
+    seconds over their median; 0 for the compiler's estimate.
 
     Raises:
         StoppedError: its step does not fit into the memory of the slice.
@@ -76,8 +75,8 @@ def weigh(
         spread = statistics.pstdev(seconds) / median
         return {**cost, "step_seconds": median, "step_spread": spread}
     figures = tpu_cache.compile_cached(
-        tpu.CompileRequest(
-            config=tpu.step_config(config),
+        tpu_compile.CompileRequest(
+            config=tpu_compile.step_config(config),
             num_classes=num_classes,
             image_size=how.image_size,
             batch_size=how.batch_size,
@@ -107,15 +106,15 @@ def main(argv: list[str]) -> int:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
-        with _alone(f"{cost}.lock"):  # workers that begin together want one reference
-            if read_cost(trial_files.read(cost), text) is None:
+        with _alone(f"{cost}.lock"):  # workers that start together time one reference
+            if read_cost(cost, text) is None:
                 alone = _alone(f"{path}.lock")
                 found = weigh(search, text, task["num_classes"], alone=alone)
                 files.write_atomically(
                     cost, json.dumps({"arch": text, **found}, indent=1).encode()
                 )
     except (errors.InputError, errors.StoppedError) as error:
-        return _say(error, 1)  # the network's own trouble
+        return _say(error, 1)  # this network fails
     try:
         if workdir:
             _train(apply(search.proxy, text), workdir)
@@ -133,28 +132,28 @@ def _say(error: Exception, code: int) -> int:
     return code
 
 
-def read_cost(content: str | None, text: str) -> dict[str, Any] | None:
-    """Returns what a cost.json says; None if not of this network, or damaged."""
+def read_cost(path: pathlib.Path, text: str) -> dict[str, Any] | None:
+    """Returns a cost.json; None if it is missing, damaged or of another network."""
     try:
-        cost = json.loads(content or "")
+        cost = workdirs.read_json(path) or {}
         positive = cost["params"] > 0 and 0 < cost["step_seconds"] < math.inf
         return cost if positive and cost["arch"] == text else None
-    except (ValueError, LookupError, TypeError):
+    except (errors.InputError, LookupError, TypeError):
         return None
 
 
 @contextlib.contextmanager
 def _alone(path: str) -> Iterator[None]:
-    """Lets no two processes be within at once."""
+    """Holds an exclusive file lock."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _train(config: ConfigDict, workdir: str) -> None:
-    from ev2.train import loop as train
+    from ev2.train import loop
 
-    train.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

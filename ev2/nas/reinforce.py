@@ -1,14 +1,14 @@
-"""The policy of the reinforce controller: a softmax for every choice, taught by PPO.
+"""The policy of the reinforce controller: a softmax for every choice, trained by PPO.
 
-`learn` replays what has ended, batch by batch, from the policy that draws evenly. So
-workers that see the same have the same policy, and none has to be kept. What a process
-has learned of the same beginning it does not learn again.
+`learn` replays the trials that have ended, batch by batch, from the uniform policy. So
+workers that see the same trials have the same policy, and none is stored. A process
+caches the policy of the batches that it has learned.
 
 Source: Tan et al. 2019, MnasNet, section 4.3, and Schulman et al. 2017, Proximal Policy
 Optimization Algorithms, equation 7. Differs: choices do not depend on each other, where
-MnasNet's policy is recurrent, for a search has hundreds of networks, not thousands; the
-ratio is clipped choice by choice; a batch counts as drawn from the policy that it
-updates, though its trials began earlier.
+MnasNet's policy is recurrent, since a search has hundreds of networks, not thousands;
+the ratio is clipped for each choice; a batch counts as drawn from the policy that it
+updates, though its trials started earlier.
 """
 
 import functools
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ev2.nas import controllers
+from ev2.nas import reward
 
 # Tuned on the tables of `ev2.bench.controllers`, seeds 100 to 115, for 40 to 600
 # networks, with and without noise and failures.
 _BATCH_TRIALS, _BATCH_STEPS = 5, 2
 _LR = 0.1
-_CLIP = 0.2  # of the ratio of a choice's new share to the old, around 1
+_CLIP = 0.2  # of the ratio of a choice's new probability to the old, around 1
 _ENTROPY = 0.01
 _DECAY = 0.6  # of the moving averages, per batch
-_LIMIT = 3.0  # of an advantage, in spreads: the 0 of a failure is far away
-_NEVER = -1e9  # logit of a value that a choice has not; finite, for gradients
+_LIMIT = 3.0  # of an advantage, in standard deviations: a failure has reward 0
+_NEVER = -1e9  # logit of a missing value of a choice; finite, for gradients
 
 _optimizer = optax.adam(_LR)
 
@@ -39,21 +39,21 @@ class _State(NamedTuple):
     logits: jax.Array  # [choices, values] float32
     optimizer: optax.OptState
     baseline: jax.Array  # moving averages of the rewards' mean and standard deviation
-    spread: jax.Array
+    deviation: jax.Array
 
 
-# By number of values: the batches learned last, and what came of them.
-_learned: dict[tuple[int, ...], tuple[list[list[controllers.Ended]], _State]] = {}
+# By number of values: the batches learned last, and the policy after them.
+learned: dict[tuple[int, ...], tuple[list[list[reward.RewardedTrial]], _State]] = {}
 
 
 def learn(
-    sizes: tuple[int, ...], history: Sequence[controllers.Ended]
+    sizes: tuple[int, ...], history: Sequence[reward.RewardedTrial]
 ) -> list[list[float]]:
-    """Returns for each choice the shares in which its values are to be drawn.
+    """Returns for each choice the probabilities of its values.
 
     Args:
         sizes: number of values of each choice.
-        history: what has ended, oldest first. The last of it that fill no batch are
+        history: trials that have ended, oldest first. A last batch that is not full is
             not learned yet.
     """
     count = len(history) // _BATCH_TRIALS
@@ -63,18 +63,20 @@ def learn(
         list(history[batch * _BATCH_TRIALS : (batch + 1) * _BATCH_TRIALS])
         for batch in range(count)
     ]
-    seen, state = _learned.get(sizes, ([], None))
+    seen, state = learned.get(sizes, ([], None))
     if state is None or batches[: len(seen)] != seen:
         seen, state = [], _create_state(sizes, batches[0])
     for batch in batches[len(seen) :]:
         indices = np.array([ended.indices for ended in batch], np.int32)
         state = _update(state, indices, _rewards(batch))
-    _learned[sizes] = batches, state
-    shares = np.asarray(jax.nn.softmax(state.logits), np.float64)
-    return [row[:size].tolist() for row, size in zip(shares, sizes, strict=True)]
+    learned[sizes] = batches, state
+    probabilities = np.asarray(jax.nn.softmax(state.logits), np.float64)
+    return [row[:size].tolist() for row, size in zip(probabilities, sizes, strict=True)]
 
 
-def _create_state(sizes: tuple[int, ...], batch: Sequence[controllers.Ended]) -> _State:
+def _create_state(
+    sizes: tuple[int, ...], batch: Sequence[reward.RewardedTrial]
+) -> _State:
     values = np.arange(max(sizes))[None]  # [1, values]
     has = values < np.array(sizes)[:, None]
     logits = jnp.asarray(np.where(has, 0, _NEVER), jnp.float32)
@@ -82,16 +84,16 @@ def _create_state(sizes: tuple[int, ...], batch: Sequence[controllers.Ended]) ->
     return _State(logits, _optimizer.init(logits), rewards.mean(), rewards.std())
 
 
-def _rewards(batch: Sequence[controllers.Ended]) -> np.ndarray:
+def _rewards(batch: Sequence[reward.RewardedTrial]) -> np.ndarray:
     return np.array([ended.reward for ended in batch], np.float32)
 
 
 @jax.jit
 def _update(state: _State, indices: jax.Array, rewards: jax.Array) -> _State:
     """Learns one batch: indices `[trials, choices]`, rewards `[trials]`."""
-    spread = jnp.maximum(state.spread, 1e-6)
-    advantages = jnp.clip((rewards - state.baseline) / spread, -_LIMIT, _LIMIT)
-    before = _log_shares(state.logits, indices)
+    deviation = jnp.maximum(state.deviation, 1e-6)
+    advantages = jnp.clip((rewards - state.baseline) / deviation, -_LIMIT, _LIMIT)
+    before = _log_probabilities(state.logits, indices)
     loss = functools.partial(
         _loss, indices=indices, before=before, advantages=advantages[:, None]
     )
@@ -105,20 +107,20 @@ def _update(state: _State, indices: jax.Array, rewards: jax.Array) -> _State:
         logits=jnp.asarray(logits),
         optimizer=optimizer,
         baseline=_DECAY * state.baseline + (1 - _DECAY) * rewards.mean(),
-        spread=_DECAY * state.spread + (1 - _DECAY) * rewards.std(),
+        deviation=_DECAY * state.deviation + (1 - _DECAY) * rewards.std(),
     )
 
 
 def _loss(logits, *, indices, before, advantages) -> jax.Array:
-    """PPO's, less the policy's entropy, both summed over choices."""
-    ratio = jnp.exp(_log_shares(logits, indices) - before)
+    """PPO's loss less the policy's entropy, both summed over choices."""
+    ratio = jnp.exp(_log_probabilities(logits, indices) - before)
     clipped = jnp.clip(ratio, 1 - _CLIP, 1 + _CLIP)
     gains = jnp.minimum(ratio * advantages, clipped * advantages)
     entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits))
     return -gains.sum(axis=1).mean() - _ENTROPY * entropy
 
 
-def _log_shares(logits: jax.Array, indices: jax.Array) -> jax.Array:
-    """Logarithms of the shares of the values chosen, `[trials, choices]`."""
+def _log_probabilities(logits: jax.Array, indices: jax.Array) -> jax.Array:
+    """Logarithms of the chosen values' probabilities, `[trials, choices]`."""
     choices = jnp.arange(logits.shape[0])[None]
     return jax.nn.log_softmax(logits)[choices, indices]

@@ -1,13 +1,13 @@
-"""What a search has found, for people and for programs.
+"""Results of a search, for people and for programs.
 
     search.json        all trials, the best, the Pareto front
     best/1.py ...      the best networks as configs for `ev2 train`, best first
     reward.png, pareto.png, choices.png
 
-A row is a dict of one trial: "trial" (from 1), "arch" (a text of `Space.encode`, "" if
-not proposed yet), "state" ("done", "pruned", "failed", "running", "waiting"), "reason",
-"reward", "accuracy" (share), "step_seconds", "params", "seconds" (wall time), "tries",
-"host" and "folder". What is not known is None.
+A row describes one trial: "trial" (from 0), "arch" (a text of `Space.encode`, "" before
+its proposal), "state" (see `ev2.sweeps.study`), "reason", "reward", "accuracy"
+(fraction), "step_seconds", "params", "seconds" (wall time), "tries", "host" and
+"folder". Unknown values are None.
 """
 
 import json
@@ -15,43 +15,60 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import tabulate
 from ml_collections import ConfigDict
 
 from ev2 import files
 from ev2.models import arch
 from ev2.nas import space as spaces
+from ev2.sweeps import study
 
-_KEYS = (
-    *("trial", "arch", "state", "reason", "reward", "accuracy", "step_seconds"),
-    *("params", "seconds", "tries", "host", "folder"),
-)
-# As `ev2.sweeps.study` names the ends, which has Optuna with it.
-_DONE, _PRUNED, _FAILED = "done", "pruned", "failed"
-_STATES = (_DONE, _PRUNED, _FAILED, "running", "waiting")
+_MEASURED = ("reward", "accuracy", "step_seconds", "params")
+_NOTED = (*_MEASURED, "seconds", "host", "folder")
 _SHOWN, _SHOWN_REASONS = 20, 5  # lines of the table; all are in search.json
 _REASON_CHARS = 100
 _WIDTH = 88  # of a line of a config
 _NONE_DONE = "no trial was trained to the end"
+_LETTERS = {arch.MBCONV: "M", arch.FUSED_MBCONV: "F"}
 
-Row = Mapping[str, Any]
+Trial = Mapping[str, Any]  # a row
 
 
-def rank(rows: Iterable[Row]) -> list[Row]:
+def collect(shared: study.SharedStudy) -> list[dict[str, Any]]:
+    """Returns a row for each trial of a search."""
+    rows = []
+    for outcome in shared.outcomes():
+        notes = outcome.notes
+        if outcome.state == study.FAILED:  # as one whose worker has died too often
+            notes = {"reward": 0.0, **notes}
+        rows.append(
+            {
+                "trial": outcome.index,
+                "arch": notes.get("arch", ""),
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "tries": outcome.tries,
+                **{key: notes.get(key) for key in _NOTED},
+            }
+        )
+    return rows
+
+
+def rank(rows: Iterable[Trial]) -> list[Trial]:
     """Returns the trials that are done, best reward first, then the earlier one."""
-    measured = ("reward", "accuracy", "step_seconds", "params")
     done = [
         row
         for row in rows
-        if row["state"] == _DONE and all(row[key] is not None for key in measured)
+        if row["state"] == study.DONE and all(row[key] is not None for key in _MEASURED)
     ]
     return sorted(done, key=lambda row: (-row["reward"], row["trial"]))
 
 
-def find_front(rows: Iterable[Row]) -> list[Row]:
+def find_front(rows: Iterable[Trial]) -> list[Trial]:
     """Returns the Pareto front of the trials that are done, best reward first.
 
-    No other one is as good in accuracy, step time and parameters and better in one of
-    them. Of equal ones all are in the front.
+    No trial is as good as one of the front in accuracy, step time and parameters and
+    better in one of them. Equal trials are all in the front.
     """
     done = rank(rows)
     costs = [(-row["accuracy"], row["step_seconds"], row["params"]) for row in done]
@@ -65,31 +82,30 @@ def find_front(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def standing(rows: Sequence[Row]) -> str:
-    """Returns how many trials have ended, and the best: words for a line of a log."""
-    ended = sum(row["state"] in (_DONE, _PRUNED, _FAILED) for row in rows)
+def summarize(rows: Sequence[Trial]) -> str:
+    """Returns the number of trials that have ended, and the best, for a line of log."""
+    ended = sum(row["state"] in study.ENDED for row in rows)
     words = f"{ended} of {len(rows)} ended"
     for best in rank(rows)[:1]:
         words += f", best {best['reward']:.4f} (trial {best['trial']})"
     return words
 
 
-def format_table(rows: Sequence[Row], *, space: spaces.Space) -> str:
-    """Returns the Pareto front for people, the best network, and how trials ended."""
-    return "\n".join([*_format_front(rows, space), *_format_ends(rows)])
+def format_table(rows: Sequence[Trial], *, space: spaces.Space) -> str:
+    """Returns the Pareto front, the best network and the states of all trials."""
+    return "\n".join([*_format_front(rows, space), *_format_states(rows)])
 
 
-def _format_front(rows: Sequence[Row], space: spaces.Space) -> list[str]:
+def _format_front(rows: Sequence[Trial], space: spaces.Space) -> list[str]:
     front = find_front(rows)
     if not front:
         return [_NONE_DONE]
     head = ("trial", "reward", "top-1 %", "ms/step", "params M", "network")
-    table = [head, *(_cells(row, space) for row in front[:_SHOWN])]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    cells = [_make_cells(row, space) for row in front[:_SHOWN]]
+    options: dict[str, Any] = {"tablefmt": "plain", "disable_numparse": True}
+    options |= {"colalign": ("right",) * (len(head) - 1) + ("left",)}
     lines = ["Pareto front of accuracy, step time and parameters, best reward first"]
-    for *figures, network in table:
-        cells = [cell.rjust(w) for cell, w in zip(figures, widths, strict=False)]
-        lines.append("  ".join([*cells, network]))
+    lines += tabulate.tabulate(cells, head, **options).splitlines()
     if len(front) > _SHOWN:
         lines.append(f"... the first {_SHOWN} of {len(front)}; all are in search.json")
     lines += ["F4k3x2: Fused-MBConv4, k3x3, 2 layers; M: MBConv", ""]
@@ -99,10 +115,9 @@ def _format_front(rows: Sequence[Row], space: spaces.Space) -> list[str]:
     return [*lines, *(f"  {stage}" for stage in _describe(best, space)), ""]
 
 
-def _cells(row: Row, space: spaces.Space) -> tuple[str, ...]:
-    letters = {arch.MBCONV: "M", arch.FUSED_MBCONV: "F"}
+def _make_cells(row: Trial, space: spaces.Space) -> tuple[str, ...]:
     network = " ".join(
-        f"{letters[stage.operator]}{stage.expand}k{stage.kernel}x{stage.layers}"
+        f"{_LETTERS[stage.operator]}{stage.expand}k{stage.kernel}x{stage.layers}"
         for stage in space.to_arch(space.decode(row["arch"])).stages
     )
     if len(space.backbones) > 1:
@@ -117,23 +132,24 @@ def _cells(row: Row, space: spaces.Space) -> tuple[str, ...]:
     )
 
 
-def _name(row: Row) -> str:
+def _name(row: Trial) -> str:
     """The backbone."""
     return row["arch"].partition(":")[0]
 
 
-def _describe(row: Row, space: spaces.Space) -> Sequence[str]:
+def _describe(row: Trial, space: spaces.Space) -> Sequence[str]:
     return spaces.describe(space, space.decode(row["arch"]))
 
 
-def _format_ends(rows: Sequence[Row]) -> list[str]:
-    """How many trials ended how, and why some failed."""
+def _format_states(rows: Sequence[Trial]) -> list[str]:
+    """The number of trials in each state, and the reasons of failures."""
     states = [row["state"] for row in rows]
-    counts = [f"{states.count(s)} {s}" for s in _STATES if s in states]
+    order = (*study.ENDED, study.RUNNING, study.WAITING)
+    counts = [f"{states.count(s)} {s}" for s in order if s in states]
     lines = [f"trials: {', '.join(counts)}; {len(rows)} in all"]
     reasons: dict[str, list[int]] = {}
     for row in rows:
-        if row["state"] == _FAILED:
+        if row["state"] == study.FAILED:
             reasons.setdefault(row["reason"], []).append(row["trial"])
     for reason, failed in list(reasons.items())[:_SHOWN_REASONS]:
         which = f"trial {failed[0]}"
@@ -147,37 +163,37 @@ def _format_ends(rows: Sequence[Row]) -> list[str]:
 
 def write(
     folder: pathlib.Path,
-    rows: Sequence[Row],
+    rows: Sequence[Trial],
     *,
     space: spaces.Space,
     reference: Mapping[str, Any],
     make_config: Callable[[spaces.Candidate], ConfigDict],
     count: int,
 ) -> list[str]:
-    """Writes search.json, the best configs and the pictures.
+    """Writes search.json, the best configs and the plots.
 
     Args:
-        folder: for all of them; it is there.
+        folder: of the search; it exists.
         rows: of all trials, in their order.
         space: that was searched.
         reference: "name", "step_seconds" and "params" of the network that the reward
             compares with.
-        make_config: of a candidate: the recipe that trains it in full.
-        count: of best networks to write configs of.
+        make_config: returns the recipe that trains a candidate in full.
+        count: number of best networks to write configs of.
 
     Returns:
-        Lines for people: what was written, what not and why.
+        Lines for people: what was written, what was not and why.
     """
     best = []
-    for place, row in enumerate(rank(rows)[:count], 1):
-        name = f"best/{place}.py"
+    for number, row in enumerate(rank(rows)[:count], 1):
+        name = f"best/{number}.py"
         (folder / name).parent.mkdir(exist_ok=True)
         config = make_config(space.decode(row["arch"]))
         text = _recipe(config, _describe_trial(row, space, reference, name))
         files.write_atomically(folder / name, text.encode())
-        best.append({**_plain(row), "config": name})
+        best.append({**row, "config": name})
     found = {
-        "trials": [_plain(row) for row in rows],
+        "trials": list(rows),
         "best": best,
         "pareto": [row["trial"] for row in find_front(rows)],
         "reference": dict(reference),
@@ -192,12 +208,8 @@ def write(
     return lines + _draw(folder, rows, space=space, reference=reference)
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    return {key: row.get(key) for key in _KEYS}
-
-
 def _describe_trial(
-    row: Row, space: spaces.Space, reference: Mapping[str, Any], name: str
+    row: Trial, space: spaces.Space, reference: Mapping[str, Any], name: str
 ) -> str:
     """The docstring of a config."""
     step, params = row["step_seconds"], row["params"]
@@ -267,27 +279,27 @@ def _literal(value: Any, room: int) -> str:
 
 def _draw(
     folder: pathlib.Path,
-    rows: Sequence[Row],
+    rows: Sequence[Trial],
     *,
     space: spaces.Space,
     reference: Mapping[str, Any],
 ) -> list[str]:
-    """Writes the pictures; returns a line for people."""
+    """Writes the plots; returns a line for people."""
     done = rank(rows)
     if not done:
         return [f"no plots: {_NONE_DONE}"]
-    from ev2.nas import plots as pictures
-    from ev2.report import plots  # matplotlib takes a second
+    from ev2.nas import plots  # matplotlib takes a second
+    from ev2.report import plots as report_plots
 
-    ended = {
-        state: [row for row in rows if row["state"] == state]
-        for state in (_PRUNED, _FAILED)
-    }
+    pruned, failed = (
+        [row for row in rows if row["state"] == state]
+        for state in (study.PRUNED, study.FAILED)
+    )
     drawn = {
-        "reward.png": pictures.reward(done, ended[_PRUNED], ended[_FAILED]),
-        "pareto.png": pictures.pareto(done, find_front(rows), reference),
-        "choices.png": pictures.choices(space, done),
+        "reward.png": plots.reward(done, pruned, failed),
+        "pareto.png": plots.pareto(done, find_front(rows), reference),
+        "choices.png": plots.choices(space, done),
     }
     for name, figure in drawn.items():
-        files.write_atomically(folder / name, plots.to_png(figure))
+        files.write_atomically(folder / name, report_plots.to_png(figure))
     return [f"plots: {', '.join(str(folder / name) for name in drawn)}"]

@@ -1,17 +1,23 @@
-"""Accuracy, step time and parameters as one number: A * S^w * P^v.
+"""The reward of a network, from accuracy, step time and parameters: A * S^w * P^v.
 
 Source: paper, section 3.2. The paper does not say how S and P are normalized; here
-both are shares of a named reference network's, so that the reference's reward is its
-accuracy.
+both are relative to a named reference network, whose reward is its accuracy.
 
 Standard library only.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from ev2 import errors
+
+
+class RewardedTrial(NamedTuple):
+    """A trial that has ended: indices in the order of `Space.choices`, and reward."""
+
+    indices: tuple[int, ...]
+    reward: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,16 +40,16 @@ class Reward:
         """Returns the reward: 0 at accuracy 0.
 
         Args:
-            accuracy: share, 0 to 1.
+            accuracy: fraction, 0 to 1.
             step_seconds: of a training step.
-            params: trainable.
+            params: number of trainable parameters.
         """
         step = (step_seconds / self.step_seconds) ** self.step_exponent
         return accuracy * step * (params / self.params) ** self.params_exponent
 
 
 def check_exponent(key: str, value: Any) -> None:
-    """Raises InputError if the value of `key` is no exponent, -10 to 0."""
+    """Raises InputError if the value of `key` is not an exponent, -10 to 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not -10 <= value <= 0:
         raise errors.InputError(

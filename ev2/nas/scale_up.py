@@ -13,12 +13,11 @@ Standard library only.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ev2 import errors
-from ev2.models.arch.cost import count_multiply_adds, count_params
-from ev2.models.arch.spec import FUSED_MBCONV, ArchSpec, StageSpec
-from ev2.models.arch.table import get, round_channels
+from ev2.models.arch.spec import ArchSpec, StageSpec
+from ev2.models.arch.table import round_channels
 
 # Factors of `grow` by size. Depths: those in steps of 0.05, or the middle one of them,
 # that give S the published numbers of layers. Widths: then the step with the least sum
@@ -34,7 +33,6 @@ _MAX_IMAGE_SIZE = 480  # px; paper, section 3.3
 # 7 of 32).
 _SPLIT_WIDTH = 320 / 192
 _SPLIT_LAYERS = 0.2
-_NUM_CLASSES = 1000  # with which networks are compared
 
 
 def grow(
@@ -110,89 +108,3 @@ def _deepen(
 
 def _round_up(layers: float) -> int:
     return math.ceil(layers - 1e-9)  # 25 layers times 2.2 are 55, not 56
-
-
-def compare(grown: ArchSpec, published: ArchSpec) -> dict[str, tuple[int, int]]:
-    """Returns figures of two networks by their name, such as "stage 1 layers".
-
-    Multiply-adds are those at each network's evaluation size. A stage that a network
-    has not is 0 wide and 0 deep.
-    """
-    first, second = _measure(grown), _measure(published)
-    return {key: (first.get(key, 0), second.get(key, 0)) for key in first | second}
-
-
-def _measure(network: ArchSpec) -> dict[str, int]:
-    figures = {
-        "parameters": count_params(network, _NUM_CLASSES),
-        "multiply-adds": count_multiply_adds(network, _NUM_CLASSES),
-        "evaluation size, px": network.eval_image_size,
-        "stem channels": network.stem_channels,
-    }
-    for stage, row in enumerate(network.stages, 1):
-        figures[f"stage {stage} channels"] = row.out_channels
-        figures[f"stage {stage} layers"] = row.layers
-    return figures
-
-
-def format_growth(found: ArchSpec) -> str:
-    """Returns `found` and what it grows to for people, stages below each other.
-
-    Beside EfficientNetV2-S, whose M and L are published, those stand too, and how far
-    the rule is from them.
-    """
-    columns, differences = {"found": found}, []
-    for size, factors in GROWN.items():
-        grown = grow(found, **factors)
-        columns[size.upper()] = grown
-        if found.stages == get("efficientnetv2-s").stages:
-            published = get(f"efficientnetv2-{size}")
-            columns[f"published {size.upper()}"] = published
-            differences.append(_describe_difference(size, grown, published))
-    title = f"{found.name} and what it grows to: channels x layers; 1,000 classes"
-    return "\n".join([title, "", *_format_columns(columns), *differences])
-
-
-def _describe_difference(size: str, grown: ArchSpec, published: ArchSpec) -> str:
-    figures = compare(grown, published)
-    words = [
-        f"{key} {own / theirs - 1:+.1%}"
-        for key, (own, theirs) in figures.items()
-        if key in ("parameters", "multiply-adds")
-    ]
-    layers = [pair for key, pair in figures.items() if key.endswith("layers")]
-    same = sum(own == theirs for own, theirs in layers)
-    words.append(f"{same} of {len(layers)} stages as deep")
-    return f"{size.upper()} to the published {size.upper()}: {', '.join(words)}"
-
-
-def _format_columns(columns: Mapping[str, ArchSpec]) -> Sequence[str]:
-    """Lines of a table: a network is a column, named in the first line."""
-    networks = list(columns.values())
-    table = [["stage", *columns], ["stem", *(str(n.stem_channels) for n in networks)]]
-    longest = max(networks, key=lambda network: len(network.stages))
-    for stage, row in enumerate(longest.stages):
-        cells = [_describe_stage(network, stage) for network in networks]
-        table.append([f"{stage + 1} {_describe_kind(row)}", *cells])
-    counted = [_measure(network) for network in networks]
-    millions = [f"{figures['parameters'] / 1e6:.2f}" for figures in counted]
-    billions = [f"{figures['multiply-adds'] / 1e9:.3g}" for figures in counted]
-    table += [["parameters, M", *millions], ["multiply-adds, B", *billions]]
-    table.append(["evaluation, px", *(str(n.eval_image_size) for n in networks)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
-        for first, *cells in table
-    ]
-
-
-def _describe_stage(network: ArchSpec, stage: int) -> str:
-    if stage >= len(network.stages):
-        return "-"
-    row = network.stages[stage]
-    return f"{row.out_channels} x{row.layers}"
-
-
-def _describe_kind(row: StageSpec) -> str:
-    name = "Fused-MBConv" if row.operator == FUSED_MBCONV else "MBConv"
-    return f"{name}{row.expand} k{row.kernel}x{row.kernel} s{row.stride}"

@@ -29,7 +29,7 @@ from ev2.models import arch
 _CHOICES = ("operator", "layers", "kernel", "expand")  # of a stage
 OPERATORS = (arch.MBCONV, arch.FUSED_MBCONV)
 _SE_RATIO = 0.25  # of MBConv
-_TRIES = 10_000  # draws before a space is held to have no network within its bounds
+MAX_DRAWS = 10_000  # draws before a space is held to have no network within its bounds
 
 Candidate = dict[str, Any]
 
@@ -222,12 +222,12 @@ class Space:
         Raises:
             InputError: 10,000 draws have given none.
         """
-        for _ in range(_TRIES):
+        for _ in range(MAX_DRAWS):
             candidate = {key: rng.choice(v) for key, v in self.choices.items()}
             if self.is_valid(candidate):
                 return candidate
         raise errors.InputError(
-            f"space: none of {_TRIES:,} networks drawn from it has "
+            f"space: none of {MAX_DRAWS:,} networks drawn from it has "
             f"{self._describe_bounds()} parameters; widen the bounds or the choices"
         )
 
@@ -239,7 +239,7 @@ class Space:
         """
         before = self.encode(candidate)
         open_choices = [key for key, values in self.choices.items() if len(values) > 1]
-        for number in range(_TRIES if open_choices else 0):
+        for number in range(MAX_DRAWS if open_choices else 0):
             changed = dict(candidate)
             for _ in range(1 + number // 100):
                 key = rng.choice(open_choices)

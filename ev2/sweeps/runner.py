@@ -1,402 +1,368 @@
-"""A trial as a process: a whole job in a folder of its own, followed to its end."""
+"""Runs trials of a shared study: each attempt is a process in a folder of its own."""
 
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import math
 import os
 import pathlib
 import random
-import shutil
+import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import optuna
 
 from ev2 import errors
-from ev2.sweeps import study as tries
-from ev2.sweeps import trial_files
+from ev2.sweeps import study as studies
+from ev2.sweeps import workers
+from ev2.train import workdir
 
-Values = Mapping[str, Any]  # of a trial
-Read = Callable[[str], str | None]  # of a file's name in a trial's folder: its text
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Exit codes of a run that was stopped from outside: preempted, killed by a shell or by
+# a signal.
 PREEMPTED = 75
 SIGNALLED = tuple(-number for number in signal.valid_signals())
-# What ends a job from outside: told to stop, and a shell's codes for killed ones.
-LOCAL_DEATHS = (
-    *(PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM),
-    *SIGNALLED,
-)
-LOST = "lost"  # others hold the trial for dead and have taken it over
-_STOP_S = 60.0  # for a job to save and leave
-_LOCK_S = 300.0  # for a former worker's job to do so
-_MOST_DEATHS = 2  # one after another, on a node
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """What trials are about.
-
-    Attributes:
-      name: what lines for people begin with.
-      trials: how many points there are.
-      suggest: of a trial: its values; None if another trial has them, and this one is
-        to be drawn anew. It may be called again and again.
-      words: of the values, what `Machine.command` is given.
-      score: name of the score in the job's files.
-      prune: of the pruner, for reasons.
-      rate: of the score in those files and the values: what it is worth; None: the
-        files do not say.
-      worth: what that is called; "": as the score.
-      standing: how all trials stand, for the line of one that has ended.
-      notes: of the end and the values: what else to keep with the trial.
-      worst: what a trial that failed counts as; None: it has no score.
-      limit_s: seconds after which a try has failed.
-    """
-
-    name: str
-    trials: int
-    suggest: Callable[[Any], Values | None]
-    words: Callable[[Values], list[str]]
-    score: str
-    prune: str
-    rate: Callable[[float, Values, Read], float | None] = lambda score, *_: score
-    worth: str = ""
-    standing: Callable[[], str] = lambda: ""
-    notes: Callable[["End", Values, Read], Mapping[str, Any]] = lambda *_: {}
-    worst: float | None = None
-    limit_s: float = math.inf
+LOCAL_DEATHS = (PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM, *SIGNALLED)
+_LOCK_S = 300.0  # for the run of an earlier attempt to leave
+_MOST_DEATHS = 2  # in succession, on one node
+_TAIL_BYTES, _REASON_CHARS = 8192, 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where trials run.
+    """Where runs happen.
 
     Attributes:
-      out: folder of the sweep on this machine, for logs.
-      name: what the machine is called in the table; "" for this one.
-      command: of the trial's words, its folder's name and whether it goes on with what
-        it began here: what to run.
-      read: of the folder's name and a file's: the text, None if there is none.
-      stop: ends the process, and what runs elsewhere for it; is given what waits for
-        some seconds and says that the trial lives.
-      deaths: exit codes that another try may not have; -N is signal N.
-      refusals: exit codes that say that no job can run here.
-      score_s: seconds between two looks at the scores.
+        out: folder on this machine; run and log are in trials/FOLDER and its .log.
+        name: name of the node; "" for this machine.
+        command: returns the words to run, given the trial's arguments, the folder's
+            name and whether an earlier attempt left a run in it.
+        refresh: copies the files of a folder from the node to this machine.
+        stop: ends the run and whatever it started elsewhere.
+        deaths: exit codes after which a run is retried; -N is signal N.
+        refusals: exit codes after which no other run can succeed here either.
+        look_s: seconds between two looks at the files of a run.
     """
 
     out: pathlib.Path
-    name: str
+    name: str = ""
     command: Callable[[Sequence[str], str, bool], list[str]]
-    read: Callable[[str, str], str | None]
-    stop: Callable[[subprocess.Popen, Callable[[float], object]], None]
-    deaths: Sequence[int]
+    refresh: Callable[[str], object] = lambda folder: None
+    stop: Callable[[subprocess.Popen], object] = workers.stop
+    deaths: Sequence[int] = LOCAL_DEATHS
     refusals: Sequence[int] = ()
-    score_s: float
+    look_s: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds: `poll_s` between looks at jobs and for work, `beat_s` between beats."""
-
-    poll_s: float
-    beat_s: float
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """How a trial ended: one of the words of `ev2.sweeps.study`, or LOST."""
+class End(NamedTuple):
+    """The end of an attempt, as named in `ev2.sweeps.study`."""
 
     kind: str
-    score: float | None = None
+    value: float | None = None
     reason: str = ""
 
 
-def work(
-    trials: tries.Trials,
-    task: Task,
-    machine: Machine,
-    pace: Pace,
-    stopping: threading.Event,
-) -> bool:
-    """Runs trials until all points have ended; False if told to stop before.
+class EndedEarly(Exception):
+    """The attempt ends without a value; its argument is the `End`."""
 
-    Raises:
-      StoppedError: jobs die on the machine, one after another, or it can run none.
-      UnreachableError: the storage has been away for too long.
+
+def end_early(kind: str, reason: str) -> NoReturn:
+    """Ends the attempt by raising EndedEarly."""
+    raise EndedEarly(End(kind, reason=reason))
+
+
+class Objective:
+    """The function that `SharedStudy.optimize` calls: it runs one attempt.
+
+    Attributes:
+        name: of the command; lines for people begin with it.
+        score: name of the score in eval.json and in the evaluations of metrics.jsonl.
+        value_name: name of the value that is optimized.
+        failure_value: value of a failed trial; None: it has none.
+        limit_s: seconds after which a run has failed.
+        trial, values, run: of the attempt that runs: its trial of Optuna, the suggested
+            values, the folder.
     """
-    deaths = 0
-    while not stopping.is_set():
-        trial = trials.claim(machine.name)
-        if trial is not None:
-            end = _work_on(trial, trials, task, machine, pace, stopping)
-            deaths = deaths + 1 if end.kind == tries.DIED else 0
-            if machine.name and deaths == _MOST_DEATHS:
-                raise errors.StoppedError(
-                    f"{machine.name}: {deaths} trials died one after another, the "
-                    f"last with: {end.reason}; its worker ends"
-                )
-            if end.kind == tries.STOPPED and not stopping.is_set():
-                raise errors.StoppedError(
-                    f"no trial can be run or scored here: {end.reason}"
-                )
-        elif trials.look():
-            return True
-        else:
-            stopping.wait(pace.poll_s * random.uniform(0.5, 1.5))
+
+    name = "sweep"
+    failure_value: float | None = None
+    limit_s = math.inf
+    trial: optuna.Trial
+    values: Mapping[str, Any]
+    run: pathlib.Path
+
+    def __init__(
+        self,
+        study: studies.SharedStudy,
+        machine: Machine,
+        stopping: threading.Event,
+        *,
+        score: str,
+        poll_s: float,
+    ):
+        self.study, self.machine, self.score = study, machine, score
+        self.value_name = score
+        self._stopping, self._poll_s = stopping, poll_s
+        self._deaths, self._hopeless = 0, ""
+        self._reported, self._next_check = 0, 0.0
+
+    def suggest(self) -> Mapping[str, Any]:
+        """Returns the values of the trial; may raise EndedEarly."""
+        raise NotImplementedError
+
+    def arguments(self) -> list[str]:
+        """Returns the values as arguments of the command."""
+        raise NotImplementedError
+
+    def rate(self, score: float) -> float | None:
+        """Returns the value of a score; None if the run's files lack what it takes."""
+        return score
+
+    def notes(self, end: End) -> Mapping[str, Any]:
+        """Returns more attributes of the attempt, which has ended."""
+        del end
+        return {}
+
+    def progress(self) -> str:
+        """Returns the state of all trials, for a line about one that has ended."""
+        return ""
+
+    def work(self) -> bool:
+        """Runs trials until all have ended; False if told to stop before.
+
+        Raises:
+            StoppedError: runs die on the machine in succession, or none can succeed.
+        """
+        while not self._stopping.is_set():
+            try:
+                self.study.optimize(self, catch=(EndedEarly,), callbacks=[self._follow])
+            except studies.NothingWaiting:
+                if self.study.is_finished():
+                    return True
+                self._stopping.wait(self._poll_s * random.uniform(0.5, 1.5))
+            except (ValueError, AssertionError) as error:
+                if "Cannot tell a" not in f"{error} {error.__context__}":
+                    raise
+                workers.say("the trial was taken over by another worker", self.name)
+        return False
+
+    def _follow(self, study: optuna.Study, attempt: optuna.trial.FrozenTrial) -> None:
+        """Retries what an attempt has left open; `optimize` calls it after each."""
+        self.study.retry(attempt)
+        if self._stopping.is_set():
+            study.stop()
+        elif self._hopeless:
+            raise errors.StoppedError(self._hopeless)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Runs an attempt and returns its value.
+
+        Raises:
+            EndedEarly, optuna.TrialPruned: it has none.
+        """
+        started = time.monotonic()
+        self.trial, self.values, self._reported = trial, {}, 0
+        index, folder = trial.user_attrs["index"], self._choose_folder()
+        self.run = self.machine.out / "trials" / folder
+        label = f"trial {index} of {len(self.study.spec.params)}"
+        try:
+            self.values = self.suggest()
+            resumes = trial.user_attrs.get("folder") == folder
+            studies.note(trial, folder=folder, node=self.machine.name)
+            text = ", ".join(f"{key}={value}" for key, value in self.values.items())
+            workers.say(f"{label}: {'again, ' * resumes}{text}", self.name)
+            end = self._run(self.machine.command(self.arguments(), folder, resumes))
+        except EndedEarly as error:
+            end = error.args[0]
+        if end.kind == studies.FAILED:
+            end = end._replace(value=self.failure_value)
+        seconds = round(time.monotonic() - started, 1)
+        notes = {**self.notes(end), "seconds": seconds}
+        studies.note(trial, **notes, end=end.kind, reason=end.reason)
+        value = "" if end.value is None else f"{self.value_name} {end.value:.5g}"
+        words = (end.kind, value, end.reason, f"{seconds} s", self.progress())
+        workers.say(f"{label}: {', '.join(filter(None, words))}", self.name)
+        self._judge_machine(end)
+        if end.kind == studies.PRUNED:
+            raise optuna.TrialPruned(end.reason)
+        if end.value is None:
+            raise EndedEarly(end)
+        return end.value
+
+    def _choose_folder(self) -> str:
+        """Returns the folder of the first attempt, if it can be resumed here.
+
+        On another node the run of the earlier attempt may still be active, unseen: then
+        the folder is a new one.
+        """
+        notes, first = self.trial.user_attrs, f"{self.trial.user_attrs['index']:04d}"
+        if "folder" not in notes or not self.machine.name:
+            return first
+        same = notes["node"] == self.machine.name
+        return notes["folder"] if same else f"{first}-{self.trial.number}"
+
+    def _judge_machine(self, end: End) -> None:
+        """Sets why this worker must end, if it must."""
+        self._deaths = self._deaths + 1 if end.kind == studies.DIED else 0
+        if self.machine.name and self._deaths == _MOST_DEATHS:
+            self._hopeless = (
+                f"{self.machine.name}: {self._deaths} trials died in succession, the "
+                f"last with: {end.reason}; its worker ends"
+            )
+        elif end.kind == studies.STOPPED and not self._stopping.is_set():
+            self._hopeless = f"no trial can be run or scored here: {end.reason}"
+
+    def _run(self, command: Sequence[str]) -> End:
+        self.run.parent.mkdir(parents=True, exist_ok=True)
+        # The run inherits the lock, which is held until run and worker are gone.
+        files = open(f"{self.run}.lock", "w"), open(f"{self.run}.log", "ab")
+        with files[0] as lock, files[1] as log:
+            self._wait_for(lock)
+            before = log.tell()
+            output = {"stdout": log, "stderr": subprocess.STDOUT}
+            process = workers.start(
+                command, stdin=subprocess.DEVNULL, pass_fds=(lock.fileno(),), **output
+            )
+            try:
+                self._watch(process)
+            finally:
+                if process.poll() is None:
+                    self.machine.stop(process)
+        code = process.returncode
+        if code == 0:
+            self._report()
+            return self._finish()
+        reason = _read_reason(f"{self.run}.log", before) or f"exit code {code}"
+        if code < 0:
+            reason = f"its run was ended by {signal.Signals(-code).name}"
+        if code in self.machine.refusals:
+            return End(studies.STOPPED, reason=reason)
+        if code not in self.machine.deaths or (code >= 0 and "not finite" in reason):
+            return End(studies.FAILED, reason=reason)
+        self._check()  # whoever stops a worker may have stopped its run before
+        return End(studies.DIED, reason=reason)
+
+    def _wait_for(self, lock) -> None:
+        """Waits until the run of an earlier attempt has left."""
+        limit = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._check()
+            if time.monotonic() > limit:
+                end_early(studies.DIED, f"an earlier attempt still runs: {lock.name}")
+            time.sleep(min(self._poll_s, 1))
+
+    def _check(self) -> None:
+        """Ends the attempt if the worker was told to stop or has lost the trial."""
+        if self._stopping.is_set():
+            end_early(studies.STOPPED, "its worker was told to stop")
+        if time.monotonic() > self._next_check:
+            self._next_check = time.monotonic() + self.study.spec.heartbeat_s
+            if not self.study.is_running(self.trial):
+                end_early(studies.STOPPED, "another worker has it")
+
+    def _watch(self, process: subprocess.Popen) -> None:
+        """Waits for the end of a run; ends the attempt early if it is bad or slow."""
+        limit = time.monotonic() + self.limit_s
+        next_look = time.monotonic() + self.machine.look_s
+        while process.poll() is None:
+            self._check()
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + self.machine.look_s
+                if self._report() and not _is_over(self.run):
+                    reason = f"pruned after evaluation {self._reported}"
+                    end_early(studies.PRUNED, reason)
+                if time.monotonic() > limit and not _is_over(self.run):
+                    reason = f"it took longer than {self.limit_s:g} s"
+                    end_early(studies.FAILED, reason)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=self._poll_s)
+
+    def _report(self) -> bool:
+        """Reports new evaluations to Optuna; whether the pruner ends the attempt."""
+        self.machine.refresh(self.run.name)
+        for score in read_scores(self.run, self.score)[self._reported :]:
+            self._reported += 1
+            value = self.rate(score)
+            if value is not None:
+                self.trial.report(value, self._reported)
+                if self.trial.should_prune():
+                    return True
+        return False
+
+    def _finish(self) -> End:
+        """Returns the end of a run whose process has succeeded."""
+        result = _read_result(self.run)
+        score = read_score(self.run, self.score)
+        if score is not None:
+            value = self.rate(score)
+            if value is None:
+                end_early(studies.FAILED, "what it left does not say what it costs")
+            return End(studies.DONE, value)
+        if not result:
+            end_early(studies.FAILED, "it left no eval.json that can be read")
+        if self.score in result:
+            end_early(studies.FAILED, f"its eval.json has no number as {self.score!r}")
+        reason = f"its eval.json has no {self.score!r}; there: {', '.join(result)}"
+        # A name that is missing in the first run is missing in all: try no other.
+        scored = (studies.DONE, studies.PRUNED)
+        is_first = not any(o.state in scored for o in self.study.outcomes())
+        end_early(studies.STOPPED if is_first else studies.FAILED, reason)
+
+
+def read_scores(run: pathlib.Path, name: str) -> list[float]:
+    """Returns the scores of a run's evaluations, up to the first that has none."""
+    lines, _ = workdir.read_metrics(run / "metrics.jsonl")
+    scores = []
+    for line in lines:
+        if line["split"] == "eval":
+            score = _find_number(workdir.flatten(line, "."), name)
+            if score is None:
+                break
+            scores.append(score)
+    return scores
+
+
+def read_score(run: pathlib.Path, name: str) -> float | None:
+    """Returns the final score of a run; None if there is no finite number."""
+    return _find_number(_read_result(run), name)
+
+
+def _read_result(run: pathlib.Path) -> dict[str, Any]:
+    """Returns the values of eval.json, as "ema.top1"; {} if it cannot be read."""
+    with contextlib.suppress(errors.InputError):
+        return workdir.flatten(workdir.read_json(run / "eval.json") or {}, ".")
+    return {}
+
+
+def _find_number(values: Mapping[str, Any], name: str) -> float | None:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _is_over(run: pathlib.Path) -> bool:
+    """Whether the run has taken its last step and only has to write its result."""
+    lines, _ = workdir.read_metrics(run / "metrics.jsonl")
+    with contextlib.suppress(errors.InputError, LookupError, TypeError):
+        stages = (workdir.read_json(run / "stages.json") or {})["stages"]
+        return lines[-1]["step"] >= stages[-1]["last_step"]
     return False
 
 
-def _work_on(trial, trials, task: Task, machine, pace, stopping) -> End:
-    started = time.monotonic()
-    try:
-        values = trials.patiently(lambda: task.suggest(trial))
-    except errors.InputError as error:  # there is nothing left to suggest
-        trials.finish(trial, tries.FAILED, reason=str(error))
-        return End(tries.FAILED, reason=str(error))
-    if values is None:
-        trials.finish(trial, tries.REPEATED, reason="another trial has its values")
-        return End(tries.REPEATED)
-    folder, again = _choose_folder(machine, trial.user_attrs)
-    number = trial.user_attrs["point"] + 1
-    head = f"trial {number}/{task.trials}"
-    text = ", ".join(f"{key}={value}" for key, value in values.items())
-    say(f"{head}: {'again, ' if again else ''}{text}", task.name)
-    trials.note(trial, {"folder": folder, "node": machine.name})
-    read = functools.partial(machine.read, folder)
-    watch = _Watch(
-        trial, trials, task, values=values, read=read, pace=pace, stopping=stopping
-    )
-    command = machine.command(task.words(values), folder, again)
-    end = _run(command, machine, folder, watch)
-    seconds = round(time.monotonic() - started, 1)
-    if end.kind == tries.FAILED and task.worst is not None:
-        end = End(tries.DONE, task.worst, end.reason)
-    notes = task.notes(end, values, read)
-    if end.kind != LOST and not trials.finish(
-        trial, end.kind, end.score, end.reason, {"seconds": seconds, **notes}
-    ):
-        end = End(LOST)
-    score = "" if end.score is None else f"{task.worth or task.score} {end.score:.5g}"
-    reason = end.reason if end.kind != LOST else "taken over by another worker"
-    said = (end.kind, score, reason, f"{seconds} s", task.standing())
-    say(f"{head}: {', '.join(filter(None, said))}", task.name)
-    return end
-
-
-def _choose_folder(machine: Machine, notes: Mapping[str, Any]) -> tuple[str, bool]:
-    """The folder's name, and whether a try of the trial began it on this machine.
-
-    On one machine every try goes on in the same folder. A job on another node may still
-    be running, unseen: then the folder is a new one.
-    """
-    folder, again = f"{notes['point']:04d}", notes["try"] > 0
-    if not machine.name or not again:
-        return folder, again
-    if notes.get("node") == machine.name and "folder" in notes:
-        return notes["folder"], True
-    return f"{folder}-{notes['try']}", False
-
-
-class _Watch:
-    """What happens to a trial while its job runs."""
-
-    def __init__(
-        self, trial, trials, task: Task, *, values: Values, read: Read, pace, stopping
-    ):
-        self._trial, self._trials, self._task = trial, trials, task
-        self._values, self.read, self.pace = values, read, pace
-        self._stopping = stopping
-        self._next_beat = self._reported = 0
-        self._limit = math.inf  # while a former job is waited for
-
-    def begin(self) -> None:
-        """The job's time begins."""
-        self._limit = time.monotonic() + self._task.limit_s
-
-    def end(self, look: Callable[[], Sequence[float]], last: Callable) -> End | None:
-        """The end, if the job is to be ended now; `last`: whether it is over anyway."""
-        if time.monotonic() >= self._next_beat:
-            self._next_beat = time.monotonic() + self.pace.beat_s
-            if not self._trials.beat(self._trial):
-                return End(LOST)
-            self._trials.look()
-        if (stopped := self.stopped()) is not None:
-            return stopped
-        if self.report(look()) and not last():
-            after = f"after evaluation {self._reported}"
-            return End(tries.PRUNED, reason=f"{self._task.prune}, {after}")
-        if time.monotonic() > self._limit and not last():
-            limit = f"{self._task.limit_s:g} s"
-            return End(tries.FAILED, reason=f"it took longer than {limit}")
-        return None
-
-    def stopped(self) -> End | None:
-        """The end, if the worker was told to stop."""
-        if not self._stopping.is_set():
-            return None
-        return End(tries.STOPPED, reason="its worker was told to stop")
-
-    def wait(self, seconds: float) -> None:
-        """Waits while a job is being ended."""
-        self._trials.beat(self._trial)
-        time.sleep(seconds)
-
-    def report(self, scores: Sequence[float]) -> bool:
-        """Hands on scores that are new; whether the pruner ends the trial."""
-        for score in scores[self._reported :]:
-            self._reported += 1
-            worth = self._task.rate(score, self._values, self.read)
-            if worth is not None and self._trials.report(
-                self._trial, self._reported, worth
-            ):
-                return True
-        return False
-
-    def result(self) -> End:
-        """The end of a job that has ended well."""
-        text, name = self.read("eval.json"), self._task.score
-        score = trial_files.read_score(text, name)
-        if score is None:
-            # A name that one job does not know, no other will: nothing else is tried.
-            unknown = trial_files.lacks(text, name) and not self._has_scores()
-            kind = tries.STOPPED if unknown else tries.FAILED
-            return End(kind, reason=trial_files.explain_no_score(text, name))
-        worth = self._task.rate(score, self._values, self.read)
-        if worth is None:
-            return End(tries.FAILED, reason="what it left does not say what it costs")
-        return End(tries.DONE, worth)
-
-    def _has_scores(self) -> bool:
-        """Whether any trial has been scored."""
-        return any(trial.state in tries.SCORED for trial in self._trials.read())
-
-    def scores(self) -> list[float]:
-        """The scores of the job's evaluations so far."""
-        return trial_files.read_scores(self.read("metrics.jsonl"), self._task.score)
-
-
-def _run(command: list[str], machine: Machine, folder: str, watch: _Watch) -> End:
-    path = machine.out / "trials" / folder
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The job inherits the lock, so it is held until both its worker and it are gone.
-    with open(f"{path}.lock", "w") as lock:
-        if (end := _wait_for(lock, watch)) is not None:
-            return end
-        watch.begin()
-        log = open(f"{path}.log", "ab")
-        before = log.tell()  # bytes of former tries
-        with log, _started(command, log, lock, machine, watch) as process:
-            end = _follow(process, machine, watch)
-        if end is not None:
-            return end
-        watch.report(watch.scores())
-        code = process.returncode
-        if code == 0:
-            return watch.result()
-        reason = trial_files.read_reason(f"{path}.log", before) or f"exit code {code}"
-        if code < 0:
-            reason = f"its job was ended by {signal.Signals(-code).name}"
-        if code in machine.refusals:
-            return End(tries.STOPPED, reason=reason)
-        if code not in machine.deaths or (code >= 0 and "not finite" in reason):
-            return End(tries.FAILED, reason=reason)
-        # Whoever stops a worker may have stopped its job before.
-        return watch.stopped() or End(tries.DIED, reason=reason)
-
-
-def _wait_for(lock, watch: _Watch) -> End | None:
-    """Waits until a job that outlived its worker has left; the end if it does not."""
-    limit = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
-        except OSError:
-            if (end := watch.end(tuple, bool)) is not None:
-                return end
-        if time.monotonic() > limit:
-            return End(tries.DIED, reason=f"a former try still runs: {lock.name}")
-        time.sleep(min(watch.pace.poll_s, 1))
-
-
-@contextlib.contextmanager
-def _started(
-    command, log, lock, machine: Machine, watch: _Watch
-) -> Iterator[subprocess.Popen]:
-    """The job; ended after the block, if it has not ended by itself."""
-    process = subprocess.Popen(
-        bound(command),
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is ours; the job is told to save
-        pass_fds=(lock.fileno(),),
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            machine.stop(process, watch.wait)
-
-
-def _follow(process, machine: Machine, watch: _Watch) -> End | None:
-    """Returns the end if the job was ended, None when it has ended by itself."""
-    scores: list[float] = []
-    next_look = time.monotonic() + machine.score_s
-
-    def look() -> list[float]:
-        nonlocal scores, next_look
-        if time.monotonic() >= next_look:
-            next_look = time.monotonic() + machine.score_s
-            scores = watch.scores()
-        return scores
-
-    def is_over() -> bool:
-        return trial_files.is_over(
-            watch.read("stages.json"), watch.read("metrics.jsonl")
-        )
-
-    while True:
-        if (end := watch.end(look, is_over)) is not None:
-            return end
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=watch.pace.poll_s)
-            return None
-
-
-def stop(process: subprocess.Popen, wait: Callable[[float], object]) -> None:
-    """Tells a job to save and leave; after a minute kills it with all it started."""
-    del wait
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_STOP_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def environment() -> dict[str, str]:
-    """Ours, with the ev2 of this checkout found first."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
-def bound(command: Sequence[str]) -> list[str]:
-    """Returns `command`, to be told to stop when the process that starts it is gone.
-
-    On Linux, by setpriv of util-linux; elsewhere it is the command as it is.
-    """
-    found = shutil.which("setpriv")
-    return [*([found, "--pdeathsig=TERM"] if found else []), *command]
-
-
-def say(text: str, name: str = "sweep") -> None:
-    """Writes one line to stderr; stdout is the table's."""
-    print(f"{name}: {text}", file=sys.stderr, flush=True)
+def _read_reason(log: str, first_byte: int) -> str:
+    """The line of a run's log that gives its error: ev2's own, or else the last."""
+    with open(log, "rb") as file:
+        file.seek(max(os.path.getsize(log) - _TAIL_BYTES, first_byte))
+        text = file.read().decode(errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    own = [line for line in lines if line.startswith(("ev2: ", "tpu: "))]
+    line = (own or lines or [""])[-1]
+    return re.sub(r"^(ev2|tpu): ", "", line)[:_REASON_CHARS]

@@ -1,30 +1,62 @@
-"""Workers of a sweep or a search as processes, and what tells them to stop."""
+"""Starts and stops the processes of workers and runs."""
 
 import contextlib
+import os
+import pathlib
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-from ev2.sweeps import runner as trial
-
-# What ends a worker, and its exit code for it.
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Signals that end a worker, and its exit code for each.
 SIGNALS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+_STOP_S = 60.0  # for a run to save and leave
+
+
+def environment() -> dict[str, str]:
+    """Returns this process's environment, with the ev2 of this checkout found first."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    """Starts a process that Ctrl-C does not reach.
+
+    Where util-linux has setpriv, the process gets SIGTERM when this one dies.
+    """
+    setpriv = shutil.which("setpriv")
+    bound = [setpriv, "--pdeathsig=TERM"] if setpriv else []
+    options = {"env": environment(), "start_new_session": True, **options}
+    return subprocess.Popen([*bound, *command], **options)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Lets a run save and leave; after a minute kills it with all its children."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextlib.contextmanager
-def listening(stop: Callable[[], object]) -> Iterator[list[int]]:
-    """Calls `stop` at each of `SIGNALS`; gives the list of those that came."""
-    came: list[int] = []
+def listening(on_signal: Callable[[], object]) -> Iterator[list[int]]:
+    """Calls `on_signal` at each of `SIGNALS`; yields the list of received signals."""
+    received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         del frame
-        came.append(number)
-        stop()
+        received.append(number)
+        on_signal()
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -34,24 +66,23 @@ def run_together(commands: Sequence[Sequence[str]]) -> tuple[list[int], list[int
     """Starts a process for each command, passes signals on, waits for all.
 
     Returns:
-      Their exit codes; the signals that came, as `listening`.
+        Their exit codes, and the received signals.
     """
     running: list[subprocess.Popen] = []
 
-    def stop() -> None:
+    def terminate() -> None:
         for worker in running:
             worker.terminate()
 
-    with listening(stop) as came:
+    with listening(terminate) as received:
         for command in commands:
-            running.append(
-                subprocess.Popen(
-                    trial.bound(command),
-                    env=trial.environment(),
-                    start_new_session=True,  # Ctrl-C is ours
-                )
-            )
-            if came:  # while it was being started
-                stop()
+            running.append(start(command))
+            if received:  # while it was being started
+                terminate()
                 break
-        return [worker.wait() for worker in running], came
+        return [worker.wait() for worker in running], received
+
+
+def say(text: str, name: str = "sweep") -> None:
+    """Prints one line to stderr; stdout is for tables."""
+    print(f"{name}: {text}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """pytest tests/nas/test_controllers.py
 
-What a search tries next: new and valid, the same for all workers, better than chance.
+Proposals are new and valid, the same on all workers, and better than chance.
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ import pytest
 from ev2 import errors
 from ev2.bench import controllers as bench
 from ev2.cli import main as cli
-from ev2.nas import controllers
-from ev2.nas import reinforce as policy
+from ev2.nas import controllers, reinforce, reward
 from ev2.nas import space as spaces
 
 # Stages of 1, 1, 2 and 2 layers: with one fewer the first two are as they were, so of
@@ -41,23 +40,23 @@ def quiet_optuna():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def propose(name, space, study, *, seed=0, point=0):
+def propose(name, space, study, *, seed=0, index=0):
     """A running trial, and the network that it is to try."""
-    study.sampler = controllers.make_sampler(name, space, seed=seed, point=point)
+    study.sampler = controllers.make_sampler(name, space, seed=seed, index=index)
     trial = study.ask()
     return trial, controllers.suggest(trial, space)
 
 
-def finish(study, trial, reward):
-    trial.set_user_attr("reward", reward)
-    study.tell(trial, reward)
+def finish(study, trial, value):
+    trial.set_user_attr("reward", value)
+    study.tell(trial, value)
 
 
 def make_history(space, count, *, seed=0):
     """A study of random networks and random rewards."""
     study, rng = optuna.create_study(direction="maximize"), random.Random(seed)
-    for point in range(count):
-        trial, _ = propose("random", space, study, seed=seed, point=point)
+    for index in range(count):
+        trial, _ = propose("random", space, study, seed=seed, index=index)
         finish(study, trial, rng.random())
     return study
 
@@ -79,21 +78,21 @@ def test_evolution_and_reinforce_beat_random():
 
 @NAMES
 def test_all_networks_come_once_and_then_none(name, monkeypatch):
-    monkeypatch.setattr(controllers, "_SAMPLES", 300)
+    monkeypatch.setattr(controllers, "SAMPLES", 300)
     space = dataclasses.replace(SMALL, max_params=66_000)
     expected = enumerate_texts(space)
     assert 20 < len(expected) < len(enumerate_texts(SMALL)) == 64
     study, seen = optuna.create_study(direction="maximize"), []
-    for point in range(len(expected)):
-        trial, candidate = propose(name, space, study, point=point)
+    for index in range(len(expected)):
+        trial, candidate = propose(name, space, study, index=index)
         seen.append(space.encode(candidate))
-        if point % 3 == 0:
+        if index % 3 == 0:
             continue  # runs on: known by its parameters
         trial.set_user_attr("arch", seen[-1])
         finish(study, trial, len(seen[-1]) / 1000)
     assert sorted(seen) == sorted(expected)
     with pytest.raises(errors.InputError, match=f"new after {len(expected)} networks"):
-        propose(name, space, study, point=len(expected))
+        propose(name, space, study, index=len(expected))
     # One that is tried again has its network from before.
     study.enqueue_trial(dict.fromkeys(space.choices, 0))
     _, candidate = propose(name, space, study)
@@ -101,12 +100,12 @@ def test_all_networks_come_once_and_then_none(name, monkeypatch):
 
 
 @NAMES
-def test_a_proposal_follows_from_history_seed_and_point(name):
+def test_a_proposal_follows_from_history_seed_and_index(name):
     space = bench.make_space()
 
-    def draw(seed, point):
-        policy._learned.clear()
-        return propose(name, space, make_history(space, 24), seed=seed, point=point)[1]
+    def draw(seed, index):
+        reinforce.learned.clear()
+        return propose(name, space, make_history(space, 24), seed=seed, index=index)[1]
 
     first = draw(3, 24)
     assert first == draw(3, 24) and space.is_valid(first)
@@ -116,12 +115,12 @@ def test_a_proposal_follows_from_history_seed_and_point(name):
 def test_a_child_differs_in_one_choice_from_one_of_the_last_16():
     space, known = bench.make_space(), []
     study, rng = optuna.create_study(direction="maximize"), random.Random(0)
-    for point in range(40):
-        trial, candidate = propose("random", space, study, point=point)
+    for index in range(40):
+        trial, candidate = propose("random", space, study, index=index)
         known.append(candidate)
-        finish(study, trial, 1 - point / 100 + rng.random() / 100)
-    for point in range(40, 60):
-        _, child = propose("evolution", space, study, point=point)
+        finish(study, trial, 1 - index / 100 + rng.random() / 100)
+    for index in range(40, 60):
+        _, child = propose("evolution", space, study, index=index)
         apart = [sum(child[k] != one[k] for k in child) for one in known]
         assert apart.index(1) >= 24
         # Of 12 of the 16 the best: one of the 5 best, which here are the oldest.
@@ -134,18 +133,18 @@ def test_history_is_what_has_a_reward_in_the_order_of_its_end():
     kinds: dict[str, Any] = dict.fromkeys(SMALL.choices, zero)
     start = datetime.datetime(2026, 1, 1)
     ends = [(3, 0.3), (1, 0.1), (2, None), (1, 0.2), (4, 0.0)]
-    for number, (minutes, reward) in zip(values, ends, strict=True):
+    for number, (minutes, value) in zip(values, ends, strict=True):
         trial = optuna.trial.create_trial(
             params=dict.fromkeys(kinds, 0),
             distributions=kinds,
             value=number,
-            user_attrs={} if reward is None else {"reward": reward},
+            user_attrs={} if value is None else {"reward": value},
         )
         trial.datetime_complete = start + datetime.timedelta(minutes=minutes)
         study.add_trial(trial)
     running, _ = propose("random", SMALL, study)
     running.set_user_attr("reward", 0.9)
-    history = controllers._read_history(study, SMALL)
+    history = controllers.read_history(study, SMALL)
     assert [ended.reward for ended in history] == [0.1, 0.2, 0.3, 0.0]
     assert history[0].indices == (0,) * len(kinds)
 
@@ -155,17 +154,17 @@ def test_the_policy_learns_which_value_pays():
     sizes = (2, 3, 1)
     for _ in range(20):
         for _ in range(5):
-            shares = policy.learn(sizes, history)
+            shares = reinforce.learn(sizes, history)
             drawn = tuple(rng.choices(range(len(s)), s)[0] for s in shares)
-            reward = 0.5 + 0.1 * (drawn[1] == 2)
-            history.append(controllers.Ended(drawn, reward))
-    assert policy.learn(sizes, history[:4]) == [[1 / 2] * 2, [1 / 3] * 3, [1.0]]
-    shares = policy.learn(sizes, history)
+            value = 0.5 + 0.1 * (drawn[1] == 2)
+            history.append(reward.RewardedTrial(drawn, value))
+    assert reinforce.learn(sizes, history[:4]) == [[1 / 2] * 2, [1 / 3] * 3, [1.0]]
+    shares = reinforce.learn(sizes, history)
     assert [len(row) for row in shares] == [2, 3, 1]
     assert [sum(row) for row in shares] == pytest.approx([1, 1, 1], abs=1e-5)
     assert shares[1][2] > 0.9 and max(shares[0]) < 0.9
-    policy._learned.clear()  # all at once is as bit by bit
-    assert policy.learn(sizes, history) == shares
+    reinforce.learned.clear()  # all at once is as bit by bit
+    assert reinforce.learn(sizes, history) == shares
 
 
 def test_only_reinforce_loads_jax():
@@ -175,7 +174,7 @@ def test_only_reinforce_loads_jax():
         tiny = space.Space(backbones=("efficientnetv2-tiny",))
         study = optuna.create_study()
         for name in ("random", "evolution"):
-            study.sampler = controllers.make_sampler(name, tiny, seed=0, point=0)
+            study.sampler = controllers.make_sampler(name, tiny, seed=0, index=0)
             controllers.suggest(study.ask(), tiny)
         print("jax" in sys.modules)"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -186,7 +185,7 @@ def test_unknown_controllers_are_refused():
     with pytest.raises(
         errors.InputError, match="controller: 'bayes' .* reinforce, tpe"
     ):
-        controllers.make_sampler("bayes", SMALL, seed=0, point=0)
+        controllers.make_sampler("bayes", SMALL, seed=0, index=0)
 
 
 def test_dynamic_programming_finds_the_best_chain():
@@ -198,7 +197,7 @@ def test_dynamic_programming_finds_the_best_chain():
         return alone + sum(pairs[i][states[i], states[i + 1]] for i in range(3))
 
     expected = max(itertools.product(range(3), repeat=4), key=add)
-    score, states = bench._find_best(list(own), list(pairs))
+    score, states = bench.find_best(list(own), list(pairs))
     assert tuple(states) == expected and score == pytest.approx(add(expected))
 
 

@@ -12,23 +12,26 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 
 from configs import demo
 from configs import search as configs
-from ev2 import errors, files
+from ev2 import errors
 from ev2.cli import main as cli
-from ev2.nas import config as asking
+from ev2.nas import config as search_config
 from ev2.nas import controllers, proxy, reward, search
 from ev2.nas import space as spaces
-from ev2.sweeps import runner as trial
-from ev2.sweeps import storage
-from ev2.sweeps import study as tries
+from ev2.sweeps import study
 
 # Stands for ev2.nas.proxy: the accuracy grows with the layers of the first row.
 PRETENDER = """
 import json, pathlib, re, sys
-given = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+given = dict(word[2:].split("=", 1) for word in sys.argv[2:])
+if "cost" in given:
+    cost = {"params": 10_000, "step_seconds": 0.2, "step_spread": 0.0}
+    pathlib.Path(given["cost"]).write_text(json.dumps({**cost, "arch": given["arch"]}))
+    sys.exit()
 folder = pathlib.Path(given["workdir"])
 folder.mkdir(parents=True, exist_ok=True)
 layers = [int(n) for n in re.findall(r"[:,]r(\\d+)", given["arch"])]
@@ -59,27 +62,8 @@ def pretend(monkeypatch, tmp_path):
     def start(fault: str = "pass") -> None:
         script = tmp_path / "pretender.py"
         script.write_text(PRETENDER.replace("FAULT", fault))
-        make = search._make_machine
-
-        def make_machine(folder):
-            machine = make(folder)
-
-            def command(words, name, again):
-                del again
-                workdir = (folder / "trials" / name).absolute()
-                return [sys.executable, str(script), *words, f"--workdir={workdir}"]
-
-            return trial.dataclasses.replace(machine, command=command)
-
-        def weigh(asked, folder, stopping):
-            del stopping
-            cost = {"params": 10_000, "step_seconds": 0.2, "step_spread": 0.0}
-            files.write_atomically(folder / "reference.json", json.dumps(cost).encode())
-            return asked.reward(cost)
-
-        monkeypatch.setattr(search, "_make_machine", make_machine)
-        monkeypatch.setattr(search, "_weigh_reference", weigh)
-        monkeypatch.setattr(search, "_POLL_S", 0.01)
+        monkeypatch.setattr(search, "CANDIDATE", (sys.executable, str(script)))
+        monkeypatch.setattr(search, "POLL_S", 0.01)
 
     return start
 
@@ -150,24 +134,24 @@ def test_a_machine_that_can_run_none_ends(pretend, tmp_path):
     assert [row["state"] for row in rows] == ["done"] * 6
 
 
-def test_twins_whose_workers_die_are_drawn_anew(pretend, tmp_path, monkeypatch):
-    # Both have noted the same network, and neither has looked.
+def test_of_two_trials_with_one_network_whose_workers_die_one_draws_again(
+    pretend, tmp_path
+):
+    # Both have noted the same network, and neither has looked at the other.
     pretend()
     config, run = make_config(trials=2), tmp_path / "run"
-    asked = asking.decide(config, run)
-    trials = tries.Trials(
-        storage.connect(str(run / "journal.log")), "search", search._plan(asked)
+    spec = search_config.check(config, run)
+    shared = study.SharedStudy(
+        str(run / "study.db"), "search", search.make_study_spec(spec)
     )
-    twins = [trials.claim(), trials.claim()]
-    for twin in twins:
-        twin.study.sampler = controllers.make_sampler(
-            "random", asked.space, seed=0, point=0
-        )
-        text = asked.space.encode(controllers.suggest(twin, asked.space))
-        twin.set_user_attr("arch", text)
-    for twin in twins:
-        trials._end(twin.number, tries.DIED, "its worker died")
-        trials._add_again(twin.user_attrs["point"])
+    both = [shared.ask(), shared.ask()]
+    texts = []
+    for trial in both:
+        shared.sampler = optuna.samplers.RandomSampler(seed=0)
+        texts.append(spec.space.encode(controllers.suggest(trial, spec.space)))
+        study.note(trial, arch=texts[-1], end=study.DIED)
+        shared.retry(shared.tell(trial, state=optuna.trial.TrialState.FAIL))
+    assert texts[0] == texts[1]
     rows = search.search(config, str(run))["trials"]
     assert [row["state"] for row in rows] == ["done"] * 2
     assert len({row["arch"] for row in rows}) == 2
@@ -176,7 +160,8 @@ def test_twins_whose_workers_die_are_drawn_anew(pretend, tmp_path, monkeypatch):
 def test_a_space_that_runs_out_ends_with_what_there_is(pretend, tmp_path, monkeypatch):
     pretend()
     few = {"space__layers": (0,), "space__kernels": (3,), "space__expands": (4,)}
-    monkeypatch.setattr(asking, "_FEW", 0)  # as where there are too many to count
+    # As where there are too many to count.
+    monkeypatch.setattr(search_config, "COUNTED_PER_TRIAL", 0)
     rows = search.search(make_config(trials=10, **few), str(tmp_path / "run"))["trials"]
     states = [row["state"] for row in rows]
     assert states == ["done"] * 8 + ["failed"] * 2  # 8 of 16 are within the bounds
@@ -200,27 +185,11 @@ def test_pruning(pretend, tmp_path):
 
 
 def test_all_failed(pretend, tmp_path):
-    pretend("sys.exit('ev2: no picture')")
+    pretend("sys.exit('ev2: no image')")
     with pytest.raises(errors.CheckError, match="no candidate"):
         search.search(make_config(trials=2), str(tmp_path / "run"))
     document = json.loads((tmp_path / "run/search.json").read_text())
     assert document["best"] == []
-
-
-def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monkeypatch):
-    # As if two workers had drawn at the same moment: the third sees the first's.
-    pretend()
-    looks = []
-    is_taken = search._is_taken
-
-    def look(study, number, text):
-        looks.append(number)
-        return True if len(looks) == 3 else is_taken(study, number, text)
-
-    monkeypatch.setattr(search, "_is_taken", look)
-    rows = search.search(make_config(), str(tmp_path / "run"))["trials"]
-    assert len(looks) == 7 and len({row["arch"] for row in rows}) == 6
-    assert all(row["state"] == "done" for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +220,9 @@ def test_a_network_that_another_trial_has_is_drawn_anew(pretend, tmp_path, monke
         ({"space__params": (0.5, float("inf"))}, "space.params"),
         ({"space__params": (0.0, 0.0)}, "space.params"),
         ({"space__layers": ([1],)}, "config: unhashable type"),
-        ({"proxy__model__dtype": "int8"}, "proxy: model.dtype: 'int8' is not known"),
+        ({"proxy__model__dtype": "int8"}, "proxy: model.dtype: 'int8' is not allowed"),
         ({"proxy__data__eval_split": "minival"}, "'minival' is not known"),
-        ({"full__eval__metric": "top1"}, "full: eval.metric: 'top1' is not known"),
+        ({"full__eval__metric": "top1"}, "full: eval.metric: 'top1' is not allowed"),
     ],
 )
 def test_bad_searches_are_refused_before_anything_is_written(tmp_path, changes, text):
@@ -272,7 +241,7 @@ def test_bad_calls_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(errors.InputError, match="workdir"):
         search.search(make_config(), str(tmp_path / "file"), storage=run)
-    with pytest.raises(errors.InputError, match="this is no search"):
+    with pytest.raises(errors.InputError, match="this is not a search"):
         search.search(demo.get_config(), run)
     with pytest.raises(errors.InputError, match="cannot be reached"):
         search.search(make_config(), run, storage="postgresql://nobody@localhost:9/x")
@@ -287,7 +256,7 @@ def test_bad_calls_are_refused(tmp_path):
         (["search"], "config: missing"),
         (["search", "--config=configs/search.py:huge"], "there is no search 'huge'"),
         (["train", "--config=configs/search.py:tiny"], "ev2 search runs it"),
-        (["search", "--config=configs/demo.py"], "this is no search"),
+        (["search", "--config=configs/demo.py"], "this is not a search"),
         (
             ["search", "--config=configs/search.py:tiny", "--config.trials=-1"],
             "trials: -1 is not allowed",
@@ -312,10 +281,10 @@ def test_another_search_in_the_folder_is_refused(pretend, tmp_path, monkeypatch)
         search.search(other, str(tmp_path))
     with pytest.raises(errors.InputError, match="name='second'"):
         search.search(make_config(trials=2), str(tmp_path), name="second")
-    (tmp_path / "journal.log").rename(tmp_path / "away.log")
-    with pytest.raises(errors.InputError, match="journal.log' is gone, while"):
+    (tmp_path / "study.db").rename(tmp_path / "away.db")
+    with pytest.raises(errors.InputError, match="study.db' is gone, while"):
         search.search(make_config(trials=2), str(tmp_path))
-    assert not (tmp_path / "journal.log").exists()
+    assert not (tmp_path / "study.db").exists()
     for text in ("", "[]", "{"):
         (tmp_path / "task.json").write_text(text)
         with pytest.raises(errors.InputError, match="task.json.*damaged"):
@@ -338,7 +307,7 @@ def test_proxy_takes_the_network_of_a_text():
     assert changed.model.blocks == tuple(text.split(":")[1].split(","))
     assert config.model.blocks == ()
     space = spaces.Space(backbones=("efficientnetv2-tiny",))
-    own = asking._reference(configs.get_config("tiny"))
+    own = search_config.encode_reference(configs.get_config("tiny"))
     assert space.encode(space.decode(own)) == own
     assert proxy.apply(config, own).model.blocks == ()
 
@@ -347,7 +316,7 @@ def test_a_step_that_does_not_fit_is_said(monkeypatch):
     config = configs.get_config("imagenet")
     figures = {"fits": True, "step_seconds": 0.25}
     monkeypatch.setattr(proxy.tpu_cache, "compile_cached", lambda request: figures)
-    text, alone = asking._reference(config), contextlib.nullcontext()
+    text, alone = search_config.encode_reference(config), contextlib.nullcontext()
     assert proxy.weigh(config, text, 1000, alone=alone) == {
         "params": 19_341_616,
         "step_seconds": 0.25,
@@ -392,7 +361,7 @@ def test_killed_stopped_and_shared(tmp_path):
     last = _start(tmp_path, "--workers=2")
     said += last.communicate()[1]
     assert last.returncode == 0, said
-    assert said.count(": done, ") == 6, said  # each was trained to its end once
+    assert said.count(": done, ") == 6, said  # each was trained to the end once
     rows = json.loads((tmp_path / "search.json").read_text())["trials"]
     assert [row["state"] for row in rows] == ["done"] * 6
     # Only those that were under way at the kill and at the stop were tried again.

@@ -223,7 +223,7 @@ def test_the_only_network_has_no_other():
 
 
 def test_bounds_that_hold_no_network_are_named(monkeypatch):
-    monkeypatch.setattr(spaces, "_TRIES", 1000)
+    monkeypatch.setattr(spaces, "MAX_DRAWS", 1000)
     space = dataclasses.replace(ONE, min_params=5, max_params=1000)
     with pytest.raises(errors.InputError) as error:
         space.sample(random.Random(0))

@@ -24,10 +24,9 @@ from ev2 import errors
 from ev2.checkpoint import pretrained
 from ev2.cli import main as cli
 from ev2.report import report
-from ev2.sweeps import chain, chain_summary
-from ev2.train import loop as train
-from ev2.train import setup as job
-from ev2.train import workdir as run_folder
+from ev2.sweeps import chain
+from ev2.train import loop, setup
+from ev2.train import workdir as workdirs
 from tests.helpers import fashion_groups
 from tests.helpers import tiny_run as tiny
 
@@ -59,16 +58,15 @@ def no_reports(monkeypatch):
 
 def _pretend_to_train(config, workdir):
     """Leaves what a run does, with fresh weights; compiling takes seconds a run."""
-    made = job.prepare(config, workdir)
-    folder = run_folder.Workdir(workdir, made.config)
+    made = setup.set_up(config, workdir)
     tiny.save_checkpoint(workdir, made.config, made.info.class_names)
     scores = {"top1": 0.5 + 0.1 * config.seed, "top5": 1.0, "count": 19, "skipped": 0}
     result = {"ema": scores, "raw": scores, "step": 1, "image_size": 12}
     result |= {"wall_seconds": 90.0 + config.seed, "devices": 8}
     stages = [{"train_seconds": 10.0}, {"train_seconds": 2.5 + config.seed}]
-    folder.write_json("stages.json", {"stages": stages})
-    folder.write_json("eval.json", result)
-    folder.close()
+    with workdirs.Workdir(workdir, made.config) as folder:
+        folder.write_json("stages.json", {"stages": stages})
+        folder.write_json("eval.json", result)
     return result
 
 
@@ -86,7 +84,7 @@ def finished(tmp_path_factory):
                 raise KeyboardInterrupt
             return _pretend_to_train(config, folder)
 
-        patch.setattr(train, "train_and_evaluate", stop_at_the_third)
+        patch.setattr(loop, "train_and_evaluate", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             chain.run_chain(_chain(), str(workdir))
         half = json.loads((workdir / "chain.json").read_text())
@@ -149,7 +147,7 @@ def test_the_summary_adds_up(finished, capsys):
     assert summary["links"][2]["train_seconds"]["mean"] == 13.0
     seconds = sum(result["wall_seconds"] for result in results)
     assert summary["wall_seconds"] == pytest.approx(seconds)
-    text = chain_summary.format_summary(summary)
+    text = chain.format_summary(summary)
     assert " wide/0/checkpoints/1 " in text and " last/{0,1} " in text
     assert f"{100 * sum(top1) / 2:.2f} +- {100 * statistics.stdev(top1):.2f}" in text
 
@@ -162,7 +160,7 @@ def test_a_finished_chain_is_left_as_it_is_even_if_its_data_are_gone(
     finished, monkeypatch, capsys
 ):
     workdir, summary = finished
-    monkeypatch.setattr(train, "train_and_evaluate", None)
+    monkeypatch.setattr(loop, "train_and_evaluate", None)
     before = _times(workdir)
     again = chain.run_chain(_chain(), str(workdir), dry=True)
     assert again == summary and _times(workdir) == before
@@ -176,7 +174,7 @@ def test_a_finished_chain_is_left_as_it_is_even_if_its_data_are_gone(
 def test_a_chain_that_was_moved_is_recognized(finished, tmp_path, monkeypatch):
     workdir, summary = finished
     shutil.copytree(workdir, tmp_path / "moved")
-    monkeypatch.setattr(train, "train_and_evaluate", None)
+    monkeypatch.setattr(loop, "train_and_evaluate", None)
     again = chain.run_chain(_chain(), str(tmp_path / "moved"))
     assert again["links"][2]["top1"] == summary["links"][2]["top1"]
 
@@ -204,13 +202,16 @@ def _changed(**changes):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (tiny.make_config, "config: this is a recipe and no chain"),
+        (tiny.make_config, "config: this is a recipe, not a chain"),
         (lambda: _changed(links=()), r"links: \(\) is not allowed"),
         (lambda: _changed(links=("wide", "wide")), "links: .* each once"),
-        (lambda: _changed(links=("other",)), "links: 'other' is no link; choose of "),
+        (
+            lambda: _changed(links=("other",)),
+            "links: 'other' is not a link; choose",
+        ),
         (
             lambda: _changed(links=("narrow", "wide")),
-            "narrow: init.checkpoint: 'link:wide' is no link before this one",
+            "narrow: init.checkpoint: 'link:wide' is not a link before this one",
         ),
         (lambda: _changed(**{"seeds.last": 0}), "seeds.last: 0 is not allowed"),
         (lambda: _changed(**{"seeds.last": 3}), "last: seeds: 3 runs cannot start"),
@@ -228,7 +229,7 @@ def _changed(**changes):
         ),
         (
             lambda: _changed(**{"wide.data.mean": ()}),
-            "wide: data.mean: .* and there is none",
+            "wide: data.mean: .* init.checkpoint, which is not given",
         ),
         (lambda: _changed(**{"last.batch_size": 12}), "last: batch_size: .* 12 "),
     ],
@@ -269,7 +270,7 @@ def test_the_papers_chain_starts_each_from_the_one_before(recipe):
 @pytest.mark.parametrize("name", ["sizes", "table13"])
 def test_comparisons_differ_in_what_they_compare_alone(name):
     found = comparisons.get_config(f"{name},runs=2")
-    flat = [run_folder.flatten(found[link].to_dict(), ".") for link in found.links]
+    flat = [workdirs.flatten(found[link].to_dict(), ".") for link in found.links]
     differing = {
         key for key in flat[0] for other in flat[1:] if flat[0][key] != other[key]
     }
@@ -336,7 +337,7 @@ def test_a_small_chain_killed_twice_ends_in_its_summary(tmp_path):
     assert _times(workdir / "pretrain") == before
     plan, table = out.split("\n\n")[0], out[out.rindex("\nlink") :]
     assert re.search(r"pretrain .* 562  finished\n", plan)
-    assert re.search(r"finetune .* 375  to go on\n", plan)
+    assert re.search(r"finetune .* 375  to resume\n", plan)
     assert re.search(r"transfer +efficientnetv2-tiny .* \d\d\.\d\d \+- \d\.\d\d", table)
     summary = json.loads((workdir / "chain.json").read_text())
     pretrain, finetune, transfer = summary["links"]
