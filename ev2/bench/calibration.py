@@ -1,13 +1,13 @@
-"""The compiler's hours beside the paper's: `ev2 bench calibration PLAN.json...`
+"""Compares the compiler's hours with the paper's: `ev2 bench calibration PLAN.json...`
 
     ev2 plan --config=configs/imagenet1k.py:s --tpu=v3-32 --json=runs/s.json
     ev2 bench calibration runs/*.json                 # docs/results.md has more
 
-The paper measured hours on 32 TPU v3 cores; the compiler counts the arithmetic and the
-memory traffic of training steps, not waiting for pictures or for other cores, nor
-evaluation. One factor between the two says what to expect of a network that nobody has
-trained yet, and its spread how much that is worth. Whether the compiler puts networks
-in the order that the paper measured is a question of its own: a search needs no more.
+The paper measured hours on 32 TPU v3 cores. The compiler counts the arithmetic and the
+memory traffic of training steps, but not evaluation and not waiting for data or for
+other cores. The factor between the two predicts the hours of a network that nobody has
+trained yet, and the spread of the factor tells how well. A search depends only on the
+order of networks, which is compared as well.
 """
 
 import itertools
@@ -17,6 +17,8 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+import tabulate
 
 from ev2 import errors
 
@@ -46,11 +48,11 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
     Returns:
         "results", a row per plan of "model", "stages", "compiler_hours",
         "paper_hours" and "factor"; "factor", the geometric mean; "spread", the largest
-        ratio of a row's factor to the mean or the other way round; what `compare_order`
-        gives of the hours, with plans as "network, stages"; "versions".
+        ratio of a row's factor to the mean or its inverse; `compare_order` of the
+        hours, with plans as "network, stages"; "versions".
 
     Raises:
-        InputError: a file is no such plan.
+        InputError: if a file is not a plan of one of the paper's runs.
     """
     plans = [_read(path) for path in paths]
     rows = []
@@ -84,17 +86,17 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
 def compare_order(
     names: Sequence[str], ours: Sequence[float], papers: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns how far two lists of numbers put the same things in the same order.
+    """Returns how far two lists of numbers put the same names in the same order.
 
     Returns:
         "rank_correlation", Spearman's, 1 for the same order and -1 for the reverse;
-        None with fewer than 3 things, or where one list is all of one number.
-        "misordered", the pairs of names that one list has the other way round from the
-        other. Equal numbers stand in no wrong order; in ranks they share their mean.
+        None for fewer than 3 names, or if all numbers of a list are equal.
+        "misordered", the pairs of names that the lists put in opposite order. Equal
+        numbers share the mean of their ranks and are not misordered.
     """
     correlation = None
     if len(names) >= 3 and min(len(set(ours)), len(set(papers))) > 1:
-        from scipy import stats  # which jax brings; slow to load
+        from scipy import stats  # required by jax; slow to load
 
         correlation = float(stats.spearmanr(ours, papers).statistic)
     pairs = itertools.combinations(zip(names, ours, papers, strict=True), 2)
@@ -109,55 +111,50 @@ def _are_misordered(a: tuple[str, float, float], b: tuple[str, float, float]) ->
 
 
 def format_order(figures: dict[str, Any]) -> str:
-    """Returns what `compare_order` gave as a line for people."""
+    """Returns the figures of `compare_order` as a line for people."""
     correlation = figures["rank_correlation"]
     pairs = [" and ".join(pair) for pair in figures["misordered"]]
-    said = "unknown, of 3 or more" if correlation is None else f"{correlation:.2f}"
-    return f"rank correlation {said}; in the wrong order: {'; '.join(pairs) or 'none'}"
+    text = "unknown, of 3 or more" if correlation is None else f"{correlation:.2f}"
+    return f"rank correlation {text}; in the wrong order: {'; '.join(pairs) or 'none'}"
 
 
 def _read(path: str) -> dict[str, Any]:
-    """The plan in a file, of a run whose hours the paper has."""
+    """Returns the plan in a file; InputError if the paper has no hours for it."""
     try:
         plan = json.loads(pathlib.Path(path).read_text())
         key = (plan["model"], len(plan["stages"]))
         slice_name, hours = plan["tpu"]["slice"], plan["tpu"]["hours"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(
-            f"PLAN: {path!r} is no plan for a slice; write it with ev2 plan "
+            f"PLAN: {path!r} is not a plan for a slice; write it with ev2 plan "
             f"--tpu={SLICE} --json={path}"
         ) from error
-    said = ""
+    problem = ""
     if slice_name != SLICE:
-        said = f"is of {slice_name}; the paper's hours are of {SLICE}"
+        problem = f"is of {slice_name}; the paper's hours are of {SLICE}"
     elif hours is None:
-        said = "does not fit and has no hours"
+        problem = "does not fit and has no hours"
     elif key not in PAPER_HOURS:
-        said = f"is of {key[0]} in {key[1]} stages, for which the paper has no hours"
+        problem = f"is of {key[0]} in {key[1]} stages, for which the paper has no hours"
     elif not math.isclose(plan["epochs"], EPOCHS, abs_tol=0.1):
-        said = f"is of {plan['epochs']:.1f} epochs; the paper trains {EPOCHS:.0f}"
-    if said:
-        raise errors.InputError(f"PLAN: {path!r} {said}; give another")
+        problem = f"is of {plan['epochs']:.1f} epochs; the paper trains {EPOCHS:.0f}"
+    if problem:
+        raise errors.InputError(f"PLAN: {path!r} {problem}; give another")
     return plan
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """Returns the figures of `compare` as a table for people, in Markdown."""
-    lines = [
-        "| network | stages | hours, compiler | hours, paper | factor |",
-        "|---|---|---|---|---|",
-    ]
-    for row in figures["results"]:
-        lines.append(
-            f"| {row['model']} | {row['stages']} | {row['compiler_hours']:.2f} | "
-            f"{row['paper_hours']:.1f} | {row['factor']:.2f} |"
-        )
+    """Returns the figures of `compare` as a Markdown table."""
+    keys = ("model", "stages", "compiler_hours", "paper_hours", "factor")
+    table = tabulate.tabulate(
+        [[row[key] for key in keys] for row in figures["results"]],
+        ("network", "stages", "hours, compiler", "hours, paper", "factor"),
+        tablefmt="github",
+        floatfmt=("", "", ".2f", ".1f", ".2f"),
+    )
     versions = figures["versions"]
-    lines += [
-        "",
-        f"factor {figures['factor']:.2f}, geometric mean; each network within a factor "
-        f"{figures['spread']:.2f} of it (jax {versions['jax']}, libtpu "
-        f"{versions['libtpu']})",
-        format_order(figures),
-    ]
-    return "\n".join(lines)
+    return (
+        f"{table}\n\nfactor {figures['factor']:.2f}, geometric mean; each network "
+        f"within a factor {figures['spread']:.2f} of it (jax {versions['jax']}, libtpu "
+        f"{versions['libtpu']})\n{format_order(figures)}"
+    )

@@ -1,10 +1,9 @@
-"""Latency of a batch: the live network and what `ev2 export` makes of it.
+"""Measures the latency of a network, live and exported: `ev2 bench infer`.
 
     ev2 bench infer --model efficientnetv2-b0 --batch 16
 
-The question is that of the paper's Tables 7 and 11 (latency at batch 16). Each call
-goes from uint8 pictures in the host's memory to logits in the host's memory, one call
-after another.
+As in the paper's Tables 7 and 11 (latency at batch 16). Each call goes from uint8
+images in the host's memory to logits in the host's memory, one call after another.
 """
 
 import importlib.metadata
@@ -16,13 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import tabulate
 
 from ev2 import errors
 from ev2.export import export, servable
 from ev2.models.model import create_model
 from ev2.train import timing
 
-# safetensors holds weights alone: there is nothing to run.
+# safetensors holds weights alone and cannot be run.
 FORMATS = ("stablehlo", "saved_model", "tflite", "onnx")
 
 
@@ -37,11 +37,11 @@ def measure(
     """Returns the latency of a network and of its exports.
 
     Args:
-        model: a network with random weights; or
-        checkpoint: one with its own.
-        batch_size: pictures in a call. TensorFlow Lite takes them one by one.
-        image_size: pixels; 0 means what the network is evaluated at.
-        formats: of `FORMATS`; None means those whose packages are installed.
+        model: name of a network, with random weights; or
+        checkpoint: trained weights.
+        batch_size: images per call. TensorFlow Lite takes them one by one.
+        image_size: px; 0 for the network's size of evaluation.
+        formats: of `FORMATS`; None for all whose packages are installed.
 
     Returns:
         `{"model", "image_size", "batch_size", "platform", "versions", "results":
@@ -49,15 +49,16 @@ def measure(
         the live network ("ev2") first; milliseconds are per batch.
 
     Raises:
-        InputError: both or none of model and checkpoint, or a value not allowed.
+        InputError: if both or neither of model and checkpoint are given, or a value is
+            not allowed.
     """
     names = _check(model, checkpoint, batch_size, image_size, formats)
     source = _source(model, checkpoint, image_size)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (batch_size, *source.image_shape), np.uint8)
-    results = [_row("ev2", jax.default_backend(), _live(source), pictures)]
+    images = rng.integers(0, 256, (batch_size, *source.image_shape), np.uint8)
+    results = [make_row("ev2", jax.default_backend(), _live(source), images)]
     for name in names:
-        results.append(_measure_export(source, name, pictures))
+        results.append(_measure_export(source, name, images))
     return {
         "model": source.model.name,
         "image_size": source.image_size,
@@ -70,19 +71,17 @@ def measure(
 
 def format_table(figures: dict[str, Any]) -> str:
     """Returns the figures of `measure` as a table for people."""
-    lines = [
+    keys = ("name", "device", "calls", "median_ms", "p95_ms", "images_per_second")
+    table = tabulate.tabulate(
+        [[row[key] for key in keys] for row in figures["results"]],
+        ("", "device", "calls", "median ms", "p95 ms", "images/s"),
+        tablefmt="plain",
+        floatfmt=",.1f",
+    )
+    return (
         f"{figures['model']}, {figures['image_size']} px, batches of "
-        f"{figures['batch_size']}",
-        f"{'':<14}{'device':>8}{'calls':>7}{'median ms':>12}{'p95 ms':>12}"
-        f"{'images/s':>11}",
-    ]
-    for row in figures["results"]:
-        lines.append(
-            f"{row['name']:<14}{row['device']:>8}{row['calls']:>7}"
-            f"{row['median_ms']:>12,.1f}{row['p95_ms']:>12,.1f}"
-            f"{row['images_per_second']:>11,.1f}"
-        )
-    return "\n".join(lines)
+        f"{figures['batch_size']}\n{table}"
+    )
 
 
 def _check(
@@ -99,14 +98,15 @@ def _check(
         raise errors.InputError(f"batch: {batch_size} is not allowed; use 1 or more")
     if image_size < 0:
         raise errors.InputError(f"image_size: {image_size} is negative; use pixels")
-    names = _installed() if formats is None else list(formats)
+    names = installed_formats() if formats is None else list(formats)
     for name in names:
         errors.check_choice("formats", name, FORMATS)
         export.check_installed(name)
     return names
 
 
-def _installed() -> list[str]:
+def installed_formats() -> list[str]:
+    """Returns the formats whose packages are installed."""
     names = []
     for name in FORMATS:
         try:
@@ -141,24 +141,25 @@ def _source(
 
 def _live(source: servable.Servable) -> Callable:
     call, variables = jax.jit(source.apply), jax.device_put(source.variables)
-    return lambda pictures: np.asarray(call(variables, pictures))
+    return lambda images: np.asarray(call(variables, images))
 
 
 def _measure_export(
-    source: servable.Servable, name: str, pictures: np.ndarray
+    source: servable.Servable, name: str, images: np.ndarray
 ) -> dict[str, Any]:
     device = jax.default_backend() if name == "stablehlo" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / name
         export.FORMATS[name].write(source, path)
         call = export.FORMATS[name].load(path, source)
-        return _row(name, device, call, pictures)
+        return make_row(name, device, call, images)
 
 
-def _row(
-    name: str, device: str, call: Callable, pictures: np.ndarray
+def make_row(
+    name: str, device: str, call: Callable, images: np.ndarray
 ) -> dict[str, Any]:
-    seconds = np.array(timing.time_calls(lambda: call(pictures)))
+    """Returns the figures of a call on a batch, from its seconds."""
+    seconds = np.array(timing.time_calls(lambda: call(images)))
     median, p95 = np.percentile(seconds, [50, 95])
     return {
         "name": name,
@@ -166,5 +167,5 @@ def _row(
         "calls": len(seconds),
         "median_ms": round(1e3 * float(median), 3),
         "p95_ms": round(1e3 * float(p95), 3),
-        "images_per_second": round(len(pictures) / float(median), 1),
+        "images_per_second": round(len(images) / float(median), 1),
     }

@@ -1,11 +1,11 @@
-"""The same weights elsewhere and here give the same logits: `ev2 bench parity`.
+"""Compares logits with reference implementations on equal weights: `ev2 bench parity`.
 
-A witness builds a network of its own, with random weights, biases and BatchNorm
+A reference implementation builds its network with random weights, biases and BatchNorm
 statistics, writes it to a file as its users would, and computes logits. The file is
-converted by the road that users take, and our logits are compared, in float32 at an
-even and an odd size.
+converted as by `ev2 convert`, and the logits of ev2 are compared, in float32 at an even
+and an odd size.
 
-Keras needs nothing more than ev2 does; timm and torchvision: pip install 'ev2[peers]'.
+Keras is installed with ev2; timm and torchvision: pip install 'ev2[peers]'.
 """
 
 import concurrent.futures
@@ -19,52 +19,53 @@ from typing import Any
 
 import jax
 import numpy as np
+import tabulate
 import tqdm
 
 from ev2 import errors
 from ev2.checkpoint.published import convert
 from ev2.models import arch
 
-BOUND = 1e-4  # on max |theirs - ours| / max |theirs|
+BOUND = 1e-4  # on max |reference - ours| / max |reference|
 SIZES = (64, 75)  # px; every network here takes them
 IMAGES = 2
 CLASSES = 50  # few: the classifier is one product
-# Pixels [N, S, S, 3] as uint8 and normalized as ours are; to logits [N, CLASSES].
+# Images [N, S, S, 3] as uint8, and normalized as in ev2; to logits [N, CLASSES].
 _Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def compare(
     models: Sequence[str] = (), witnesses: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns how far our logits are from the witnesses', model by model.
+    """Returns the differences from the logits of reference implementations.
 
     Args:
-        models: names of `ev2.list_models()`; () for all that a witness has.
-        witnesses: "keras", "timm", "torchvision"; () for those installed.
+        models: names of `ev2.list_models()`; () for all that a reference has.
+        witnesses: "keras", "timm", "torchvision"; () for the installed ones.
 
     Returns:
         `{"bound", "sizes", "results": [{"model", "witness", "max_relative_error":
         [one per size], "matched"}]}`.
 
     Raises:
-        InputError: a model or witness is not known or not installed.
+        InputError: if a model or reference is unknown or not installed.
     """
-    witnesses = tuple(witnesses) or tuple(w for w in WITNESSES if _installed(w))
+    witnesses = tuple(witnesses) or tuple(w for w in REFERENCES if _installed(w))
     for witness in witnesses:
-        errors.check_choice("witnesses", witness, WITNESSES)
+        errors.check_choice("witnesses", witness, REFERENCES)
         if not _installed(witness):
             raise errors.InputError(
                 f"witnesses: {witness!r} is not installed; pip install 'ev2[peers]'"
             )
     for name in models:
         arch.get(name)
-        if not any(WITNESSES[witness][0](name) for witness in witnesses):
+        if not any(REFERENCES[witness][0](name) for witness in witnesses):
             raise errors.InputError(
                 f"models: {name!r} is in none of {', '.join(witnesses)}; leave it out"
             )
     results = []
     for witness in witnesses:
-        known = [n for n in models or arch.list_models() if WITNESSES[witness][0](n)]
+        known = [n for n in models or arch.list_models() if REFERENCES[witness][0](n)]
         # A process each: TensorFlow and PyTorch crash beside one another.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
@@ -76,20 +77,20 @@ def compare(
 
 def format_table(table: dict[str, Any]) -> str:
     """Returns the comparison as an aligned table, the worst figure last."""
-    sizes = "".join(f"{size:>7} px" for size in table["sizes"])
-    lines = [f"{'model':<20}{'witness':<13}{'tensors':>8}{sizes}"]
-    for row in table["results"]:
-        figures = "".join(f"{error:>10.1e}" for error in row["max_relative_error"])
-        lines.append(
-            f"{row['model']:<20}{row['witness']:<13}{row['matched']:>8}{figures}"
-        )
+    rows = [
+        (row["model"], row["witness"], row["matched"], *row["max_relative_error"])
+        for row in table["results"]
+    ]
+    headings = ("model", "reference", "tensors", *(f"{s} px" for s in table["sizes"]))
+    text = tabulate.tabulate(rows, headings, tablefmt="plain", floatfmt=".1e")
     worst = np.max([row["max_relative_error"] for row in table["results"]])
-    lines.append(f"largest relative difference {worst:.1e}, bound {table['bound']:.0e}")
-    return "\n".join(lines)
+    return (
+        f"{text}\nlargest relative difference {worst:.1e}, bound {table['bound']:.0e}"
+    )
 
 
 def check(table: dict[str, Any]) -> None:
-    """Raises CheckError if a difference of `compare` is above the bound."""
+    """Raises CheckError if a difference of `compare` exceeds the bound."""
     for row in table["results"]:
         worst = float(np.max(row["max_relative_error"]))  # NaN, if any is
         if not worst <= table["bound"]:
@@ -104,31 +105,31 @@ def _installed(witness: str) -> bool:
 
 
 def compare_one(name: str, witness: str) -> dict[str, Any]:
-    """Returns the row of one network and witness, in this process; see `compare`."""
+    """Returns the row of one network and reference; see `compare`."""
     random = np.random.default_rng(0)
-    _, build = WITNESSES[witness]
+    _, build = REFERENCES[witness]
     with tempfile.TemporaryDirectory() as folder:
         path, logits_of = build(name, folder, random)
         converted = convert.convert(path, name)
     mean, std = (np.float32(converted.preprocessing[key]) for key in ("mean", "std"))
     apply = jax.jit(lambda v, images: converted.model.apply(v, images))
-    found = []
+    differences = []
     for size in SIZES:
         images = random.integers(0, 256, (IMAGES, size, size, 3), np.uint8)
         normalized = (images - mean) / std
-        theirs = logits_of(images, normalized)
-        ours = apply(converted.variables, normalized)
-        found.append(float(np.abs(theirs - ours).max() / np.abs(theirs).max()))
+        reference = logits_of(images, normalized)
+        difference = np.abs(reference - apply(converted.variables, normalized))
+        differences.append(float(difference.max() / np.abs(reference).max()))
     return {
         "model": name,
         "witness": witness,
-        "max_relative_error": found,
+        "max_relative_error": differences,
         "matched": converted.report["matched"],
     }
 
 
 def keras_name(name: str) -> str:
-    """Name in `keras.applications`, or "": it has no XL, Lite or tiny."""
+    """Returns the name in `keras.applications`, or "": it has no XL, Lite or tiny."""
     family, _, size = name.partition("-")
     if family.startswith("resnet"):
         return family.replace("resnet", "ResNet")
@@ -157,7 +158,7 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     network.save_weights(path)
 
     def logits_of(images: np.ndarray, normalized: np.ndarray) -> np.ndarray:
-        del normalized  # the network's own layers see to it
+        del normalized  # Keras normalizes by itself
         # Keras decides its padding when a network is built.
         sized = build(input_shape=images.shape[1:], **options)
         sized.set_weights(network.get_weights())
@@ -170,11 +171,11 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
 
 
 def _norm(random, channels: int) -> list[np.ndarray]:
-    """Scale, offset, running mean and variance that hide no mistake.
+    """Returns scale, offset, running mean and variance that hide no mistake.
 
-    With these a branch is weaker than what it is added to. Larger scales let
-    activations grow until every gate of a squeeze-and-excite is at an edge: rounding
-    then decides, and a network in float32 does not agree with itself in float64.
+    With them a branch is weaker than its shortcut. Larger scales let activations grow
+    until every gate of a squeeze-and-excite saturates: rounding then decides, and a
+    network in float32 does not agree with itself in float64.
     """
     values = [random.uniform(0.3, 0.9, channels), random.normal(0, 0.1, channels)]
     values += [random.normal(0, 0.1, channels), random.uniform(0.5, 1.5, channels)]
@@ -182,13 +183,13 @@ def _norm(random, channels: int) -> list[np.ndarray]:
 
 
 def _weight(random, shape: Sequence[int], summed: Sequence[int]) -> np.ndarray:
-    """A kernel, whose outputs sum over the axes `summed`, or a bias: they are ()."""
-    spread = (2 / np.prod(summed)) ** 0.5 if len(summed) else 0.1
-    return random.normal(0, spread, shape).astype(np.float32)
+    """Returns a kernel, summed over axes of the shape `summed`, or a bias for ()."""
+    deviation = (2 / np.prod(summed)) ** 0.5 if len(summed) else 0.1
+    return random.normal(0, deviation, shape).astype(np.float32)
 
 
 def timm_name(name: str) -> str:
-    """Name of the same network in timm, or ""."""
+    """Returns the name of the same network in timm, or ""."""
     if name.startswith("resnet"):
         return name
     return "" if "tiny" in name else f"tf_{name}".replace("-", "_")
@@ -202,7 +203,7 @@ def _timm(name: str, folder: str, random) -> tuple[str, _Logits]:
 
 
 def torchvision_name(name: str) -> str:
-    """Name of the same network in torchvision, or ""."""
+    """Returns the name of the same network in torchvision, or ""."""
     if name.startswith("resnet"):
         return name
     found = re.fullmatch(r"efficientnet(v2)?-(b\d|s|m|l)", name)
@@ -245,8 +246,8 @@ def _torch(network, folder: str, random) -> tuple[str, _Logits]:
     return path, logits_of
 
 
-# Name of a network there ("" for none), and what builds it.
-WITNESSES = {
+# Name of a network in the reference ("" for none), and its builder.
+REFERENCES = {
     "keras": (keras_name, _keras),
     "timm": (timm_name, _timm),
     "torchvision": (torchvision_name, _torchvision),

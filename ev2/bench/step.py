@@ -1,13 +1,13 @@
-"""A training step and inference, ours beside others: `ev2 bench step`.
+"""Measures a training step and inference beside other libraries: `ev2 bench step`.
 
     ev2 bench step --model=s --size=128 --batch=16 --dtype=float32 --peers
     ev2 bench step --model=s --size=128,185,243,300 --batch=128 --tpu=v3-32 --peers
 
-Without --tpu on one device of this machine, by the clock; with it by the compiler of a
-slice that is not there, and the batch is per device. Our step is the one that `ev2
-train` runs: masked loss with smoothing and L2, dropout, drop path, RMSProp, running
-averages. Keras on JAX has the same less drop path for V1 and V2's own rates, PyTorch
-loss, gradient and RMSProp alone. Each row is measured in a process of its own.
+Without --tpu, on one device of this machine by the clock; with it, by the compiler of a
+slice, and the batch is per device. The step is the one that `ev2 train` runs: masked
+loss with smoothing and L2, dropout, drop path, RMSProp, EMA. Keras on JAX has the same,
+without drop path for V1 and with its own rates for V2; PyTorch has loss, gradient and
+RMSProp alone. Each row is measured in a process of its own.
 """
 
 import concurrent.futures
@@ -22,21 +22,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import tabulate
 import tqdm
 from ml_collections import ConfigDict
 
 from ev2 import errors
-from ev2.bench import parity, step_peers
+from ev2.bench import parity, reference_steps
 from ev2.models import arch, normalize
 from ev2.tpu import cache as tpu_cache
-from ev2.tpu import compile as tpu
+from ev2.tpu import compile as tpu_compile
 from ev2.tpu import slices
-from ev2.train import compile as programs
+from ev2.train import compile as train_compile
 from ev2.train import timing
 
 CLASSES = 1000
-# What has to be installed for a peer, and what the network is called there.
-_PEERS = {
+# Packages and name of the network, by library.
+_LIBRARIES = {
     "keras-jax": (("keras",), parity.keras_name),
     "torchvision": (("torch", "torchvision"), parity.torchvision_name),
     "timm": (("torch", "timm"), parity.timm_name),
@@ -67,28 +68,32 @@ def measure(
     Returns:
         "model", "image_size" (a list if there are several), "batch_size", "dtype",
         "platform", "versions" and "results", rows of "name" and "image_size" with what
-        `time_calls` or, on a slice, `tpu.read_figures` gives.
+        `reference_steps.make_row` or, on a slice, `compile.compile_lowered` gives.
 
     Raises:
-        InputError: a value is not allowed, or there is no libtpu for the slice.
+        InputError: if a value is not allowed, or libtpu is missing for a slice.
     """
     name = full_name(model)
     _check(sizes, batch_size, dtype)
-    names = ["ev2", *(_installed_peers(name, slice_name) if peers else [])]
+    names = ["ev2", *(installed_libraries(name, slice_name) if peers else [])]
     if slice_name:
         slices.find(slice_name)
-        tpu.check_installed()
-    jobs = list(itertools.product(sizes, names))
+        tpu_compile.check_installed()
+    cases = list(itertools.product(sizes, names))
     results = []
-    for size, row in tqdm.tqdm(jobs, unit="figure"):
-        job = step_peers.Job(
-            peer=row,
-            network=name if row == "ev2" else _PEERS[row][1](name),
+    for size, row in tqdm.tqdm(cases, unit="figure"):
+        case = reference_steps.StepCase(
+            library=row,
+            network=name if row == "ev2" else _LIBRARIES[row][1](name),
             image_size=size,
             batch_size=batch_size,
             dtype=dtype,
         )
-        figures = _compile(job, slice_name) if slice_name else _apart(_time, job)
+        if slice_name:
+            figures = _compile(case, slice_name)
+        else:
+            time = time_own if row == "ev2" else reference_steps.time_reference
+            figures = run_in_process(time, case)
         results.append({"name": row, "image_size": size, **figures})
     return {
         "model": name,
@@ -105,7 +110,7 @@ def full_name(model: str) -> str:
     """Returns the name in `ev2.list_models()` of a short or a full name.
 
     Raises:
-        InputError: it is neither.
+        InputError: if it is neither.
     """
     known = arch.list_models()
     for name in (model, f"efficientnetv2-{model}", model.replace("v1", "efficientnet")):
@@ -119,53 +124,50 @@ def full_name(model: str) -> str:
 
 def _check(sizes: Sequence[int], batch_size: int, dtype: str) -> None:
     if not sizes:
-        raise errors.InputError("size: none given; give pixels, 8 up")
+        raise errors.InputError("size: none given; give pixels, 8 or more")
     for size in sizes:
         if size < 8:
-            raise errors.InputError(f"size: {size} is not allowed; give pixels, 8 up")
+            raise errors.InputError(f"size: {size} is not allowed; give 8 px or more")
     if batch_size < 1:
         raise errors.InputError(f"batch: {batch_size} is not allowed; give 1 or more")
     errors.check_choice("dtype", dtype, arch.DTYPES)
 
 
-def _installed_peers(name: str, slice_name: str) -> list[str]:
+def installed_libraries(name: str, slice_name: str = "") -> list[str]:
+    """Returns the libraries here that have the network; on a slice, Keras alone."""
     return [
-        peer
-        for peer, (packages, named) in _PEERS.items()
-        if named(name)
+        library
+        for library, (packages, name_in) in _LIBRARIES.items()
+        if name_in(name)
         and all(importlib.util.find_spec(package) for package in packages)
-        and (peer == "keras-jax" or not slice_name)
+        and (library == "keras-jax" or not slice_name)
     ]
 
 
-def _apart(function, *args) -> dict[str, Any]:
-    """`function(*args)` in a process of its own."""
+def run_in_process(function, *args) -> dict[str, Any]:
+    """Returns `function(*args)`, called in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as process:
         return process.submit(function, *args).result()
 
 
-def _time(job: step_peers.Job) -> dict[str, Any]:
-    return time_own(job) if job.peer == "ev2" else step_peers.time_peer(job)
-
-
-def _compile(job: step_peers.Job, slice_name: str) -> dict[str, Any]:
-    """The figures of a step on a slice; ours are kept, as those of `ev2 plan`."""
+def _compile(case: reference_steps.StepCase, slice_name: str) -> dict[str, Any]:
+    """Returns the figures of a step on a slice; ev2's come from the cache."""
     devices = slices.find(slice_name).devices
-    if job.peer == "ev2":
+    if case.library == "ev2":
         figures = tpu_cache.compile_cached(
-            tpu.CompileRequest(
-                config=make_config(job.network, job.dtype),
+            tpu_compile.CompileRequest(
+                config=make_config(case.network, case.dtype),
                 num_classes=CLASSES,
-                image_size=job.image_size,
-                batch_size=job.batch_size * devices,
+                image_size=case.image_size,
+                batch_size=case.batch_size * devices,
                 slice_name=slice_name,
             )
         )
     else:
-        task = [dataclasses.asdict(job), slice_name]
-        what = f"{job.peer} at {job.image_size} px"
-        figures = tpu.run_apart("ev2.bench.step_peers", task, what)
+        task = [dataclasses.asdict(case), slice_name]
+        label = f"{case.library} at {case.image_size} px"
+        figures = tpu_compile.run_apart("ev2.bench.reference_steps", task, label)
     speed = figures["images_per_second_per_device"]
     return {
         "train_images_per_second": None if speed is None else speed * devices,
@@ -175,10 +177,10 @@ def _compile(job: step_peers.Job, slice_name: str) -> dict[str, Any]:
 
 
 def make_config(name: str, dtype: str) -> dict[str, Any]:
-    """Returns what `tpu.step_config` gives for the paper's recipe of the network.
+    """Returns `compile.step_config` of the paper's recipe of a network.
 
-    A test holds it to the recipe of S. What recipes do differently for other networks
-    are values, not operations.
+    A test compares it with the recipe of S; the recipes of other networks differ in
+    values, not in operations.
     """
     model = {"name": name, "dtype": dtype, "bn_momentum": 0.99, "bn_group_images": 0}
     optimizer = {"name": "rmsprop", "lr": 1.0, "schedule": "constant"}
@@ -200,37 +202,34 @@ def make_config(name: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def time_own(job: step_peers.Job) -> dict[str, Any]:
-    """Returns the figures of our own step and inference on one device, here."""
-    config = ConfigDict(make_config(job.network, job.dtype), convert_dict=True)
-    size, count = job.image_size, job.batch_size
+def time_own(case: reference_steps.StepCase) -> dict[str, Any]:
+    """Returns the figures of ev2 on one device of this machine."""
+    config = ConfigDict(make_config(case.network, case.dtype), convert_dict=True)
+    size, count = case.image_size, case.batch_size
     seconds = timing.time_train_step(config, CLASSES, image_size=size, batch_size=count)
-    model = programs.make_model(config, CLASSES)
-    variables = jax.jit(
-        lambda: model.init(jax.random.key(0), image_size=job.image_size)
-    )()
-    images = jax.device_put(
-        timing.make_batch(CLASSES, image_size=size, batch_size=count)["image"]
-    )
-    infer = jax.jit(
-        lambda variables, images: model.apply(
-            variables, normalize.normalize(images, config.data.mean, config.data.std)
-        )
-    )
-    return step_peers.make_row(
-        job.batch_size,
-        seconds,
-        timing.time_calls(lambda: jax.block_until_ready(infer(variables, images))),
-    )
+    model = train_compile.make_model(config, CLASSES)
+    variables = model.init(jax.random.key(0), image_size=size)
+    batch = timing.make_batch(CLASSES, image_size=size, batch_size=count)
+    images = jax.device_put(batch["image"])
+
+    @jax.jit
+    def infer(variables, images):
+        images = normalize.normalize(images, config.data.mean, config.data.std)
+        return model.apply(variables, images)
+
+    def call():
+        jax.block_until_ready(infer(variables, images))
+
+    return reference_steps.make_row(count, seconds, timing.time_calls(call))
 
 
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as lines:
-            found = re.search(r"model name\s*: (.*)", lines.read())
+            match = re.search(r"model name\s*: (.*)", lines.read())
     except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+        match = None
+    return match[1] if match else platform.machine()
 
 
 def _versions() -> dict[str, str]:
@@ -240,24 +239,29 @@ def _versions() -> dict[str, str]:
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """Returns the figures of `measure` as a table: a row per program and size."""
+    """Returns the figures of `measure` as a table: a row per library and size."""
     on_slice = "hbm_bytes" in figures["results"][0]
     headings = (
         ("ms/step", "GB", "TFLOP", "temp GiB", "HBM GiB", "images/s/device")
         if on_slice
         else ("train images/s", "ms", "+-", "infer images/s", "ms", "+-")
     )
-    lines = [
-        f"{figures['model']}, {figures['dtype']}, batches of {figures['batch_size']}"
-        f"{' per device' if on_slice else ''}, {figures['platform']}",
-        f"{'':<12}{'px':>5}" + "".join(f"{heading:>16}" for heading in headings),
-    ]
     cells = _slice_cells if on_slice else _clock_cells
-    for row in figures["results"]:
-        text = "".join(f"{cell:>16}" for cell in cells(row))
-        lines.append(f"{row['name']:<12}{row['image_size']:>5}{text}")
-    lines.append(", ".join(f"{k} {v}" for k, v in figures["versions"].items()))
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            f"{figures['model']}, {figures['dtype']}, batches of "
+            f"{figures['batch_size']}{' per device' if on_slice else ''}, "
+            f"{figures['platform']}",
+            tabulate.tabulate(
+                [(r["name"], r["image_size"], *cells(r)) for r in figures["results"]],
+                ("", "px", *headings),
+                tablefmt="plain",
+                colalign=("left", *("right",) * 7),
+                disable_numparse=True,
+            ),
+            ", ".join(f"{k} {v}" for k, v in figures["versions"].items()),
+        ]
+    )
 
 
 def _slice_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -274,11 +278,9 @@ def _slice_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _clock_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    cells = []
-    for kind in ("train", "infer"):
-        cells += [
-            f"{row[f'{kind}_images_per_second']:,.1f}",
-            f"{row[f'{kind}_ms']:,.1f}",
-            f"{row[f'{kind}_spread']:.1%}",
-        ]
-    return tuple(cells)
+    formats = {"images_per_second": ",.1f", "ms": ",.1f", "spread": ".1%"}
+    return tuple(
+        format(row[f"{kind}_{key}"], spec)
+        for kind in ("train", "infer")
+        for key, spec in formats.items()
+    )

@@ -1,29 +1,28 @@
-"""Fused-MBConv in EfficientNet-B4, the compiler beside the paper: `ev2 bench fused`.
+"""Compares Fused-MBConv in EfficientNet-B4 with the paper: `ev2 bench fused`.
 
     ev2 bench fused --tpu=v3-8 --json=runs/fused.json
 
-The paper measured images/s/core of training B4 with its first stages fused, on TPU v3;
-here the compiler of TPU v3 says what the training step of each takes. A search that
-trusts the compiler needs no more of it than the order.
+The paper measured images/s/core of training B4 with its first stages fused, on TPU v3.
+Here the compiler of TPU v3 gives the time of each training step. A search by the
+compiler's times depends on their order alone.
 
-The paper does not say how it fuses. What gives its parameters and FLOPs best, at the
-380 px of B4, is used: fused blocks have no squeeze-and-excite; its stages {2, 3, 4} are
-our rows 1 to 3, the stem being its first; and row 3, once fused, is 3x3 for 5x5. In
-millions of parameters and billions of multiply-adds:
+The paper does not tell how it fuses. The choice here fits its parameters and FLOPs best
+at the 380 px of B4: fused blocks have no squeeze-and-excite; its stages {2, 3, 4} are
+stages 1 to 3 here, where the stem is not counted; and stage 3, once fused, is 3x3
+instead of 5x5. In millions of parameters and billions of multiply-adds:
 
-    fused rows                   none         1-3          1-5           1-7
+    fused stages                 none         1-3          1-5           1-7
     paper                    19.3   4.5   20.0  7.5   43.4  21.3   132.0  34.4
     as used here             19.3   4.4   19.9  7.3   42.5  20.7   131.1  33.7
     with squeeze-and-excite  19.3   4.4   20.0  7.3   43.2  20.7   134.3  33.7
-    row 3 with its 5x5       19.3   4.4   20.9  9.6   43.5  23.0   132.1  36.0
-    3x3 in all fused rows    19.3   4.4   19.9  7.3   29.0  12.9    65.5  18.5
+    stage 3 with its 5x5     19.3   4.4   20.9  9.6   43.5  23.0   132.1  36.0
+    3x3 in all fused stages  19.3   4.4   19.9  7.3   29.0  12.9    65.5  18.5
 
 Multiply-adds are then 2 to 3 % below the paper's in all four; the paper may count more
 than convolutions. Squeeze-and-excite is less certain: either way parameters are within
-2.1 %, but from 1-5 to 1-7 the paper gains 88.6 M, which is what they gain without (with
-it, 91.1). Both were chosen by these numbers, not by a speed. Nor does the paper give
-the batch of this table: in its Table 2 it is 32 or 128 images a core; here it is 32
-unless told otherwise.
+2.1 %, but from 1-5 to 1-7 the paper gains 88.6 M, as without it (with it, 91.1). Both
+were chosen by these numbers, not by a speed. The paper does not give the batch of this
+table either: in its Table 2 it is 32 or 128 images a core; the default here is 32.
 
 Source: paper, Table 3.
 """
@@ -31,60 +30,62 @@ Source: paper, Table 3.
 import dataclasses
 from typing import Any, NamedTuple
 
+import tabulate
+
 from ev2 import errors
 from ev2.bench import calibration, step
 from ev2.models import arch
 from ev2.tpu import cache as tpu_cache
-from ev2.tpu import compile as tpu
+from ev2.tpu import compile as tpu_compile
 from ev2.tpu import forecast, slices
 
 _MODEL, _DTYPE, _GENERATION = "efficientnet-b4", "bfloat16", "v3"
-_FUSED_KERNELS = {3: 3}  # by row; others keep theirs
+_FUSED_KERNELS = {3: 3}  # by stage; others keep theirs
 
 
-class _Line(NamedTuple):
-    """A line of the paper's table; `last` is the last fused row."""
+class _PaperNetwork(NamedTuple):
+    """A row of the paper's table; `last` is the last fused stage."""
 
     name: str
     last: int
     params: float
     multiply_adds: float
-    images_per_second: float  # of a core
+    images_per_second: float  # per core
 
 
 _PAPER = (
-    _Line("no fused", 0, 19.3e6, 4.5e9, 262.0),
-    _Line("fused stage 1-3", 3, 20.0e6, 7.5e9, 362.0),
-    _Line("fused stage 1-5", 5, 43.4e6, 21.3e9, 327.0),
-    _Line("fused stage 1-7", 7, 132.0e6, 34.4e9, 254.0),
+    _PaperNetwork("no fused", 0, 19.3e6, 4.5e9, 262.0),
+    _PaperNetwork("fused stage 1-3", 3, 20.0e6, 7.5e9, 362.0),
+    _PaperNetwork("fused stage 1-5", 5, 43.4e6, 21.3e9, 327.0),
+    _PaperNetwork("fused stage 1-7", 7, 132.0e6, 34.4e9, 254.0),
 )
 
 
 def measure(
     *, slice_name: str = "v3-8", batch_size: int = 32, image_size: int = 380
 ) -> dict[str, Any]:
-    """Returns what the compiler says of the paper's four networks, beside the paper.
+    """Returns the compiler's figures of the paper's four networks, beside the paper's.
 
     Args:
-        slice_name: of TPU v3, where a device is a core.
+        slice_name: a slice of TPU v3, where a device is a core.
         batch_size: images per device.
         image_size: px.
 
     Returns:
         "model", "image_size", "batch_size", "dtype", "platform", "versions";
-        "results", a row per network of "name", "params", "multiply_adds" (of one
-        picture's inference), `tpu.read_figures`, "paper_params",
-        "paper_multiply_adds", "paper_images_per_second" (of a core) and "ratio", the
+        "results", a row per network of "name", "params", "multiply_adds" (of
+        inference on one image), `compile.compile_lowered`, "paper_params",
+        "paper_multiply_adds", "paper_images_per_second" (per core) and "ratio", the
         compiler's images/s to the paper's, None if it does not fit; and
-        `calibration.compare_order` of the images/s of those that fit.
+        `calibration.compare_order` of the images/s of the networks that fit.
 
     Raises:
-        InputError: a value is not allowed, or there is no libtpu.
+        InputError: if a value is not allowed, or libtpu is missing.
     """
     slice_ = _check(slice_name, batch_size, image_size)
     networks = {line.name: fuse(line.last) for line in _PAPER}
-    jobs = {
-        name: tpu.CompileRequest(
+    requests = {
+        name: tpu_compile.CompileRequest(
             config=_make_config(network),
             num_classes=step.CLASSES,
             image_size=image_size,
@@ -93,7 +94,7 @@ def measure(
         )
         for name, network in networks.items()
     }
-    found = forecast.compile_all(jobs, tpu_cache.compile_cached, describe=str)
+    found = forecast.compile_all(requests, tpu_cache.compile_cached, describe=str)
     rows = [
         _make_row(line, networks[line.name], image_size, found[line.name])
         for line in _PAPER
@@ -127,24 +128,24 @@ def _check(slice_name: str, batch_size: int, image_size: int) -> slices.Slice:
             f"batch: {batch_size} is not allowed; give images per device, 1 or more"
         )
     if image_size < 8:
-        raise errors.InputError(f"size: {image_size} is not allowed; give pixels, 8 up")
-    tpu.check_installed()
+        raise errors.InputError(f"size: {image_size} is not allowed; give 8 px or more")
+    tpu_compile.check_installed()
     return slice_
 
 
 def fuse(last: int) -> arch.ArchSpec:
-    """Returns EfficientNet-B4 with Fused-MBConv in rows 1 to `last`, 0 for none."""
+    """Returns EfficientNet-B4 with Fused-MBConv in stages 1 to `last`, 0 for none."""
     base = arch.get(_MODEL)
-    rows = [
+    stages = [
         dataclasses.replace(
-            row,
+            stage,
             operator=arch.FUSED_MBCONV,
-            kernel=_FUSED_KERNELS.get(number, row.kernel),
+            kernel=_FUSED_KERNELS.get(number, stage.kernel),
             se_ratio=0.0,
         )
-        for number, row in enumerate(base.stages[:last], 1)
+        for number, stage in enumerate(base.stages[:last], 1)
     ]
-    return dataclasses.replace(base, stages=(*rows, *base.stages[last:]))
+    return dataclasses.replace(base, stages=(*stages, *base.stages[last:]))
 
 
 def _make_config(network: arch.ArchSpec) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _make_config(network: arch.ArchSpec) -> dict[str, Any]:
 
 
 def _make_row(
-    line: _Line, network: arch.ArchSpec, image_size: int, found: dict[str, Any]
+    line: _PaperNetwork, network: arch.ArchSpec, image_size: int, found: dict[str, Any]
 ) -> dict[str, Any]:
     speed = found["images_per_second_per_device"]
     return {
@@ -171,47 +172,46 @@ def _make_row(
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """Returns the figures of `measure` as a table for people, in Markdown."""
-    versions = figures["versions"]
+    """Returns the figures of `measure` as a Markdown table."""
+    versions, results = figures["versions"], figures["results"]
+    headings = ("network", "M params", "paper", "B FLOPs", "paper")
+    headings += ("images/s/core", "paper", "ratio")
+    table = tabulate.tabulate(
+        [_cells(row) for row in results],
+        headings,
+        tablefmt="github",
+        colalign=("left", *("right",) * 7),
+        disable_numparse=True,
+    )
     lines = [
         f"{figures['model']}, {figures['dtype']}, {figures['image_size']} px, "
         f"{figures['batch_size']} images a core, {figures['platform']} (jax "
         f"{versions['jax']}, libtpu {versions['libtpu']})",
-        "",
-        "| network | M params | paper | B FLOPs | paper | images/s/core | paper | "
-        "ratio |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_format_row(row) for row in figures["results"]),
-        "",
+        f"\n{table}\n",
         calibration.format_order(figures),
     ]
-    bounded = [
-        row["name"]
-        for row in figures["results"]
-        if row["step_seconds_from"] == "lower bound"
-    ]
+    bounded = [r["name"] for r in results if r["step_seconds_from"] == "lower bound"]
     if bounded:
         lines.append(
-            f"{', '.join(bounded)}: the compiler's time is no positive number; < is "
+            f"{', '.join(bounded)}: the compiler's time is not a positive number; < is "
             "what arithmetic or memory traffic allows at the peak of the device"
         )
     return "\n".join(lines)
 
 
-def _format_row(row: dict[str, Any]) -> str:
-    said, ratio = "does not fit", "-"
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    speed, ratio = "does not fit", "-"
     if row["fits"]:
         bound = "<" if row["step_seconds_from"] == "lower bound" else ""
-        said = f"{bound}{row['images_per_second_per_device']:,.0f}"
+        speed = f"{bound}{row['images_per_second_per_device']:,.0f}"
         ratio = f"{row['ratio']:.2f}"
-    cells = (
+    return (
         row["name"],
         f"{row['params'] / 1e6:.1f}",
         f"{row['paper_params'] / 1e6:.1f}",
         f"{row['multiply_adds'] / 1e9:.1f}",
         f"{row['paper_multiply_adds'] / 1e9:.1f}",
-        said,
+        speed,
         f"{row['paper_images_per_second']:.0f}",
         ratio,
     )
-    return f"| {' | '.join(cells)} |"

@@ -1,13 +1,13 @@
-"""What a change of stage and a checkpoint cost: `ev2 bench transition`.
+"""Measures the cost of a change of stage and of a checkpoint: `ev2 bench transition`.
 
     ev2 bench transition --config=configs/demo.py
 
 Trains the recipe twice from an empty folder, each time in a process of its own and
-without JAX's cache of compiled programs: with the next stage made ready while one runs,
-as training does, and with everything done when it is due. The gap is the time from the
-end of a stage (its last evaluation included) to the end of the next one's first step,
-less what a step of that stage takes; it is counted in such steps. So is a checkpoint:
-by how much the ten steps after it take longer than ten others.
+without JAX's cache of compiled programs: with the next stage compiled in the
+background, as training does, and with everything done when it is due. The gap is the
+time from the end of a stage (its last evaluation included) to the end of the next one's
+first step, less the time of a step of that stage, counted in such steps. So is a
+checkpoint: the delay of the ten steps after it against ten others.
 """
 
 import concurrent.futures
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from typing import Any
 
+import tabulate
 from ml_collections import ConfigDict
 
 from ev2 import errors
@@ -32,9 +33,9 @@ def measure(config: ConfigDict) -> dict[str, Any]:
     Returns:
         `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same},
         "save_steps"}`: for each stage after the first the median time of its steps,
-        and the gap before it in such steps and in seconds. "late" is without making
-        ready. "save_steps" is what one checkpoint of `checkpoint.every_steps` costs,
-        None if there was none within a stage.
+        and the gap before it in such steps and in seconds. "late" is without
+        preparation. "save_steps" is the cost of one checkpoint of
+        `checkpoint.every_steps`, None if there was none within a stage.
 
     Raises:
         InputError: the config is bad, or has one stage.
@@ -44,30 +45,32 @@ def measure(config: ConfigDict) -> dict[str, Any]:
         raise errors.InputError(
             f"progressive.stages: {len(stages)}; a transition needs 2 or more"
         )
-    ahead, late = (_measure(config, early=early) for early in (True, False))
+    ahead, late = (run(config, early=early) for early in (True, False))
     every = config.checkpoint.every_steps
     return {**gaps(ahead), "late": gaps(late), "save_steps": save_steps(ahead, every)}
 
 
 def format_table(figures: dict[str, Any]) -> str:
     """Returns the figures of `measure` as a table: a row per change of stage."""
-    lines = ["change      step    gap, prepared ahead          gap, when due"]
+    rows = []
     for i, step in enumerate(figures["median_step_seconds"]):
         cells = [
-            f"{mode['gap_seconds'][i]:8.2f} s {mode['gap_steps'][i]:8.1f} steps"
+            f"{mode['gap_seconds'][i]:.2f} s, {mode['gap_steps'][i]:.1f} steps"
             for mode in (figures, figures["late"])
         ]
-        lines.append(f"{i} to {i + 1}  {step * 1e3:6.1f} ms  {'  '.join(cells)}")
+        rows.append((f"{i} to {i + 1}", f"{step * 1e3:.1f} ms", *cells))
+    headings = ("change", "step", "gap, prepared ahead", "gap, when due")
+    table = tabulate.tabulate(rows, headings, tablefmt="plain", disable_numparse=True)
     if figures["save_steps"] is not None:
-        lines.append(f"a checkpoint: {figures['save_steps']:.2f} steps")
-    return "\n".join(lines)
+        table += f"\na checkpoint: {figures['save_steps']:.2f} steps"
+    return table
 
 
-def _measure(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
-    """Returns the lines of a run, one for each step."""
+def run(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
+    """Returns the lines of a run in a process of its own, one for each step."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context, _compile_anew) as process:
-        return process.submit(_train, config.to_dict(), early).result()
+        return process.submit(train, config.to_dict(), early).result()
 
 
 def _compile_anew() -> None:
@@ -76,15 +79,15 @@ def _compile_anew() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def _train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
+def train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl of a run that writes one for each step."""
-    from ev2.train import loop as train
+    from ev2.train import loop
 
     config = ConfigDict(values)
     config.progressive.prepare_ahead = early
     config.log.every_steps = 1
     with tempfile.TemporaryDirectory() as folder:
-        train.train_and_evaluate(config, folder)
+        loop.train_and_evaluate(config, folder)
         text = (pathlib.Path(folder) / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 

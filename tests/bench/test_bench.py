@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from ev2 import errors, progressive
 from ev2.bench import input as pipelines
-from ev2.bench import latency as infer
-from ev2.bench import transition
+from ev2.bench import latency, transition
 from ev2.cli import main as cli
 from ev2.export import export
 from ev2.train import timing
@@ -55,7 +54,7 @@ def test_median_and_95th_percentile(monkeypatch):
     # 1 to 101 ms: the median is 51 ms, 95 % of the way is 96 ms.
     values = [(i + 1) / 1000 for i in range(101)]
     monkeypatch.setattr(timing, "time_calls", lambda call: values)
-    row = infer._row("ev2", "cpu", None, range(16))
+    row = latency.make_row("ev2", "cpu", None, range(16))
     assert row["median_ms"] == pytest.approx(51) and row["p95_ms"] == pytest.approx(96)
     assert row["images_per_second"] == pytest.approx(16 / 0.051, abs=0.1)
 
@@ -82,7 +81,7 @@ def test_the_verb_measures_the_live_network_and_exports(tmp_path, capsys, monkey
 def test_formats_left_out_are_those_installed(monkeypatch):
     without = export.FORMATS["onnx"]._replace(packages=("no_such_package",))
     monkeypatch.setitem(export.FORMATS, "onnx", without)
-    assert infer._installed() == ["stablehlo", "saved_model", "tflite"]
+    assert latency.installed_formats() == ["stablehlo", "saved_model", "tflite"]
 
 
 @pytest.fixture
@@ -92,8 +91,8 @@ def in_this_process(monkeypatch):
     def run(name, config, stage, images):
         return pipelines.time_own(name, config.to_dict(), stage, images)
 
-    monkeypatch.setattr(pipelines, "_measure", run)
-    monkeypatch.setattr(pipelines, "_installed_peers", lambda config: [])
+    monkeypatch.setattr(pipelines, "measure_row", run)
+    monkeypatch.setattr(pipelines, "installed_loaders", lambda config: [])
 
 
 def test_input_measures_each_size_of_the_recipe(in_this_process):
@@ -124,23 +123,24 @@ def test_memory_of_a_hundred_thousand_pictures(tmp_path):
     config = tiny.make_config(**changes)
     stage = progressive.make_stages(config, 100_000)[-1]
     stage = dataclasses.replace(stage, image_size=64)
-    row = pipelines._measure("ev2", config, stage, 100_000)
+    row = pipelines.measure_row("ev2", config, stage, 100_000)
     assert row["images_per_second"] > 0
     assert row["peak_mib"] < 1_500 * 1e6 / 2**20
 
 
 @pytest.mark.parametrize("augment", ["randaugment", "autoaugment"])
 def test_crop_is_without_any_augmentation(augment, monkeypatch):
-    seen = []
+    augments = []
 
-    def record(config, stage, images):
-        seen.append(config.data.augment)
-        return iter([])
+    def make_train_data(config, stage, first_step):
+        augments.append(config.data.augment)
+        return [{"image": range(pipelines.reference_loaders.BATCH)}] * 3
 
-    monkeypatch.setattr(pipelines, "_batches", record)
+    monkeypatch.setattr(pipelines.pipeline, "make_train_data", make_train_data)
     config = tiny.make_config(**{"data.augment": augment})
-    pipelines._cropped(config, None, 1)
-    assert seen == ["none"]
+    stage = progressive.make_stages(config, 64)[0]
+    row = pipelines.time_own("crop", config.to_dict(), stage, 1)
+    assert augments == ["none"] and row["images_per_second"] > 0
 
 
 def test_input_takes_sizes_of_ones_own(in_this_process):
@@ -187,7 +187,7 @@ def test_a_checkpoint_costs_what_the_steps_after_it_take_longer():
     assert transition.save_steps(run, 0) is None
 
 
-def test_transition_trains_with_and_without_making_ready(monkeypatch):
+def test_transition_trains_with_and_without_preparation(monkeypatch):
     seen = []
 
     def measure(config, *, early):
@@ -196,7 +196,7 @@ def test_transition_trains_with_and_without_making_ready(monkeypatch):
         keys = ("stage", "step", "time")
         return [{**dict(zip(keys, t, strict=True)), "split": "train"} for t in train]
 
-    monkeypatch.setattr(transition, "_measure", measure)
+    monkeypatch.setattr(transition, "run", measure)
     figures = transition.measure(tiny.make_config())
     assert seen == [True, False] and figures["late"]["gap_steps"] == [2.0]
     assert figures["gap_steps"] == [0.0] and figures["save_steps"] is None
@@ -208,7 +208,7 @@ def test_transition_trains_with_and_without_making_ready(monkeypatch):
 
 @pytest.mark.slow
 def test_transition_reads_a_line_for_each_step():
-    lines = transition._train(tiny.make_config().to_dict(), early=True)
+    lines = transition.train(tiny.make_config().to_dict(), early=True)
     assert [line["step"] for line in lines if line["split"] == "train"] == [
         *range(1, 9)
     ]

@@ -17,7 +17,7 @@ from ev2.models import arch
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 
 QUICK = ("efficientnetv2-b0",)
-OTHERS = [n for n in arch.list_models() if parity.WITNESSES["keras"][0](n)]
+OTHERS = [n for n in arch.list_models() if parity.REFERENCES["keras"][0](n)]
 OTHERS = [name for name in OTHERS if name not in QUICK]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import imagenet1k
-from ev2.bench import step, step_peers
+from ev2.bench import reference_steps, step
 from ev2.cli import main as cli
 from ev2.tpu import compile as tpu
 from ev2.train import timing
@@ -42,7 +42,7 @@ def test_the_step_is_that_of_the_recipe():
 
 def test_a_row_has_medians_and_quartiles():
     # Medians of 0.5 and 0.1 s; quartiles 0.4 and 0.6, and 0.1 twice.
-    row = step_peers.make_row(16, [0.3, 0.4, 0.5, 0.6, 0.7], [0.1, 0.1, 0.1])
+    row = reference_steps.make_row(16, [0.3, 0.4, 0.5, 0.6, 0.7], [0.1, 0.1, 0.1])
     assert row == {
         "train_images_per_second": 32.0,
         "train_ms": 500.0,
@@ -56,7 +56,7 @@ def test_a_row_has_medians_and_quartiles():
 
 
 def test_the_verb_measures_our_step_here(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(step, "_apart", lambda function, job: function(job))
+    monkeypatch.setattr(step, "run_in_process", lambda function, case: function(case))
     monkeypatch.setattr(timing, "MAX_CALLS", 3)
     monkeypatch.setattr(timing, "MIN_CALLS", 2)
     path = tmp_path / "step.json"
@@ -75,7 +75,7 @@ def test_the_verb_measures_our_step_here(tmp_path, monkeypatch, capsys):
 def test_on_a_slice_the_batch_is_per_device(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tpu, "check_installed", lambda: None)
-    monkeypatch.setattr(step, "_installed_peers", lambda *about: ["keras-jax"])
+    monkeypatch.setattr(step, "installed_libraries", lambda *about: ["keras-jax"])
     asked = []
 
     def compile_own(job):
@@ -109,9 +109,9 @@ def test_on_a_slice_the_batch_is_per_device(tmp_path, monkeypatch, capsys):
     assert lines[3].split()[:3] == ["keras-jax", "128", "200.0"]
 
 
-def test_peers_are_those_installed_that_have_the_network(monkeypatch):
+def test_libraries_are_installed_and_have_the_network(monkeypatch):
     monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: True)
-    found = step._installed_peers
+    found = step.installed_libraries
     assert found("efficientnetv2-s", "") == ["keras-jax", "torchvision", "timm"]
     assert found("efficientnetv2-b0", "") == ["keras-jax", "timm"]
     assert found("efficientnetv2-s", "v3-32") == ["keras-jax"]

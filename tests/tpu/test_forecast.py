@@ -5,6 +5,7 @@ A fake compiler stands for libtpu: its figures follow from the request by simple
 
 import json
 
+import numpy as np
 import pytest
 
 from configs import imagenet1k
@@ -131,9 +132,9 @@ def test_scaling_is_strong_and_weak():
     panels = scaling.draw(table).axes
     assert [len(panel.lines) for panel in panels] == [2] * 4
     hours_lines = panels[2].lines
-    assert list(hours_lines[0].get_xdata()) == [32, 128]
-    assert list(hours_lines[1].get_xdata()) == [8, 32, 128]
-    assert list(hours_lines[1].get_ydata()) == pytest.approx(
+    assert [*np.asarray(hours_lines[0].get_xdata())] == [32, 128]
+    assert [*np.asarray(hours_lines[1].get_xdata())] == [8, 32, 128]
+    assert [*np.asarray(hours_lines[1].get_ydata())] == pytest.approx(
         [weak[1]["hours"], weak[0]["hours"], weak[2]["hours"]]
     )
 

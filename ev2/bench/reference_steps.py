@@ -1,7 +1,7 @@
-"""Training step and inference of the peers: Keras on JAX, torchvision, timm.
+"""Training step and inference of Keras on JAX, torchvision and timm.
 
 Each runs in a process of its own that has not loaded TensorFlow; `python -m
-ev2.bench.step_peers` compiles Keras's step for a TPU slice.
+ev2.bench.reference_steps` compiles Keras's step for a TPU slice.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class StepCase:
     """One row to measure.
 
     Attributes:
-        peer: "ev2", "keras-jax", "torchvision" or "timm".
-        network: its name there.
+        library: "ev2", "keras-jax", "torchvision" or "timm".
+        network: its name in the library.
         image_size: px.
         batch_size: images; on a slice per device.
         dtype: "float32" or "bfloat16".
     """
 
-    peer: str
+    library: str
     network: str
     image_size: int
     batch_size: int
@@ -42,8 +42,8 @@ def make_row(
 ) -> dict[str, Any]:
     """Returns a row's figures from seconds per call.
 
-    Medians as images a second and milliseconds, and as "_spread" the distance between
-    the quartiles as a share of the median.
+    Medians in images/s and milliseconds; "_spread" is the distance between the
+    quartiles as a fraction of the median.
     """
     row: dict[str, Any] = {}
     for kind, seconds in (("train", train), ("infer", infer)):
@@ -55,12 +55,12 @@ def make_row(
     return row
 
 
-def time_peer(job: Job) -> dict[str, Any]:
-    """Returns the figures of a peer on one device, here."""
-    return (_time_keras if job.peer == "keras-jax" else _time_torch)(job)
+def time_reference(case: StepCase) -> dict[str, Any]:
+    """Returns the figures of another library on one device of this machine."""
+    return (_time_keras if case.library == "keras-jax" else _time_torch)(case)
 
 
-def _make_keras(job: Job) -> tuple[Any, Any, tuple]:
+def _make_keras(case: StepCase) -> tuple[Any, Any, tuple]:
     """Model, step and state of Keras on JAX.
 
     The step is `step(state, images, labels) -> (state, loss)`: loss with smoothing and
@@ -71,14 +71,14 @@ def _make_keras(job: Job) -> tuple[Any, Any, tuple]:
     import keras
     from jax import numpy as jnp
 
-    if job.dtype == "bfloat16":
+    if case.dtype == "bfloat16":
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    model = getattr(keras.applications, job.network)(
+    model = getattr(keras.applications, case.network)(
         weights=None,
         classes=CLASSES,
         classifier_activation=None,
-        input_shape=(job.image_size, job.image_size, 3),
-        **({} if job.network.startswith("ResNet") else _without_preprocessing(job)),
+        input_shape=(case.image_size, case.image_size, 3),
+        **({} if case.network.startswith("ResNet") else _without_preprocessing(case)),
     )
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
     optimizer.build(model.trainable_variables)
@@ -115,20 +115,20 @@ def _make_keras(job: Job) -> tuple[Any, Any, tuple]:
     return model, step, (weights, others, slots, averages)
 
 
-def _without_preprocessing(job: Job) -> dict[str, bool]:
-    # V1 has its rescaling inside and no option to leave it out.
-    return {"include_preprocessing": False} if "V2" in job.network else {}
+def _without_preprocessing(case: StepCase) -> dict[str, bool]:
+    # V1 has no option to leave out its rescaling.
+    return {"include_preprocessing": False} if "V2" in case.network else {}
 
 
-def _time_keras(job: Job) -> dict[str, Any]:
-    model, step, state = _make_keras(job)
+def _time_keras(case: StepCase) -> dict[str, Any]:
+    model, step, state = _make_keras(case)
     import jax
     import numpy as np
 
     rng = np.random.default_rng(0)
-    shape = (job.batch_size, job.image_size, job.image_size, 3)
+    shape = (case.batch_size, case.image_size, case.image_size, 3)
     images = jax.numpy.asarray(rng.standard_normal(shape, np.float32))
-    labels = jax.numpy.asarray(rng.integers(0, CLASSES, job.batch_size))
+    labels = jax.numpy.asarray(rng.integers(0, CLASSES, case.batch_size))
     train = jax.jit(step, donate_argnums=0)
     infer = jax.jit(
         lambda weights, others, images: model.stateless_call(
@@ -144,7 +144,7 @@ def _time_keras(job: Job) -> dict[str, Any]:
     seconds = timing.time_calls(call)
     weights, others = state[:2]
     return make_row(
-        job.batch_size,
+        case.batch_size,
         seconds,
         timing.time_calls(
             lambda: jax.block_until_ready(infer(weights, others, images))
@@ -152,54 +152,58 @@ def _time_keras(job: Job) -> dict[str, Any]:
     )
 
 
-def compile_keras(job: Job, slice_name: str) -> dict[str, Any]:
-    """Returns `tpu.read_figures` of Keras's step; the batch is per device."""
-    _, step, state = _make_keras(job)
+def compile_keras(case: StepCase, slice_name: str) -> dict[str, Any]:
+    """Returns the compiler's figures of Keras's step; the batch is per device."""
+    _, step, state = _make_keras(case)
     import jax
     from jax import numpy as jnp
 
     from ev2 import sharding
-    from ev2.tpu import compile as tpu
+    from ev2.tpu import compile as tpu_compile
     from ev2.tpu import slices
 
     slice_ = slices.find(slice_name)
-    mesh = sharding.make_mesh(tpu.get_devices(slice_))
+    mesh = sharding.make_mesh(tpu_compile.get_devices(slice_))
     split = sharding.split_by_image(mesh)
-    images = job.batch_size * slice_.devices
-    shape = (images, job.image_size, job.image_size, 3)
+    images = case.batch_size * slice_.devices
+    shape = (images, case.image_size, case.image_size, 3)
     started = time.monotonic()
     lowered = jax.jit(step, donate_argnums=0).lower(
         sharding.abstract(mesh, state),
-        jax.ShapeDtypeStruct(shape, job.dtype, sharding=split),
+        jax.ShapeDtypeStruct(shape, case.dtype, sharding=split),
         jax.ShapeDtypeStruct((images,), jnp.int32, sharding=split),
     )
-    return tpu.compile_lowered(lowered, slice_, images=job.batch_size, started=started)
+    return tpu_compile.compile_lowered(
+        lowered, slice_, images=case.batch_size, started=started
+    )
 
 
-def _time_torch(job: Job) -> dict[str, Any]:
+def _time_torch(case: StepCase) -> dict[str, Any]:
     """PyTorch in channels_last; on a GPU compiled, and in bfloat16 by autocast."""
     import torch
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if job.peer == "timm":
+    if case.library == "timm":
         import timm
 
-        model = timm.create_model(job.network, num_classes=CLASSES)
+        model = timm.create_model(case.network, num_classes=CLASSES)
     else:
         import torchvision
 
-        model = torchvision.models.get_model(job.network, num_classes=CLASSES)
+        model = torchvision.models.get_model(case.network, num_classes=CLASSES)
     model = model.to(device, memory_format=torch.channels_last)
     run = torch.compile(model) if device == "cuda" else model
     optimizer = torch.optim.RMSprop(
         model.parameters(), lr=1e-3, alpha=0.9, momentum=0.9, eps=1e-3
     )
-    shape = (job.batch_size, 3, job.image_size, job.image_size)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
     images = torch.randn(shape, device=device)
     images = images.to(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (job.batch_size,), device=device)
-    cast = torch.autocast(device, dtype=torch.bfloat16, enabled=job.dtype == "bfloat16")
+    labels = torch.randint(0, CLASSES, (case.batch_size,), device=device)
+    cast = torch.autocast(
+        device, dtype=torch.bfloat16, enabled=case.dtype == "bfloat16"
+    )
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def train():
@@ -220,9 +224,9 @@ def _time_torch(job: Job) -> dict[str, Any]:
     model.train()
     seconds = timing.time_calls(train)
     model.eval()
-    return make_row(job.batch_size, seconds, timing.time_calls(infer))
+    return make_row(case.batch_size, seconds, timing.time_calls(infer))
 
 
 if __name__ == "__main__":
     values, name = json.loads(sys.stdin.read())
-    print(json.dumps(compile_keras(Job(**values), name)))
+    print(json.dumps(compile_keras(StepCase(**values), name)))

@@ -1,6 +1,6 @@
-"""PyTorch's loaders of pictures, timed; and how every loader is timed.
+"""Times PyTorch's image loaders, and any loader by the same clock.
 
-Without TensorFlow, beside which PyTorch crashes: for a process of its own.
+For a process of its own without TensorFlow, beside which PyTorch crashes.
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 LOADERS = ("torchvision", "timm")
-BATCH = 64  # images; a batch of 4,096 would be minutes of warming up
+BATCH = 64  # images; warming up by batches of 4,096 would take minutes
 _WARM_UP_BATCHES = 2
 
 
 def count_batches(images: int) -> int:
-    """Returns how many batches `images_per_second` may ask for."""
+    """Returns how many batches `images_per_second` takes at most."""
     return -(-images // BATCH) + _WARM_UP_BATCHES
 
 
 def images_per_second(batches: Iterator[int], images: int) -> float:
-    """Returns the speed over at least `images` images of batches of these sizes."""
+    """Returns the speed over `images` images or more, from the sizes of batches."""
     for _ in range(_WARM_UP_BATCHES):
         next(batches)
     started, count = time.perf_counter(), 0
@@ -41,8 +41,8 @@ def time_loader(
 ) -> dict[str, Any]:
     """Returns the figures of PyTorch's loader with the transforms of `name`.
 
-    Random crop, flip, RandAugment of two operations; PIL pictures, one worker process
-    per core. The memory is that of the largest worker.
+    Random crop, flip and RandAugment of two operations on PIL images, by one worker
+    process per core. The memory is the largest worker's.
     """
     from torchvision import transforms
 
@@ -73,7 +73,7 @@ def _randaugment(name: str, magnitude: int):
 def _load(paths: Sequence[str], transform: Any, images: int) -> Iterator[int]:
     from torch.utils import data
 
-    files = _Files(paths, transform, BATCH * count_batches(images))
+    files = _ImageFiles(paths, transform, BATCH * count_batches(images))
     workers = os.cpu_count() or 1
     loader = data.DataLoader(files, BATCH, num_workers=workers, prefetch_factor=4)
     for batch in loader:
@@ -81,8 +81,8 @@ def _load(paths: Sequence[str], transform: Any, images: int) -> Iterator[int]:
 
 
 @dataclasses.dataclass
-class _Files:
-    """The dataset of PyTorch's loader: files in their order, over and over."""
+class _ImageFiles:
+    """Dataset for PyTorch's loader: files in their order, repeated."""
 
     paths: Sequence[str]
     transform: Any
@@ -94,5 +94,5 @@ class _Files:
     def __getitem__(self, index: int):
         from PIL import Image
 
-        with Image.open(self.paths[index % len(self.paths)]) as picture:
-            return self.transform(picture.convert("RGB"))
+        with Image.open(self.paths[index % len(self.paths)]) as image:
+            return self.transform(image.convert("RGB"))
