@@ -20,14 +20,13 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from ev2.config import choose_names, load_recipe, parse_argument
+from ev2.config import load_recipe, parse_argument
 
 imagenet1k = load_recipe(__file__, "imagenet1k")
 imagenet1k_ft = load_recipe(__file__, "imagenet1k_ft")
 imagenet21k = load_recipe(__file__, "imagenet21k")
 transfer = load_recipe(__file__, "transfer")
 
-_FILE = "chain.py"
 TRANSFER_RUNS = 5  # Table 8
 
 
@@ -37,13 +36,15 @@ def get_config(arg: str = "s") -> ConfigDict:
     Raises:
         ValueError: the model or an option is not known.
     """
-    options = {
-        "recipe": transfer.RECIPES,
-        "epochs": ("60", "30"),
-        "weights": ("21k", "1k"),
-    }
-    names, values = parse_argument(_FILE, arg, options)
-    (model,) = choose_names(_FILE, names, {"model": transfer.MODELS})
+    values = parse_argument(
+        "chain.py",
+        arg,
+        model=transfer.MODELS,
+        recipe=list(transfer.RECIPES),
+        epochs=["60", "30"],
+        weights=["21k", "1k"],
+    )
+    model = values["model"]
     recipe = f"recipe={values['recipe']}"
     if values["weights"] == "21k":
         wide = f"{model},{recipe},epochs={values['epochs']}"

@@ -4,7 +4,7 @@
     ev2 chain --config=configs/chain_demo.py:runs/groups --workdir=runs/chain
 
 The network of `configs/demo.py` on the embedded Fashion-MNIST. `pretrain` learns 13
-labels, up to three a picture, as ImageNet21k has them: its class and the groups that
+labels, up to three a image, as ImageNet21k has them: its class and the groups that
 this belongs to. `finetune` learns the ten classes from there, `transfer` four kinds of
 things from that, with three seeds.
 

@@ -11,7 +11,7 @@ Argument: NAME[,runs=NUMBER]; runs are seeds, three if not given.
 `sizes`: progressive and adaptive against one size, at equal epochs, as in Table 12.
 `table13`: its four cells, progressive or random sizes, strengths fixed at their last or
 growing with the size. Both on the embedded Fashion-MNIST. `pretraining`: a folder of
-pictures learnt from weights of CIFAR-10 (shards in ImageNet's layout), and from
+images learnt from weights of CIFAR-10 (shards in ImageNet's layout), and from
 nothing.
 
 Hardware: 2 CPU cores; two minutes a run of `sizes`, three to five of the others on one
@@ -25,12 +25,11 @@ on ImageNet.
 
 from ml_collections import ConfigDict
 
-from ev2.config import choose_names, load_recipe, parse_argument
+from ev2.config import load_recipe, parse_argument
 
 chain = load_recipe(__file__, "chain")
 demo = load_recipe(__file__, "demo")
 
-_FILE = "comparisons.py"
 NAMES = ("sizes", "table13", "pretraining")
 RUNS = 3
 
@@ -41,10 +40,9 @@ def get_config(arg: str = "sizes") -> ConfigDict:
     Raises:
         ValueError: the name or an option is not known.
     """
-    names, values = parse_argument(_FILE, arg, {"runs": ()})
-    (name,) = choose_names(_FILE, names, {"comparison": NAMES})
+    values = parse_argument("comparisons.py", arg, comparison=NAMES, runs=[])
     make = {"sizes": _sizes, "table13": _table13, "pretraining": _pretraining}
-    links = make[name]()
+    links = make[values["comparison"]]()
     return chain.make_chain(links, dict.fromkeys(links, int(values["runs"]) or RUNS))
 
 
@@ -81,12 +79,12 @@ def _recipe(schedule: str, *, adaptive: bool) -> ConfigDict:
 
 
 def _pretraining() -> dict[str, ConfigDict]:
-    pretrain = _small_pictures()
+    pretrain = _small_images()
     pretrain.epochs = 1.0  # 781 steps
     pretrain.data.source = "tfrecord"
     pretrain.data.name = ""
     pretrain.data.eval_split = "test"
-    scratch, finetune = _small_pictures(), _small_pictures()
+    scratch, finetune = _small_images(), _small_images()
     for config in (scratch, finetune):
         config.data.source = "folder"
         config.data.name = ""
@@ -101,7 +99,7 @@ def _pretraining() -> dict[str, ConfigDict]:
     }
 
 
-def _small_pictures() -> ConfigDict:
+def _small_images() -> ConfigDict:
     config = demo.get_config()
     config.data.crop_area = (0.5, 1.0)
     config.progressive.schedule = "fixed"

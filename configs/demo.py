@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
     config.data.source = "embedded"
     config.data.name = "fashion_mnist"
-    # Whole pictures: the objects are centred, and at 28 px, where nothing is resized,
+    # Whole images: the objects are centred, and at 28 px, where nothing is resized,
     # training then sees the sharp pixels that the test has.
     config.data.crop_area = (1.0, 1.0)
     config.data.randaugment_layers = 1

@@ -1,16 +1,16 @@
-"""Your own pictures, from weights that others trained: a few hundred do.
+"""Your own images, from weights that others trained: a few hundred do.
 
     ev2 train --config=configs/finetune.py --config.data.path=DIR --workdir=runs/mine \\
       --config.init.checkpoint=runs/lite0
     ev2 train --config=configs/finetune.py:efficientnetv2-s ...   (another network)
 
 DIR as for `configs/folder.py`. The checkpoint is a run, weights that `ev2 convert`
-wrote, or a published file, of the network named; its pictures' normalization and
+wrote, or a published file, of the network named; its images' normalization and
 interpolation are taken over.
 
 Hardware: anything. The classifier alone learns, which two CPU cores do in three minutes
-and a few hundred pictures allow; the README has figures. With a GPU or TPU, or with
-thousands of pictures, let all learn, at the network's own size:
+and a few hundred images allow; the README has figures. With a GPU or TPU, or with
+thousands of images, let all learn, at the network's own size:
 `--config.init.freeze= --config.init.layer_decay=0.8 --config.optimizer.lr=0.002
 --config.epochs=10 --config.model.dtype=bfloat16`, and `progressive.image_size` and
 `eval.image_size`. Ten times that rate forgets what was learnt.
@@ -25,7 +25,7 @@ folder = load_recipe(__file__, "folder")
 
 
 def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
-    """Returns the recipe for a folder of pictures and trained weights, locked.
+    """Returns the recipe for a folder of images and trained weights, locked.
 
     Args:
         model: a name of `ev2.list_models()`; checked when the run is planned.
@@ -33,7 +33,7 @@ def get_config(model: str = "efficientnet-lite0") -> ConfigDict:
     config = folder.get_config(model)
     config.init.checkpoint = "required"
     config.init.freeze = "backbone"
-    # A batch of few pictures tells less of their statistics than the checkpoint does.
+    # A batch of few images tells less of their statistics than the checkpoint does.
     config.init.freeze_bn = True
     config.data.mean = config.data.std = ()
     config.data.interpolation = ""

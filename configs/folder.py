@@ -1,16 +1,16 @@
-"""Your own pictures: a folder with one folder of JPEG or PNG files per class.
+"""Your own images: a folder with one folder of JPEG or PNG files per class.
 
     ev2 train --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine
     ev2 train --config=configs/folder.py:efficientnetv2-s ...   (another network)
 
 DIR/CLASS/PICTURE.jpg, or DIR/train/CLASS/... beside DIR/val/CLASS/...; without
 train and val a tenth of each class is held out, chosen by file name. Classes, counts
-and steps follow from the folder, so 40 pictures work, and so do a million.
+and steps follow from the folder, so 40 images work, and so do a million.
 
 Hardware: anything; 16-bit compute is off so that a laptop's CPU is not slowed. On a
 GPU or TPU add `--config.model.dtype=bfloat16` and raise `--config.batch_size`; the
 learning rate follows the batch.
-Time and top-1: depend on the pictures; not yet measured on any set.
+Time and top-1: depend on the images; not yet measured on any set.
 Source: Algorithm 1; the strengths, between Table 6's weakest and its S, are ours.
 """
 
@@ -20,7 +20,7 @@ from ev2.config import default_config
 
 
 def get_config(model: str = "efficientnetv2-b0") -> ConfigDict:
-    """Returns the recipe for a folder of pictures and `model`, locked.
+    """Returns the recipe for a folder of images and `model`, locked.
 
     Args:
         model: a name of `ev2.list_models()`; checked when the run is planned.
@@ -36,8 +36,8 @@ def get_config(model: str = "efficientnetv2-b0") -> ConfigDict:
 
     config.data.source = "folder"
     config.data.name = ""
-    config.data.exif = True  # phones store sideways pictures
-    config.data.crop_area = (0.25, 1.0)  # few pictures: tiny crops teach little
+    config.data.exif = True  # phones store sideways images
+    config.data.crop_area = (0.25, 1.0)  # few images: tiny crops teach little
 
     config.progressive.stages = 3
     config.progressive.image_size = (128, 224)  # 128, 176, 224

@@ -7,7 +7,7 @@ Argument: MODEL[,recipe=paper|released]. Models: s m l xl b0..b3 (EfficientNetV2
 v1-b0..v1-b7 (EfficientNet), resnet50 resnet101 resnet152; `released` exists for
 EfficientNetV2 only. Data: TFDS `imagenet2012`, prepared by hand as TFDS says;
 `--config.data.path` is its data_dir. Or shards by `ev2 prepare imagenet1k --out=DIR`:
-`--config.data.source=tfrecord --config.data.path=DIR`, and for all training pictures
+`--config.data.source=tfrecord --config.data.path=DIR`, and for all training images
 `--config.data.train_split=train+minival`.
 
 Hardware: 32 TPU v3 cores, by what their compiler says of S, M and L; l and xl set
@@ -51,7 +51,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """What differs between networks; a pair is (first stage, last stage)."""
 
     name: str
@@ -66,22 +66,24 @@ class Row:
 
 # Table 6; eval sizes from the released code. XL is not in Table 6: L's row, ours.
 _V2_PAPER = {
-    "s": Row("efficientnetv2-s", (128, 300), 384, (0.1, 0.3), (5, 15)),
-    "m": Row("efficientnetv2-m", (128, 380), 480, (0.1, 0.4), (5, 20), (0, 0.2)),
-    "l": Row("efficientnetv2-l", (128, 380), 480, (0.1, 0.5), (5, 25), (0, 0.4)),
-    "xl": Row("efficientnetv2-xl", (128, 380), 512, (0.1, 0.5), (5, 25), (0, 0.4)),
+    "s": NetworkRow("efficientnetv2-s", (128, 300), 384, (0.1, 0.3), (5, 15)),
+    "m": NetworkRow("efficientnetv2-m", (128, 380), 480, (0.1, 0.4), (5, 20), (0, 0.2)),
+    "l": NetworkRow("efficientnetv2-l", (128, 380), 480, (0.1, 0.5), (5, 25), (0, 0.4)),
+    "xl": NetworkRow(
+        "efficientnetv2-xl", (128, 380), 512, (0.1, 0.5), (5, 25), (0, 0.4)
+    ),
 }
 
 # google/automl, effnetv2_configs.py and main.py: cutmix has mixup's alpha.
 _V2_RELEASED = {
-    "s": Row("efficientnetv2-s", (128, 300), 384, (0.2, 0.2), (5, 10)),
-    "m": Row(
+    "s": NetworkRow("efficientnetv2-s", (128, 300), 384, (0.2, 0.2), (5, 10)),
+    "m": NetworkRow(
         "efficientnetv2-m", (128, 384), 480, (0.3, 0.3), (5, 15), (0, 0.2), (0, 0.2)
     ),
-    "l": Row(
+    "l": NetworkRow(
         "efficientnetv2-l", (128, 384), 480, (0.4, 0.4), (5, 20), (0, 0.5), (0, 0.5)
     ),
-    "xl": Row(
+    "xl": NetworkRow(
         "efficientnetv2-xl", (128, 384), 512, (0.4, 0.4), (5, 20), (0, 0.5), (0, 0.5)
     ),
 }
@@ -90,27 +92,27 @@ _V2_RELEASED = {
 # v0; the paper does not say with what, so both recipes do. Whoever sets data.augment to
 # "randaugment" has a magnitude to choose: 10 is the best of Table 5 at 192 px.
 _V2_SMALL = {
-    "b0": Row("efficientnetv2-b0", (128, 192), 224, (0.2, 0.2), (0, 0)),
-    "b1": Row("efficientnetv2-b1", (128, 192), 240, (0.2, 0.2), (0, 0)),
-    "b2": Row("efficientnetv2-b2", (128, 208), 260, (0.3, 0.3), (0, 0)),
-    "b3": Row("efficientnetv2-b3", (128, 240), 300, (0.3, 0.3), (0, 0)),
+    "b0": NetworkRow("efficientnetv2-b0", (128, 192), 224, (0.2, 0.2), (0, 0)),
+    "b1": NetworkRow("efficientnetv2-b1", (128, 192), 240, (0.2, 0.2), (0, 0)),
+    "b2": NetworkRow("efficientnetv2-b2", (128, 208), 260, (0.3, 0.3), (0, 0)),
+    "b3": NetworkRow("efficientnetv2-b3", (128, 240), 300, (0.3, 0.3), (0, 0)),
 }
 
 # Last sizes and dropout are EfficientNet's own; first values and RandAugment ours.
 _V1 = {
-    "v1-b0": Row("efficientnet-b0", (128, 224), 224, (0.1, 0.2), (5, 10)),
-    "v1-b1": Row("efficientnet-b1", (128, 240), 240, (0.1, 0.2), (5, 10)),
-    "v1-b2": Row("efficientnet-b2", (128, 260), 260, (0.1, 0.3), (5, 10)),
-    "v1-b3": Row("efficientnet-b3", (128, 300), 300, (0.1, 0.3), (5, 15)),
-    "v1-b4": Row("efficientnet-b4", (128, 380), 380, (0.1, 0.4), (5, 15)),
-    "v1-b5": Row("efficientnet-b5", (128, 456), 456, (0.1, 0.4), (5, 15)),
-    "v1-b6": Row("efficientnet-b6", (128, 528), 528, (0.1, 0.5), (5, 15)),
-    "v1-b7": Row("efficientnet-b7", (128, 600), 600, (0.1, 0.5), (5, 15)),
+    "v1-b0": NetworkRow("efficientnet-b0", (128, 224), 224, (0.1, 0.2), (5, 10)),
+    "v1-b1": NetworkRow("efficientnet-b1", (128, 240), 240, (0.1, 0.2), (5, 10)),
+    "v1-b2": NetworkRow("efficientnet-b2", (128, 260), 260, (0.1, 0.3), (5, 10)),
+    "v1-b3": NetworkRow("efficientnet-b3", (128, 300), 300, (0.1, 0.3), (5, 15)),
+    "v1-b4": NetworkRow("efficientnet-b4", (128, 380), 380, (0.1, 0.4), (5, 15)),
+    "v1-b5": NetworkRow("efficientnet-b5", (128, 456), 456, (0.1, 0.4), (5, 15)),
+    "v1-b6": NetworkRow("efficientnet-b6", (128, 528), 528, (0.1, 0.5), (5, 15)),
+    "v1-b7": NetworkRow("efficientnet-b7", (128, 600), 600, (0.1, 0.5), (5, 15)),
 }
 
 # Table 12 gives 224 (and 380) px and nothing more; the strengths are ours.
 _RESNETS = {
-    name: Row(name, (128, 224), 224, (0.0, 0.0), (5, 10), drop_path=(0.0, 0.0))
+    name: NetworkRow(name, (128, 224), 224, (0.0, 0.0), (5, 10), drop_path=(0.0, 0.0))
     for name in ("resnet50", "resnet101", "resnet152")
 }
 
@@ -181,8 +183,9 @@ def _use_released_settings(config: ConfigDict) -> None:
 
 def _parse(arg: str) -> tuple[str, str]:
     """Model and recipe of "MODEL[,recipe=...]"."""
-    names, values = parse_argument("imagenet1k.py", arg, {"recipe": tuple(ROWS)})
-    model, recipe = ",".join(names), values["recipe"]
+    models = tuple(ROWS["paper"])
+    values = parse_argument("imagenet1k.py", arg, model=models, recipe=list(ROWS))
+    model, recipe = values["model"], values["recipe"]
     if model not in ROWS[recipe]:
         raise ValueError(
             f"imagenet1k.py: there is no model {model!r} with recipe={recipe}; choose "

@@ -17,18 +17,17 @@ paper's results (Table 7; not ours: nothing here has been measured yet), top-1 o
 `paper` has 15 epochs and cosine. It is silent on the batch, the peak of learning rate,
 warm-up and average (the released code's), and on image size and regularization: ours
 is the size of evaluation throughout, as in the released code, with the strengths of
-Table 6's last stage, and pictures normalized as the checkpoint's were. `released` has a
-constant rate, dropout off (1e-6), whole pictures with half their side cut out in place
+Table 6's last stage, and images normalized as the checkpoint's were. `released` has a
+constant rate, dropout off (1e-6), whole images with half their side cut out in place
 of crops, RandAugment and mixing, and (x - 127.5) / 127.5 for any checkpoint.
 """
 
 from ml_collections import ConfigDict
 
-from ev2.config import choose_names, load_recipe, parse_argument
+from ev2.config import load_recipe, parse_argument
 
 imagenet1k = load_recipe(__file__, "imagenet1k")
 
-_FILE = "imagenet1k_ft.py"
 MODELS = ("s", "m", "l", "xl")
 RECIPES = ("paper", "released")
 
@@ -39,9 +38,8 @@ def get_config(arg: str = "s") -> ConfigDict:
     Raises:
         ValueError: the model or an option is not known.
     """
-    names, values = parse_argument(_FILE, arg, {"recipe": RECIPES})
-    (model,) = choose_names(_FILE, names, {"model": MODELS})
-    config = imagenet1k.get_config(f"{model},recipe={values['recipe']}")
+    values = parse_argument("imagenet1k_ft.py", arg, model=MODELS, recipe=list(RECIPES))
+    config = imagenet1k.get_config(f"{values['model']},recipe={values['recipe']}")
     use_trained_weights(config)
     # Longer than the released code's least, 10,000 steps, with either count of images.
     config.epochs = 15.0

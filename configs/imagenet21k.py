@@ -4,7 +4,7 @@
     ev2 plan  --config=configs/imagenet21k.py:xl,recipe=released
 
 Argument: MODEL[,recipe=paper|released][,epochs=60|30]. Models: s m l xl. Data: shards
-of `ev2 prepare imagenet21k`, of the edition of 21,841 classes (fall11). Its pictures
+of `ev2 prepare imagenet21k`, of the edition of 21,841 classes (fall11). Its images
 in several classes are one record with all labels, which share the target equally.
 
 The paper does not count its training images. `paper` declares the released code's
@@ -32,11 +32,10 @@ classes and 100,357 images held out of shards of its own.
 
 from ml_collections import ConfigDict
 
-from ev2.config import choose_names, load_recipe, parse_argument
+from ev2.config import load_recipe, parse_argument
 
 imagenet1k = load_recipe(__file__, "imagenet1k")
 
-_FILE = "imagenet21k.py"
 MODELS = ("s", "m", "l", "xl")
 RECIPES = ("paper", "released")
 _ALL_IMAGES = 12_845_721  # released code: 12,720,275 + 25,089 + 100,357
@@ -48,10 +47,9 @@ def get_config(arg: str = "s") -> ConfigDict:
     Raises:
         ValueError: the model or an option is not known.
     """
-    options = {"recipe": RECIPES, "epochs": ("60", "30")}
-    names, values = parse_argument(_FILE, arg, options)
-    (model,) = choose_names(_FILE, names, {"model": MODELS})
-    config = imagenet1k.get_config(f"{model},recipe={values['recipe']}")
+    options = {"recipe": list(RECIPES), "epochs": ["60", "30"]}
+    values = parse_argument("imagenet21k.py", arg, model=MODELS, **options)
+    config = imagenet1k.get_config(f"{values['model']},recipe={values['recipe']}")
 
     config.epochs = float(values["epochs"])
     config.optimizer.schedule = "cosine"
@@ -66,7 +64,7 @@ def get_config(arg: str = "s") -> ConfigDict:
     config.data.num_train_images = _ALL_IMAGES - 100_000
     config.data.num_eval_images = 100_000
     config.data.num_classes = 21_841
-    # Ours: room for more than any picture has. manifest.json says the most.
+    # Ours: room for more than any image has. manifest.json says the most.
     config.data.max_labels = 32
 
     if values["recipe"] == "released":

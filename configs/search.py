@@ -15,12 +15,11 @@ Hardware: tiny 2 CPU cores, see docs/results.md; imagenet not yet measured.
 
 from ml_collections import ConfigDict
 
-from ev2.config import choose_names, default_config, load_recipe, parse_argument
+from ev2.config import default_config, load_recipe, parse_argument
 
 demo = load_recipe(__file__, "demo")
 imagenet1k = load_recipe(__file__, "imagenet1k")
 
-_FILE = "search.py"
 NAMES = ("tiny", "imagenet")
 CONTROLLERS = ("reinforce", "evolution", "tpe", "random")
 
@@ -31,9 +30,9 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     Raises:
         ValueError: the name or an option is not known.
     """
-    names, values = parse_argument(_FILE, arg, {"controller": CONTROLLERS})
-    (name,) = choose_names(_FILE, names, {"search": NAMES})
-    config = _tiny() if name == "tiny" else _imagenet()
+    options = {"controller": list(CONTROLLERS)}
+    values = parse_argument("search.py", arg, search=NAMES, **options)
+    config = _tiny() if values["search"] == "tiny" else _imagenet()
     config.controller = values["controller"]
     return config.lock()
 
@@ -88,7 +87,7 @@ def _imagenet() -> ConfigDict:
     config.proxy.epochs = 10.0
     config.proxy.data.train_split = "train[:1256167]"
     config.proxy.data.num_train_images = 1_256_167
-    config.proxy.data.eval_split = "train[1256167:]"  # minival: no test picture is seen
+    config.proxy.data.eval_split = "train[1256167:]"  # minival: no test image is seen
     config.proxy.data.num_eval_images = 25_000
     config.full = imagenet1k.get_config("s")
     return config
@@ -110,7 +109,7 @@ def _tiny() -> ConfigDict:
     config.proxy.progressive.image_size = (16, 16)
     config.proxy.eval.image_size = 16
     config.proxy.data.train_split = "train[:75%]"
-    config.proxy.data.eval_split = "train[75%:]"  # the test pictures stay unseen
+    config.proxy.data.eval_split = "train[75%:]"  # the test images stay unseen
     config.full = demo.get_config()
     return config
 

@@ -12,7 +12,7 @@ silent the value is the released code's; the comments say which.
 
 import importlib.util
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -245,65 +245,44 @@ def load_recipe(beside: str, name: str) -> ModuleType:
 
 
 def parse_argument(
-    file: str, argument: str, options: Mapping[str, Sequence[str]]
-) -> tuple[list[str], dict[str, str]]:
-    """Returns the names of an argument, and the value of every option.
+    file: str, argument: str, **choices: Sequence[str]
+) -> dict[str, str]:
+    """Returns the values of a recipe's argument, "NAME,NAME,key=value".
 
     Args:
         file: name of the recipe, for errors.
-        argument: names and `key=value`, with commas between.
-        options: values that each key may have, the first being its default; () for
-            any whole number, by default 0.
+        argument: names in the order of `choices`, and `key=value` in any order.
+        **choices: allowed values by key. A tuple is a name, which must be given; a
+            list is an option, whose first value is the default; [] is an option of any
+            whole number, by default 0.
 
     Raises:
-        ValueError: an option or its value is not known.
+        ValueError: a name is missing, or a word is not allowed.
     """
-    names = []
+    names = [key for key, allowed in choices.items() if isinstance(allowed, tuple)]
+    options = {k: allowed for k, allowed in choices.items() if k not in names}
     values = {key: allowed[0] if allowed else "0" for key, allowed in options.items()}
-    for word in argument.split(","):
-        key, equals, value = word.partition("=")
-        if not equals:
-            names.append(word)
-            continue
+    words = argument.split(",")
+    given = [word for word in words if "=" not in word]
+    for i, name in enumerate(names):
+        value = given[i] if i < len(given) else ""
+        if value not in choices[name]:
+            raise ValueError(
+                f"{file}: there is no {name} {value!r}; choose one of "
+                f"{', '.join(choices[name])}"
+            )
+        values[name] = value
+    for word in [*given[len(names) :], *(w for w in words if "=" in w)]:
+        key, _, value = word.partition("=")
         allowed = options.get(key)
-        if allowed is None or (
-            value not in allowed if allowed else not value.isdigit()
-        ):
+        if allowed is None or not (value in allowed if allowed else value.isdigit()):
             known = [
                 f"{key}={choice}"
-                for key, choices in options.items()
-                for choice in choices or ("NUMBER",)
+                for key, allowed in options.items()
+                for choice in allowed or ("NUMBER",)
             ]
             raise ValueError(
                 f"{file}: {word!r} is not known; choose one of {', '.join(known)}"
             )
         values[key] = value
-    return names, values
-
-
-def choose_names(
-    file: str, names: Sequence[str], choices: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Returns the names, one for each of `choices`, in their order.
-
-    Args:
-        file: name of the recipe, for errors.
-        names: from `parse_argument`.
-        choices: what each name may be, by what it is the name of.
-
-    Raises:
-        ValueError: too many or too few names, or one that is not known.
-    """
-    for i, (kind, allowed) in enumerate(choices.items()):
-        name = names[i] if i < len(names) else ""
-        if name not in allowed:
-            raise ValueError(
-                f"{file}: there is no {kind} {name!r}; choose one of "
-                f"{', '.join(allowed)}"
-            )
-    if len(names) > len(choices):
-        raise ValueError(
-            f"{file}: {names[len(choices)]!r} is one name too many; give "
-            f"{','.join(choices).upper()}"
-        )
-    return list(names)
+    return values

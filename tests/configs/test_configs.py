@@ -179,7 +179,7 @@ def test_table_12_is_one_override_away():
 @pytest.mark.parametrize(
     "arg, message",
     [
-        ("b9", "imagenet1k.py: there is no model 'b9' with recipe=paper; choose one"),
+        ("b9", "imagenet1k.py: there is no model 'b9'; choose one of s, m"),
         ("s,recipe=best", "imagenet1k.py: 'recipe=best' is not known; choose one of"),
         ("s,size=300", "imagenet1k.py: 'size=300' is not known; choose one of recipe"),
         ("resnet50,recipe=released", "imagenet1k.py: there is no model 'resnet50'"),
