@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from ev2 import config as defaults
+from ev2.config import default_config
 from ev2.data import decode
 
 TRANSPOSE = Image.Transpose
@@ -192,7 +192,7 @@ def test_center_box_by_hand():
 
 
 def test_center_crop_takes_the_configured_padding():
-    data = defaults.default_config().data
+    data = default_config().data
     data.eval_crop = "center"
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[10:30, 10:30] = 200  # the central 8 / (8 + 8) of the side
@@ -226,7 +226,7 @@ def test_bicubic_overshoot_is_clipped():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("eval_crop", ["resize", "center"])
 def test_eager_equals_graph(image, kind, eval_crop):
-    data = defaults.default_config().data
+    data = default_config().data
     data.eval_crop = eval_crop
     encoded = _encode(image, kind)
     whole = tf.constant(not decode.can_decode_part(encoded))
@@ -249,7 +249,7 @@ def test_eager_equals_graph(image, kind, eval_crop):
 
 
 def test_mirroring(image):
-    data = defaults.default_config().data
+    data = default_config().data
     plain, mirrored = (
         decode.train_image(
             _encode(image, "PNG"), 1, True, [1, 2], flip, image_size=16, data=data

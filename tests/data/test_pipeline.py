@@ -24,7 +24,7 @@ def _synthetic(num_images=50, **values):
     return image_files.make_config(**(basis | counts | values))
 
 
-def _stage(**values):
+def _stage(randaugment=0.0, **values):
     defaults = {
         "index": 0,
         "first_step": 0,
@@ -32,11 +32,7 @@ def _stage(**values):
         "first_image": 0,
         "image_size": 12,
         "batch_size": 8,
-        "dropout": 0.0,
-        "randaugment": 0.0,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "drop_path": 0.0,
+        "strengths": {"randaugment": randaugment},
     }
     return progressive.Stage(**(defaults | values))
 

@@ -7,12 +7,12 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ev2 import config as defaults
+from ev2.config import default_config
 
 
 def make_config(**values) -> ConfigDict:
     """Returns the defaults with `values` of `data.*` keys."""
-    config = defaults.default_config()
+    config = default_config()
     config.data.update(values)
     return config
 

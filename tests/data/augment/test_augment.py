@@ -1,6 +1,6 @@
 """Run: pytest tests/data/augment/test_augment.py
 
-What the config's words choose.
+Each value of data.augment against the function of its module; cutout by hand.
 """
 
 import numpy as np
