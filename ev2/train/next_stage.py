@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ev2 import progressive
-from ev2.train import compile, preemption
+from ev2.train import compile, preemption, setup
 
 THREAD_NAME = "ev2-next-stage"
 # Steps before its end at which a stage opens the next one's data: enough for the first
@@ -19,23 +19,15 @@ THREAD_NAME = "ev2-next-stage"
 DATA_STEPS = 64
 
 
-class Experiment(Protocol):
-    """The part of `setup.Experiment` that this module calls."""
-
-    def compile_train_step(self, stage: progressive.Stage) -> Any: ...
-    def compile_eval_step(self) -> Any: ...
-    def open_train_data(self, stage: progressive.Stage, first_step: int) -> Any: ...
-
-
 class ReadyStage(NamedTuple):
     """A stage with everything that its steps need."""
 
     stage: progressive.Stage
     first_step: int  # first step to take, later than the stage's after a resume
-    train_step: Any
+    train_step: Callable[..., Any]
     flops: float  # per step and device; 0 = unknown
     compile_seconds: float
-    batches: Any  # from `Experiment.open_train_data`
+    batches: setup.TrainData
 
 
 class NextStage:
@@ -47,7 +39,7 @@ class NextStage:
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: setup.Experiment,
         stages: list[progressive.Stage],
         *,
         start: int,
