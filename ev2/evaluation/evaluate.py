@@ -146,27 +146,27 @@ def evaluate_checkpoint(
         of range, or the checkpoint lacks a class of the data.
     """
     model, variables, metadata = pretrained.load_pretrained(path, weights=weights)
-    config = _with_preprocessing(metadata, config)
-    config.eval.batch_size = batch_size or config.eval.batch_size
-    config.eval.image_size = image_size or config.eval.image_size
-    check_sizes(**{key: config.eval[key] for key in _LOWEST})
-    split = split or _default_split(metadata, config)
+    merged = _with_preprocessing(metadata, config)
+    merged.eval.batch_size = batch_size or merged.eval.batch_size
+    merged.eval.image_size = image_size or merged.eval.image_size
+    check_sizes(**{key: merged.eval[key] for key in _LOWEST})
+    split = split or _default_split(metadata, merged)
     classes = class_names.match(
-        sources.open_source(config, split).class_names, metadata["class_names"], path
+        sources.open_source(merged, split).class_names, metadata["class_names"], path
     )
     mesh = sharding.make_mesh()
     by_name = {weights: jax.device_put(variables, sharding.replicated(mesh))}
     results = evaluate(
-        compile_eval_step(model, config, mesh, by_name),
+        compile_eval_step(model, merged, mesh, by_name),
         by_name,
-        config,
+        merged,
         mesh,
         split=split,
         classes=classes,
         progress=jax.process_index() == 0,
     )[weights]
     results.pop("confusion", None)
-    size = config.eval.image_size
+    size = merged.eval.image_size
     return {**results, "image_size": size, "weights": weights, "split": split}
 
 

@@ -11,13 +11,11 @@ import jax
 import numpy as np
 import tabulate
 import tqdm
-from jax.sharding import Mesh
 
 from ev2 import errors, sharding
 from ev2.checkpoint import pretrained
 from ev2.data import image_paths, imagenet_classes, pipeline
 from ev2.evaluation import evaluate, steps
-from ev2.models.model import Model
 
 
 def print_predictions(
@@ -138,8 +136,14 @@ def predict(
         )
     preprocessing = metadata["preprocessing"]
     mesh = sharding.make_mesh(jax.local_devices())
-    predict_step = _make_compiled_step(model, preprocessing, mesh, top)
-    variables = jax.device_put(variables, sharding.replicated(mesh))
+    replicated = sharding.replicated(mesh)
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    predict_step = jax.jit(
+        steps.make_predict_step(model, mean, std, top=min(top, model.num_classes)),
+        in_shardings=(replicated, sharding.split_by_image(mesh)),
+        out_shardings=replicated,
+    )
+    variables = jax.device_put(variables, replicated)
     # All batches have one shape, so that one program serves them all.
     devices = mesh.devices.size
     batches = pipeline.make_predict_data(
@@ -154,18 +158,6 @@ def predict(
         return jax.device_get(predict_step(variables, on_devices))
 
     return _results(batches, paths, run_step, metadata["class_names"])
-
-
-def _make_compiled_step(
-    model: Model, preprocessing: dict[str, Any], mesh: Mesh, top: int
-) -> Callable:
-    replicated = sharding.replicated(mesh)
-    mean, std = preprocessing["mean"], preprocessing["std"]
-    return jax.jit(
-        steps.make_predict_step(model, mean, std, top=min(top, model.num_classes)),
-        in_shardings=(replicated, sharding.split_by_image(mesh)),
-        out_shardings=replicated,
-    )
 
 
 def _results(
@@ -207,10 +199,9 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
         path = os.fsencode(result["path"]).decode(errors="replace")
         if "error" in result:
             rows.append((path, f"not read: {result['error']}", ""))
-        for i, place in enumerate(result.get("top", ())):
-            rows.append(
-                (path if i == 0 else "", place["name"], f"{place['probability']:.2%}")
-            )
+        for entry in result.get("top", ()):
+            rows.append((path, entry["name"], f"{entry['probability']:.2%}"))
+            path = ""
     return tabulate.tabulate(
         rows,
         headers=("image", "class", "probability"),

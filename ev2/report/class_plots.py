@@ -188,8 +188,8 @@ def sample_rows(
     coarser image has fewer pixels in training.
     """
     figure = plots.new_figure(1.35 * len(samples), SAMPLES_WIDTH_IN)
-    rows = np.atleast_1d(figure.subfigures(len(samples), 1))
-    for row, sample in zip(rows, samples, strict=True):
+    rows = figure.subfigures(len(samples), 1, squeeze=False)
+    for row, sample in zip(rows.flat, samples, strict=True):
         row.suptitle(sample.title, x=0.005, ha="left", fontsize=plots.TEXT_PT)
         tiles = row.subplots(1, SAMPLE_COLUMNS)
         for axes in tiles:

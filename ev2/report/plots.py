@@ -121,7 +121,7 @@ def _draw_strength_rows(axes, stages, strengths) -> None:
         alpha = shades[row, column]
         axes.barh(row, width, 0.82, left, color=EMA, alpha=alpha, linewidth=0)
         if len(stages) <= MAX_LABELLED_STAGES:
-            label = brief(values[row, column])
+            label = brief(float(values[row, column]))
             axes.text(left + width / 2, row, label, ha="center", va="center")
     style_axes(axes, "Regularization")
     axes.grid(False)

@@ -1,6 +1,6 @@
 """pytest tests/evaluation/test_predict.py
 
-Pictures named: values against the network itself, order, and every kind of bad file.
+Values against the network itself, order, and every kind of bad file.
 """
 
 import io
@@ -17,7 +17,6 @@ from PIL import Image
 from ev2 import errors, sharding
 from ev2.checkpoint import pretrained
 from ev2.cli import main as cli
-from ev2.data import image_paths
 from ev2.evaluation import predict
 from ev2.models import normalize
 from tests.helpers import tiny_run as tiny
@@ -35,7 +34,7 @@ def _config(**changes):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint whose averaged weights are twice the raw ones in the classifier."""
+    """A checkpoint whose EMA weights are twice the raw ones in the classifier."""
     workdir = tmp_path_factory.mktemp("run")
 
     def double(variables):
@@ -65,7 +64,7 @@ def _write(folder, count: int) -> list[str]:
 
 
 def _expected(variables, pixels: np.ndarray, factor: float = 1.0) -> np.ndarray:
-    """Probabilities `[N, classes]` of pictures `[N, S, S, 3]`, step by step."""
+    """Probabilities `[N, classes]` of images `[N, S, S, 3]`, step by step."""
     model, _, meta = pretrained.load_pretrained(variables[0])
     mean, std = (
         np.array(meta["preprocessing"][k], np.float32) for k in ("mean", "std")
@@ -87,11 +86,11 @@ def test_the_networks_own_probabilities_in_the_order_given(
     assert [result["path"] for result in results] == paths
     for result, probabilities in zip(results, expected, strict=True):
         order = np.argsort(-probabilities)[:5]
-        assert [place["index"] for place in result["top"]] == order.tolist()
-        for place in result["top"]:
-            index = place["index"]
-            assert place["name"] == SHOWN[index] and place.get("id") == IDS[index]
-            assert place["probability"] == pytest.approx(
+        assert [entry["index"] for entry in result["top"]] == order.tolist()
+        for entry in result["top"]:
+            index = entry["index"]
+            assert entry["name"] == SHOWN[index] and entry.get("id") == IDS[index]
+            assert entry["probability"] == pytest.approx(
                 probabilities[index], rel=1e-4, abs=1e-6
             )
     assert len({result["top"][0]["index"] for result in results}) > 1
@@ -215,37 +214,6 @@ def test_output_that_is_not_finite_is_an_error(tmp_path):
     tiny.save_checkpoint(tmp_path / "run", _config(), NAMES, ema=spoil)
     (result,) = predict.predict(str(tmp_path / "run"), _write(tmp_path, 1))
     assert result["error"] == "the network's output is not finite"
-
-
-def test_find_images(tmp_path):
-    for name in ("a/2.JPG", "a/1.png", "a/b/0.webp", "a/notes.txt", "a/.hidden.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "a/.git").mkdir()
-    (tmp_path / "a/.git/x.png").write_bytes(b"x")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "[1].png").write_bytes(b"x")
-
-    def found(*arguments):
-        paths = image_paths.find_images([str(tmp_path / a) for a in arguments])
-        return [os.path.relpath(path, tmp_path) for path in paths]
-
-    assert found("**/*.webp") == ["a/b/0.webp"]
-    os.symlink(tmp_path / "a", tmp_path / "a/b/again")  # a circle
-    assert found("a") == ["a/1.png", "a/2.JPG", "a/b/0.webp"]
-    assert found("a/notes.txt", "a/1.png") == ["a/notes.txt", "a/1.png"]
-    assert found("a/*.txt", "[1].png") == ["a/notes.txt", "[1].png"]
-    assert found("a/[b]") == ["a/b/0.webp", "a/b/again/1.png", "a/b/again/2.JPG"]
-    assert found("empty", "x*", "gone") == ["empty", "x*", "gone"]
-    reasons = [
-        image_paths.unreadable_reason(str(tmp_path / n))
-        for n in ("empty", "x*", "gone")
-    ]
-    assert [reason[:15] for reason in reasons] == [
-        "the folder hold",
-        "nothing matches",
-        "no such file",
-    ]
 
 
 def _run(capsys, *argv):
