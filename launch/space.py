@@ -27,9 +27,10 @@ import importlib.util
 import itertools
 import math
 import pathlib
-import random
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import optuna
 
 from ev2 import errors
 from ev2.train import workdir
@@ -206,52 +207,34 @@ def _check_type(config: Any, key: str, values: Range | tuple[Any, ...]) -> None:
 
 
 def points(sweep: Sweep) -> list[dict[str, Any]]:
-    """Returns the parameters that each trial has from the start, {} for tpe's.
+    """Returns the fixed parameters of each trial: all of a grid's, none of others'."""
+    if sweep.method != "grid":
+        return [{}] * sweep.trials
+    labels = [map(label, values) for values in sweep.keys.values()]  # type: ignore
+    return [
+        dict(zip(sweep.keys, point, strict=True))
+        for point in itertools.product(*labels)
+    ]
 
-    They follow from the sweep alone, on any machine.
+
+def make_sampler(sweep: Sweep, index: int) -> optuna.samplers.BaseSampler:
+    """Returns the sampler of a trial, with a seed of its own.
+
+    So workers suggest different values, and random ones are the same on any machine.
     """
-    if sweep.method == "grid":
-        labels = [map(label, values) for values in sweep.keys.values()]  # type: ignore
-        return [
-            dict(zip(sweep.keys, point, strict=True))
-            for point in itertools.product(*labels)
-        ]
-    if sweep.method == "random":
-        return [_draw(sweep, point) for point in range(sweep.trials)]
-    return [{}] * sweep.trials
-
-
-def _draw(sweep: Sweep, point: int) -> dict[str, Any]:
-    rng = random.Random(f"{sweep.seed} {point}")
-    return {key: _draw_one(values, rng) for key, values in sweep.keys.items()}
-
-
-def _draw_one(values: Range | tuple[Any, ...], rng: random.Random) -> Any:
-    if not isinstance(values, Range):
-        return label(rng.choice(values))
-    low, high = values.low, values.high
-    if values.step is not None:
-        return low + values.step * rng.randint(
-            0, int((high - low) / values.step + 1e-9)
-        )
-    if values.log:
-        half = 0.5 if values.whole else 0.0  # the ends are as likely as their like
-        value = math.exp(rng.uniform(math.log(low - half), math.log(high + half)))
-    else:
-        value = (
-            rng.randint(int(low), int(high)) if values.whole else rng.uniform(low, high)
-        )
-    value = round(value) if values.whole else value
-    return min(max(value, low), high)
+    seed = (sweep.seed * 1_000_003 + index) % 2**32
+    if sweep.method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def label(value: Any) -> Any:
-    """What stands for a choice in a storage, which takes no tuples."""
+    """Returns the parameter of a choice; a storage takes no tuples."""
     return value if isinstance(value, str | int | float | bool) else repr(value)
 
 
 def decode(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values that parameters stand for."""
+    """Returns the values of parameters, as `label` made them."""
     found = {}
     for key, param in params.items():
         values = sweep.keys[key]
@@ -263,7 +246,7 @@ def decode(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
-    """Returns a value for each key, from the point or as Optuna's sampler says."""
+    """Returns a value for each key: fixed ones, or by the sampler."""
     params = {}
     for key, values in sweep.keys.items():
         if not isinstance(values, Range):
@@ -277,7 +260,7 @@ def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Returns `values` as the command line has them: derived ones follow there."""
+    """Returns `values` as command line flags, from which derived values follow."""
     return [f"--config.{key}={_as_text(value)}" for key, value in values.items()]
 
 

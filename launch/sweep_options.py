@@ -119,20 +119,12 @@ def _make_spec(sweep: space.Sweep, values: Any) -> study.StudySpec:
         params=space.points(sweep),
         score=sweep.score,
         direction=sweep.goal,
-        make_sampler=functools.partial(_make_sampler, sweep),
+        make_sampler=functools.partial(space.make_sampler, sweep),
         pruner=pruners[sweep.prune],
         retries=values.retries,
         heartbeat_s=math.ceil(values.beat_s),
         grace_s=math.ceil(values.grace_s),
     )
-
-
-def _make_sampler(sweep: space.Sweep, index: int) -> optuna.samplers.BaseSampler:
-    """A sampler with a seed of its own for each trial: workers draw different ones."""
-    seed = (sweep.seed * 1_000_003 + index) % 2**32
-    if sweep.method == "tpe":
-        return optuna.samplers.TPESampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)  # all parameters are fixed
 
 
 def _find_tpus(values: Any, name: str) -> sweep_tpu.Tpus | None:

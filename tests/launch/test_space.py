@@ -35,6 +35,15 @@ def test_a_grid_is_every_combination_once():
     assert values[1] == (("a", 1), ("b", (20, 28)))
 
 
+def draw(sweep: space.Sweep, count: int) -> list[dict]:
+    """The values of the first trials, as workers of a new study suggest them."""
+    study, found = optuna.create_study(), []
+    for index in range(count):
+        study.sampler = space.make_sampler(sweep, index)
+        found.append(space.suggest(study.ask(), sweep))
+    return found
+
+
 def test_random_draws_follow_from_the_seed_and_keep_to_their_range():
     keys = {
         "log": {"low": 1e-6, "high": 1e-2, "log": True},
@@ -45,33 +54,29 @@ def test_random_draws_follow_from_the_seed_and_keep_to_their_range():
         "choice": ["a", "b"],
     }
     sweep = parse(keys=keys, trials=400)
-    points = space.points(sweep)
-    assert points == space.points(sweep)
-    assert points != space.points(parse(keys=keys, trials=400, seed=1))
-    assert points[:100] == space.points(parse(keys=keys, trials=100))
-
-    def column(name):
-        return [point[name] for point in points]
-
-    assert all(1e-6 <= value <= 1e-2 for value in column("log"))
-    assert 0.4 < sum(value < 1e-4 for value in column("log")) / 400 < 0.6
-    assert abs(sum(column("flat")) / 400) < 0.1
-    assert set(column("whole")) == {1, 2, 3}
-    assert collections.Counter(column("whole")).most_common()[-1][1] > 100
-    assert all(type(value) is int for value in column("whole_log"))
-    assert 0.55 < sum(value < 100 for value in column("whole_log")) / 400 < 0.75
-    assert set(column("step")) == {0.0, 0.25, 0.5}
-    assert set(column("choice")) == {"a", "b"}
+    draws = draw(sweep, 400)
+    assert draws == draw(sweep, 400)
+    assert draws[:100] == draw(parse(keys=keys, trials=100), 100)
+    assert draws[:100] != draw(parse(keys=keys, seed=1), 100)
+    columns = {key: [values[key] for values in draws] for key in keys}
+    assert all(1e-6 <= value <= 1e-2 for value in columns["log"])
+    assert 0.4 < sum(value < 1e-4 for value in columns["log"]) / 400 < 0.6
+    assert abs(sum(columns["flat"]) / 400) < 0.1
+    assert set(columns["whole"]) == {1, 2, 3}
+    assert collections.Counter(columns["whole"]).most_common()[-1][1] > 100
+    assert all(type(value) is int for value in columns["whole_log"])
+    assert 0.55 < sum(value < 100 for value in columns["whole_log"]) / 400 < 0.75
+    assert set(columns["step"]) == {0.0, 0.25, 0.5}
+    assert set(columns["choice"]) == {"a", "b"}
 
 
 def test_optuna_takes_the_points_as_they_are():
     keys = {
-        "optimizer.lr": LR,
-        "progressive.stages": {"low": 1, "high": 5, "step": 2},
+        "optimizer.lr": [0.01, 0.02],
         "progressive.image_size": [(16, 28), (20, 28)],
         "progressive.adaptive": [True, False],
     }
-    sweep = parse(keys=keys)
+    sweep = grid(**keys)
     study = optuna.create_study()
     for point in space.points(sweep):
         study.enqueue_trial(point)
