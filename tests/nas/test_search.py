@@ -216,7 +216,10 @@ def test_all_failed(pretend, tmp_path):
         ({"step_time__source": "guess"}, "step_time.source: 'guess' is not known"),
         ({"step_time__source": "compile", "step_time__slice": "v3-3"}, "'v3-3'"),
         ({"prune": "always"}, "prune: 'always' is not known"),
-        ({"prune": "median"}, "prune: 'median' is not allowed; give 'none' where"),
+        (
+            {"prune": "median", "proxy__eval__every_epochs": 0.0},
+            "prune: 'median' is not allowed; give 'none' where",
+        ),
         ({"space__params": (0.5, float("inf"))}, "space.params"),
         ({"space__params": (0.0, 0.0)}, "space.params"),
         ({"space__layers": ([1],)}, "config: unhashable type"),
