@@ -107,6 +107,7 @@ class SharedStudy(optuna.Study):
             InputError: the storage cannot be reached; it has a study of this name with
                 another definition, or none and `create` is False.
         """
+        # Optuna calls its heartbeat experimental, at every use.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.spec = spec
         self._retry_dead = RetryHeartbeatStaleTrialCallback(max_retry=spec.retries)
@@ -140,9 +141,10 @@ class SharedStudy(optuna.Study):
         """
         del fixed_distributions
         for outcome in self.outcomes():
-            if outcome.attempt is None or outcome.state != WAITING:
+            attempt = outcome.attempt
+            if attempt is None or attempt.state != TrialState.WAITING:
                 continue
-            trial_id = self._id(outcome.attempt)
+            trial_id = self._id(attempt)
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 # Without a heartbeat before its start, a dead attempt is never found.
                 self._database.record_heartbeat(trial_id)
