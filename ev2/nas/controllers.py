@@ -1,4 +1,4 @@
-"""Propose the next network of a search from the trials that have ended.
+"""Proposes the next network of a search from the trials that have ended.
 
     random      every choice evenly
     evolution   a change to the best of a few recent ones (regularized evolution)

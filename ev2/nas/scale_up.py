@@ -1,10 +1,10 @@
-"""A found network grown to larger ones, as the paper grows S to M and L.
+"""Scales a found network up, as the paper scales S to M and L.
 
-Of the paper: width, depth and resolution are scaled together, later stages such as 5
+From the paper: width, depth and resolution are scaled together, later stages such as 5
 and 6 get more layers than the others, and no network is evaluated above 480 px. It
-gives no coefficients. Ours are the rule and `GROWN`, fitted to the published M and L:
-every number of layers is theirs, the widths are as near as one factor brings them: M
-and L were made of other widths than S's, L of twice B0's.
+gives no coefficients. The rule and `GROWN` are ours, fitted to the published M and L:
+all numbers of layers agree, and widths are as near as one factor allows, since M and L
+were scaled from other widths than those of S, L from twice the widths of B0.
 
 Source: paper, section 3.3, "EfficientNetV2 Scaling"; M and L of the released code.
 
@@ -19,8 +19,8 @@ from ev2 import errors
 from ev2.models.arch.spec import ArchSpec, StageSpec
 from ev2.models.arch.table import round_channels
 
-# Factors of `grow` by size. Depths: those in steps of 0.05, or the middle one of them,
-# that give S the published numbers of layers. Widths: then the step with the least sum
+# Factors of `grow` by size. Depths: the middle of the steps of 0.05 that give S the
+# published numbers of layers. Widths: then the step with the least sum
 # of log ratios to the published network, in parameters, in multiply-adds and in the
 # mean over stages of channels. Resolution: from S's 384 px to the published 480.
 GROWN: Mapping[str, Mapping[str, float]] = {
@@ -28,9 +28,9 @@ GROWN: Mapping[str, Mapping[str, float]] = {
     "l": {"width": 1.45, "depth": 1.6, "late_depth": 2.1, "resolution": 1.25},
 }
 _MAX_IMAGE_SIZE = 480  # px; paper, section 3.3
-# Of the stage that is split off: its width over that of the stage before as in V1's
-# table (320 to 192), and its share of the layers, rounded up, as in M and L (5 of 23,
-# 7 of 32).
+# The stage that is split off: its width over that of the stage before as in V1's table
+# (320 to 192), and its fraction of the layers, rounded up, as in M and L (5 of 23, 7 of
+# 32).
 _SPLIT_WIDTH = 320 / 192
 _SPLIT_LAYERS = 0.2
 
@@ -41,8 +41,8 @@ def grow(
     """Returns `found` made larger, under the same name and with the same head.
 
     Stages are late from the one before the last of stride 2: in S the stages 5 and 6.
-    If that of stride 2 is the last of all, a fifth of its layers, but none that it had
-    before, become one more stage, of stride 1 and 5/3 as wide, as V1, M and L have it.
+    If the last stage has stride 2, a fifth of its layers, but no layer that it had
+    before, becomes one more stage, of stride 1 and 5/3 as wide, as in V1, M and L.
 
     Args:
         found: a network of MBConv or Fused-MBConv.
@@ -59,14 +59,16 @@ def grow(
         found, width=width, depth=depth, late_depth=late_depth, resolution=resolution
     )
     stem = _widen(found.stem_channels, width)
-    rows: list[StageSpec] = []
-    for row, widening in _deepen(found, depth, late_depth):
-        before = rows[-1].out_channels if rows else stem
-        after = _widen(row.out_channels, width * widening)
-        rows.append(dataclasses.replace(row, in_channels=before, out_channels=after))
+    stages: list[StageSpec] = []
+    for stage, widening in _deepen(found, depth, late_depth):
+        before = stages[-1].out_channels if stages else stem
+        after = _widen(stage.out_channels, width * widening)
+        stages.append(
+            dataclasses.replace(stage, in_channels=before, out_channels=after)
+        )
     image_size = min(round(found.eval_image_size * resolution), _MAX_IMAGE_SIZE)
     return dataclasses.replace(
-        found, stem_channels=stem, stages=tuple(rows), eval_image_size=image_size
+        found, stem_channels=stem, stages=tuple(stages), eval_image_size=image_size
     )
 
 
@@ -90,20 +92,22 @@ def _widen(channels: int, factor: float) -> int:
 def _deepen(
     found: ArchSpec, depth: float, late_depth: float
 ) -> list[tuple[StageSpec, float]]:
-    """Rows of the new depth, in the old width, each with its own factor to that."""
-    last = max((i for i, row in enumerate(found.stages) if row.stride == 2), default=0)
-    rows = []
-    for index, row in enumerate(found.stages):
+    """Stages of the new depth and old width, each with its own factor of the width."""
+    last = max(
+        (i for i, stage in enumerate(found.stages) if stage.stride == 2), default=0
+    )
+    stages = []
+    for index, stage in enumerate(found.stages):
         factor = late_depth if index >= last - 1 else depth
-        layers = _round_up(row.layers * factor)
-        rows.append((dataclasses.replace(row, layers=layers), 1.0))
-    row, gained = rows[-1][0], rows[-1][0].layers - found.stages[-1].layers
-    split = min(_round_up(_SPLIT_LAYERS * row.layers), gained)
-    if row.stride == 2 and split:
-        stays = dataclasses.replace(row, layers=row.layers - split)
-        new = dataclasses.replace(row, layers=split, stride=1)
-        rows[-1:] = [(stays, 1.0), (new, _SPLIT_WIDTH)]
-    return rows
+        layers = _round_up(stage.layers * factor)
+        stages.append((dataclasses.replace(stage, layers=layers), 1.0))
+    stage, gained = stages[-1][0], stages[-1][0].layers - found.stages[-1].layers
+    split = min(_round_up(_SPLIT_LAYERS * stage.layers), gained)
+    if stage.stride == 2 and split:
+        stays = dataclasses.replace(stage, layers=stage.layers - split)
+        new = dataclasses.replace(stage, layers=split, stride=1)
+        stages[-1:] = [(stays, 1.0), (new, _SPLIT_WIDTH)]
+    return stages
 
 
 def _round_up(layers: float) -> int:

@@ -1,13 +1,14 @@
-"""What a search may choose: a network per stage, around one from the table.
+"""The networks that a search chooses among: one of the table, changed stage by stage.
 
-Per stage: MBConv or Fused-MBConv, number of layers, kernel, expand ratio. Strides,
-channels, stem and head are the backbone's; layers are its own plus an offset, so that
-networks come out about as large. With several backbones the first choice is among
-them: the stated extension in which EfficientNetV2-S and V1-B4 are points of one space.
+Choices of a stage: MBConv or Fused-MBConv, number of layers, kernel, expand ratio.
+Strides, channels, stem and head are the backbone's. Layers are the backbone's plus an
+offset, so that all networks have a similar size. With several backbones the first
+choice is among them: an extension in which EfficientNetV2-S and V1-B4 are points of one
+space.
 
 A candidate is a dict of choices. Different dicts may mean the same network (an offset
-that would leave no layer leaves one; a stage that its backbone has not is ignored), so
-what is compared is `Space.encode`, its text.
+that would leave no layer leaves one; stages that the backbone lacks are ignored), so
+candidates are compared by their text, `Space.encode`.
 
 Source: paper, section 3.2. Squeeze-and-excite 0.25 in MBConv, none in Fused-MBConv, as
 Table 4; the paper does not say which numbers of layers it tries.
@@ -29,7 +30,7 @@ from ev2.models import arch
 _CHOICES = ("operator", "layers", "kernel", "expand")  # of a stage
 OPERATORS = (arch.MBCONV, arch.FUSED_MBCONV)
 _SE_RATIO = 0.25  # of MBConv
-MAX_DRAWS = 10_000  # draws before a space is held to have no network within its bounds
+MAX_DRAWS = 10_000  # before a space counts as without networks within its bounds
 
 Candidate = dict[str, Any]
 
@@ -96,7 +97,7 @@ class Space:
 
     @functools.cached_property
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        """What there is to choose from, by the name of the choice, in one order."""
+        """Values of each choice, by its name, in a fixed order."""
         stages = max(len(arch.get(name).stages) for name in self.backbones)
         backbone = {"backbone": self.backbones} if len(self.backbones) > 1 else {}
         return backbone | {
@@ -110,7 +111,7 @@ class Space:
         }
 
     def size(self) -> int:
-        """The number of different networks, those outside the bounds among them."""
+        """Returns the number of different networks, within the bounds or not."""
         total = 0
         for name in self.backbones:
             product = 1
@@ -122,15 +123,15 @@ class Space:
         return total
 
     def count_valid(self, most: int | None = None) -> int:
-        """The number of different networks within the bounds, looked at one by one.
+        """Returns the number of networks within the bounds, at most `most`.
 
-        Of `most` and more it is `most`.
+        They are counted one by one.
         """
         valid = (1 for candidate in self._all() if self.is_valid(candidate))
         return sum(itertools.islice(valid, most))
 
     def _all(self) -> Iterator[Candidate]:
-        """Every network once, with what its backbone does not have as it comes."""
+        """Yields every network once; choices that its backbone lacks are arbitrary."""
         rest = {key: values[0] for key, values in self.choices.items()}
         for name in self.backbones:
             own = {"backbone": name} if "backbone" in rest else {}
@@ -151,7 +152,7 @@ class Space:
         return candidate.get("backbone", self.backbones[0])
 
     def to_arch(self, candidate: Mapping[str, Any]) -> arch.ArchSpec:
-        """Returns the network that a candidate means, as the backbone it is named."""
+        """Returns the network of a candidate, under the name of its backbone."""
         base = arch.get(self.backbone(candidate))
         rows = []
         for stage, row in enumerate(base.stages, 1):
@@ -169,7 +170,7 @@ class Space:
         return dataclasses.replace(base, stages=tuple(rows))
 
     def encode(self, candidate: Mapping[str, Any]) -> str:
-        """Returns the one text of the network: backbone, then its block strings.
+        """Returns the unique text of the network: backbone, then block strings.
 
         As `efficientnetv2-tiny:r1_k3_s1_e1_i16_o16_c1,r1_k3_s2_e4_i16_o32_c1,...`.
         """
@@ -177,10 +178,10 @@ class Space:
         return f"{found.name}:{','.join(arch.encode(found.stages))}"
 
     def decode(self, text: str) -> Candidate:
-        """Returns a candidate that `encode` gives this text of.
+        """Returns a candidate of which `encode` returns this text.
 
         Raises:
-            InputError: the text is none, or no network of this space.
+            InputError: it is not the text of a network of this space.
         """
         name, _, blocks = text.partition(":")
         errors.check_choice("arch: backbone", name, self.backbones)
@@ -199,11 +200,11 @@ class Space:
             candidate[key] not in values for key, values in self.choices.items()
         )
         if outside or self.encode(candidate) != text:
-            raise errors.InputError(f"arch: {text!r} is no network of this space")
+            raise errors.InputError(f"arch: {text!r} is not a network of this space")
         return candidate
 
     def _offset(self, layers: int, base: int) -> int | None:
-        """The largest offset that gives so many layers, None if there is none."""
+        """Returns the largest offset that gives so many layers, None without one."""
         fitting = [n for n in self.layers if max(1, base + n) == layers]
         return max(fitting, default=None)
 
@@ -212,7 +213,7 @@ class Space:
         return arch.count_params(self.to_arch(candidate), self.num_classes)
 
     def is_valid(self, candidate: Mapping[str, Any]) -> bool:
-        """Whether a candidate's parameters are within the bounds."""
+        """Whether the number of a candidate's parameters is within the bounds."""
         params = self.count_params(candidate)
         return self.min_params <= params <= (self.max_params or math.inf)
 

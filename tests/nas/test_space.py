@@ -296,7 +296,7 @@ def test_decode_refuses_what_is_not_of_the_space(text, complaint):
     with pytest.raises(errors.InputError) as error:
         TINY.decode(text)
     if complaint == "arch: ":
-        complaint = f"arch: {text!r} is no network of this space"
+        complaint = f"arch: {text!r} is not a network of this space"
     assert str(error.value).startswith(complaint)
 
 
