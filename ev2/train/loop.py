@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import sys
 from typing import Any
 
 import jax
@@ -174,7 +175,8 @@ def _expect_step_within(seconds: float) -> None:
     Nothing is closed then, for that could wait for whatever stands still.
     """
     if seconds:
-        faulthandler.dump_traceback_later(seconds, exit=True)
+        stderr = sys.__stderr__  # a file of the system, whatever replaces sys.stderr
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 
 
 def _summarize(run: setup.Experiment, start: int, num_params: int) -> str:
