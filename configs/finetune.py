@@ -9,7 +9,7 @@ wrote, or a published file, of the network named; its images' normalization and
 interpolation are taken over.
 
 Hardware: anything. The classifier alone learns, which two CPU cores do in three minutes
-and a few hundred images allow; the README has figures. With a GPU or TPU, or with
+and a few hundred images allow (docs/your-own-images.md). With a GPU or TPU, or with
 thousands of images, let all learn, at the network's own size:
 `--config.init.freeze= --config.init.layer_decay=0.8 --config.optimizer.lr=0.002
 --config.epochs=10 --config.model.dtype=bfloat16`, and `progressive.image_size` and
