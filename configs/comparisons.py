@@ -65,6 +65,7 @@ def _table13() -> dict[str, ConfigDict]:
 
 def _recipe(schedule: str, *, adaptive: bool) -> ConfigDict:
     config = demo.get_config()
+    config.eval.every_epochs = 0.0  # at the end of each stage
     config.epochs = 5.0  # 937 steps
     config.progressive.schedule = schedule
     config.progressive.adaptive = adaptive
@@ -101,6 +102,7 @@ def _pretraining() -> dict[str, ConfigDict]:
 
 def _small_images() -> ConfigDict:
     config = demo.get_config()
+    config.eval.every_epochs = 0.0  # at the end of each stage
     config.data.crop_area = (0.5, 1.0)
     config.progressive.schedule = "fixed"
     config.progressive.image_size = (32, 32)

@@ -108,6 +108,7 @@ def _tiny() -> ConfigDict:
     config.proxy.epochs = 1.0
     config.proxy.progressive.image_size = (16, 16)
     config.proxy.eval.image_size = 16
+    config.proxy.eval.every_epochs = 0.0  # at the end alone
     config.proxy.data.train_split = "train[:75%]"
     config.proxy.data.eval_split = "train[75%:]"  # the test images stay unseen
     config.full = demo.get_config()
