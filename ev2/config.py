@@ -177,29 +177,32 @@ def _data() -> ConfigDict:
 
 def _progressive() -> ConfigDict:
     """Table 6, column S."""
-    section = ConfigDict()
+    progressive = ConfigDict()
     # "progressive" (Algorithm 1) | "random" (a size drawn anew every
     # `random_epochs`, Table 13) | "fixed" (one stage at the last values).
-    section.schedule = "progressive"
-    section.stages = 4  # stages of equal length
+    progressive.schedule = "progressive"
+    progressive.stages = 4  # stages of equal length
     # False: the size moves, the strengths stay at their last value.
-    section.adaptive = True
-    section.image_size = (128, 300)  # px
-    for strength in progressive.STRENGTHS:
-        # A pair; its meaning and default stand in `ev2.progressive`.
-        section[strength.name] = strength.default
+    progressive.adaptive = True
+    progressive.image_size = (128, 300)  # px
+    progressive.update(_strengths())
     # Size of stage i of M: "paper" first + (last - first) * i / (M - 1), nearest
     # pixel, half up; "released" int(first + (last - first) * (i + 1) / M).
-    section.size_rule = "paper"
+    progressive.size_rule = "paper"
     # Global batch of each stage in place of `batch_size`, e.g. (8192, 6144, 4096,
     # 4096); () = the same for all. Each stage then sees the same number of images,
     # and the learning rate follows the batch.
-    section.batch_size = ()
+    progressive.batch_size = ()
     # Compile the next stage's step and open its data while a stage runs; at the change
     # nothing then waits. Two programs and two pipelines need memory at the same time.
-    section.prepare_ahead = True
-    section.random_epochs = 8.0  # epochs between draws of schedule "random"
-    return section
+    progressive.prepare_ahead = True
+    progressive.random_epochs = 8.0  # epochs between draws of schedule "random"
+    return progressive
+
+
+def _strengths() -> dict[str, tuple[float, float]]:
+    """Pairs (first stage, last stage); `progressive.STRENGTHS` has their meanings."""
+    return {strength.name: strength.default for strength in progressive.STRENGTHS}
 
 
 def _loss() -> ConfigDict:

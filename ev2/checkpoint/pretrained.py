@@ -189,4 +189,5 @@ def _published_metadata(converted: convert.Converted) -> dict[str, Any]:
         converted.class_names,
         preprocessing=converted.preprocessing,
         source=converted.report,
+        one_set=True,  # no EMA weights beside raw ones
     )

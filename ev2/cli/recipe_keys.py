@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ev2
+from ev2 import progressive
 
 _SCHEMA = pathlib.Path(ev2.__file__).with_name("config.py")
 
@@ -22,6 +23,7 @@ def format_keys(config: Any, path: str) -> str:
     """
     recipe = pathlib.Path(path.partition(":")[0])
     comments = read_comments(_SCHEMA)
+    comments |= {f"progressive.{s.name}": s.meaning for s in progressive.STRENGTHS}
     for key, comment in read_comments(recipe).items():
         comments.setdefault(key, comment)
     order = {key: index for index, key in enumerate(comments)}

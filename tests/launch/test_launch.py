@@ -180,13 +180,17 @@ def test_the_job_outlives_the_launcher_and_resume_watches_it(cloud, launch, chec
         workers=2, job="echo begun; until test -e $FAKE_GCLOUD/go; do sleep 0.1; done"
     )
     launch(*CREATE)
-    command = [sys.executable, str(ROOT / "launch/tpu.py"), "run", *PLACE, BUCKET]
+    # A process that a shell starts in the background ignores Ctrl-C.
+    with_ctrl_c = (
+        "import runpy, signal, sys; sys.argv = sys.argv[1:]; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", with_ctrl_c, str(ROOT / "launch/tpu.py"), "run"]
     first = subprocess.Popen(
-        [*command, f"--source={checkout}", *CONFIG],
+        [*command, *PLACE, BUCKET, f"--source={checkout}", *CONFIG],
         stdout=subprocess.PIPE,
         text=True,
-        # What a shell runs in the background ignores Ctrl-C, and its children with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with first:
         assert first.stdout is not None

@@ -115,7 +115,12 @@ def test_values_that_do_not_fit_together_are_named(changes, message):
 def test_a_new_strength_is_added_in_one_place(monkeypatch):
     """Config, validation, stages and plan take a strength from the one table."""
     cutout = progressive.Strength(
-        name="cutout", label="cutout", meaning="side", default=(0.0, 0.5), limit=1.0
+        name="cutout",
+        label="cutout",
+        unit="fraction",
+        meaning="side",
+        default=(0.0, 0.5),
+        limit=1.0,
     )
     table = (*progressive.STRENGTHS, dataclasses.replace(cutout, in_step=False))
     monkeypatch.setattr(progressive, "STRENGTHS", table)
