@@ -87,8 +87,8 @@ ALLOWED = {
     "sweeps": "checkpoint errors files report train",
     "nas": "data errors files models report sweeps tpu train",
     "bench": "checkpoint data errors export models nas progressive sharding tpu train",
-    "cli": "bench checkpoint data errors evaluation export files models nas report "
-    "sweeps tpu train",
+    "cli": "bench checkpoint data errors evaluation export files models nas "
+    "progressive report sweeps tpu train",
     "__main__": "cli",
 }
 # Libraries that one package alone may import, late or not.
