@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/test_decode.py
-
-Decoding against PIL, orientation for all eight values, boxes and resizing by hand.
-"""
+"""Decoding against Pillow, all eight orientations, boxes and resizing by hand."""
 
 import io
 
@@ -12,6 +9,7 @@ from PIL import Image, ImageOps
 
 from ev2.config import default_config
 from ev2.data import decode
+from tests.helpers import image_files
 
 TRANSPOSE = Image.Transpose
 UPRIGHT = {
@@ -33,10 +31,7 @@ def image() -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).clip(0, 255).astype(np.uint8))
 
 
-def _encode(image: Image.Image, kind: str, **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+_encode = image_files.encode
 
 
 def _decode(encoded: bytes) -> np.ndarray:
@@ -102,15 +97,15 @@ def test_no_orientation_is_upright(image):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = _encode(image, "JPEG", exif=exif)
-    place = turned.index(b"Exif\0\0")
+    start = turned.index(b"Exif\0\0")
     for encoded in (
         jpeg,
         _encode(image, "PNG"),
         b"",
         b"\xff\xd8",
         jpeg[:30],
-        turned[: place + 20],  # cut inside the directory
-        turned[: place + 6] + b"XX" + turned[place + 8 :],  # no byte order
+        turned[: start + 20],  # cut inside the directory
+        turned[: start + 6] + b"XX" + turned[start + 8 :],  # no byte order
     ):
         assert decode.exif_orientation(encoded) == 1
 
@@ -157,38 +152,37 @@ def test_part_of_a_jpeg_equals_the_cut_whole(image, mode, options):
         assert difference.max(initial=0) == 0
 
 
-def test_random_boxes_lie_inside_and_keep_their_ranges():
-    shape = tf.constant([300, 400, 3])
+def test_random_boxes_are_inside_and_keep_their_ranges():
+    def random_box(position):
+        ranges = {"area": (0.25, 0.5), "aspect": (0.75, 4 / 3)}
+        shape = tf.constant([300, 400, 3])
+        box = decode.random_box(shape, seed=[0, position], **ranges)
+        return tuple(int(v) for v in box)
+
     boxes = set()
     for position in range(200):
-        y, x, height, width = (
-            int(v)
-            for v in decode.random_box(
-                shape, seed=[0, position], area=(0.25, 0.5), aspect=(0.75, 4 / 3)
-            )
-        )
+        y, x, height, width = random_box(position)
         assert 0 <= y <= y + height <= 300 and 0 <= x <= x + width <= 400
         assert 0.24 <= height * width / 120_000 <= 0.51
         assert 0.73 <= width / height <= 1.36
         boxes.add((y, x, height, width))
-    assert len(boxes) > 190
-    again = decode.random_box(
-        shape, seed=[0, 7], area=(0.25, 0.5), aspect=(0.75, 4 / 3)
-    )
-    assert tuple(int(v) for v in again) in boxes
+    assert len(boxes) > 190 and random_box(7) in boxes
 
 
-def test_center_box_by_hand():
-    # 375 * 128 / (128 + 32) = 300; (375 - 300 + 1) // 2 = 38; (500 - 300 + 1) // 2.
-    box = decode.center_box(tf.constant([375, 500, 3]), image_size=128, padding=32)
-    assert [int(v) for v in box] == [38, 100, 300, 300]
-    box = decode.center_box(tf.constant([1, 9, 3]), image_size=28, padding=32)
-    assert [int(v) for v in box] == [0, 4, 1, 1]
-    # 375 * 128 / (128 + 64) = 250; no padding, the whole short side.
-    box = decode.center_box(tf.constant([375, 500, 3]), image_size=128, padding=64)
-    assert [int(v) for v in box] == [63, 125, 250, 250]
-    box = decode.center_box(tf.constant([375, 500, 3]), image_size=128, padding=0)
-    assert [int(v) for v in box] == [0, 63, 375, 375]
+@pytest.mark.parametrize(
+    ("shape", "size", "padding", "expected"),
+    [
+        # 375 * 128 / (128 + 32) = 300; (375 - 300 + 1) // 2 = 38; (500 - 300 + 1) // 2.
+        ((375, 500), 128, 32, [38, 100, 300, 300]),
+        ((1, 9), 28, 32, [0, 4, 1, 1]),
+        ((375, 500), 128, 64, [63, 125, 250, 250]),
+        ((375, 500), 128, 0, [0, 63, 375, 375]),
+    ],
+)
+def test_center_box_by_hand(shape, size, padding, expected):
+    shape = tf.constant([*shape, 3])
+    box = decode.center_box(shape, image_size=size, padding=padding)
+    assert [int(v) for v in box] == expected
 
 
 def test_center_crop_takes_the_configured_padding():

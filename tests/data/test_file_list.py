@@ -1,7 +1,4 @@
-"""pytest tests/data/test_file_list.py
-
-Lists and archives of images made here; bad ones of each kind, in one line.
-"""
+"""Lists and archives of images made here; bad ones of each kind, in one line."""
 
 import io
 import tarfile
@@ -12,7 +9,6 @@ import pytest
 from ev2 import errors
 from ev2.data import pipeline, sources
 from tests.helpers import image_files
-from tests.helpers import tiny_run as tiny
 
 
 def write_csv(path, rows, header="path,label"):
@@ -22,7 +18,7 @@ def write_csv(path, rows, header="path,label"):
 
 
 def write_tar(path, names, mode="w"):
-    """Images 0, 1, 2... as the members `names`, and what else archives hold."""
+    """Writes images 0, 1, 2... as the members `names`, with a folder and a link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:
         folder = tarfile.TarInfo("root")
@@ -63,7 +59,7 @@ def test_images_in_any_order(listed):
     assert opened.name(3).endswith(f"{NAMES[3]}")
 
 
-def test_a_share_of_each_class_is_held_out(listed):
+def test_a_fraction_of_each_class_is_held_out(listed):
     assert sources.is_undivided(listed)
     assert sources.describe(listed) == sources.DatasetInfo(18, 2, 2, ("a", "b"))
     found = {}
@@ -99,15 +95,7 @@ def test_a_missing_file_of_a_list_is_skipped_and_named(tmp_path):
     image_files.write_pngs(tmp_path, NAMES)
     rows = [(name, name[0]) for name in [*NAMES, "b/gone.png"]]
     write_csv(tmp_path / "own.csv", rows)
-    config = tiny.make_config(
-        **{
-            "data.source": "csv",
-            "data.path": str(tmp_path / "own.csv"),
-            "data.num_train_images": 0,
-            "data.num_eval_images": 0,
-            "data.num_classes": 0,
-        }
-    )
+    config = image_files.make_config(source="csv", path=str(tmp_path / "own.csv"))
     batches = pipeline.make_eval_data(config, image_size=8, batch_size=8, split="all")
     seen = sum(int(batch["mask"].sum()) for batch in batches)
     assert seen == 20 and batches.skipped == 1
@@ -116,7 +104,7 @@ def test_a_missing_file_of_a_list_is_skipped_and_named(tmp_path):
 
 
 def bad(kind):
-    """Writes a bad file of each sort; returns what the line must say."""
+    """Returns functions that write a bad file, each with the expected message."""
 
     def rows(*rows, **options):
         return lambda path: write_csv(path, rows, **options)
@@ -128,6 +116,7 @@ def bad(kind):
         write_tar(path, NAMES)
         path.write_bytes(path.read_bytes()[:700])
 
+    not_a_tar = "truncated, compressed or not a tar"
     return {
         "csv": [
             (rows(("1.png", "a")), "one class, 'a'"),
@@ -141,12 +130,9 @@ def bad(kind):
             (names("root/a/1.png", "root/a/2.png"), "not in a class folder"),
             (names("1.png", "a/2.png"), "'1.png' .*not in a class folder"),
             (names(), "no images"),
-            (names(*NAMES, mode="w:gz"), "truncated, compressed or not a tar"),
-            (
-                lambda path: path.write_text("x" * 600),
-                "truncated, compressed or not a tar",
-            ),
-            (cut, "truncated, compressed or not a tar"),
+            (names(*NAMES, mode="w:gz"), not_a_tar),
+            (lambda path: path.write_text("x" * 600), not_a_tar),
+            (cut, not_a_tar),
         ],
     }[kind]
 
@@ -164,13 +150,11 @@ def test_bad_lists_are_refused_in_one_line(kind, number, tmp_path):
     assert image_files.one_line(raised).startswith("data.path: ")
 
 
-def test_what_is_not_there_is_refused(tmp_path):
+def test_missing_files_and_unknown_classes_are_refused(tmp_path):
     write_csv(tmp_path / "train.csv", [("1.png", "a"), ("2.png", "b")])
     for path in (tmp_path, tmp_path / "none.csv"):
         config = image_files.make_config(source="csv", path=str(path))
-        with pytest.raises(
-            errors.InputError, match="is not a file and lacks train.csv"
-        ):
+        with pytest.raises(errors.InputError, match="not a file and lacks train.csv"):
             sources.describe(config)
     write_csv(tmp_path / "val.csv", [("1.png", "c")])
     config = image_files.make_config(source="csv", path=str(tmp_path))

@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/test_sources.py
-
-Embedded, TFRecord and synthetic sources; bad input of each kind, in one line.
-"""
+"""Embedded, TFRecord and synthetic sources; bad input of each kind, in one line."""
 
 import collections
 import io
@@ -31,6 +28,15 @@ def _write_shards(path, split, counts, first=0, num_classes=3):
     return paths
 
 
+def _config(path, **changes):
+    values = {"source": "tfrecord", "path": str(path), "num_classes": 3}
+    return image_files.make_config(**(values | changes))
+
+
+def _embedded(**changes):
+    return image_files.make_config(source="embedded", name="", **changes)
+
+
 @pytest.fixture
 def shards(tmp_path):
     """Eleven training and four validation records in three classes."""
@@ -43,7 +49,7 @@ def shards(tmp_path):
 
 
 def test_embedded_counts_and_balance():
-    config = image_files.make_config(source="embedded", name="")
+    config = _embedded()
     info = sources.describe(config)
     assert (info.num_train_images, info.num_eval_images) == (12_000, 2_000)
     assert info.num_classes == len(info.class_names) == 10
@@ -58,8 +64,7 @@ def test_embedded_counts_and_balance():
 
 def test_embedded_has_a_quarter_held_out():
     def read(split):
-        config = image_files.make_config(source="embedded", name="", train_split=split)
-        found = sources.open_source(config, "train")
+        found = sources.open_source(_embedded(train_split=split), "train")
         return found.read(np.arange(len(found)))[0]
 
     first, last = read("train[:75%]"), read("train[75%:]")
@@ -88,8 +93,7 @@ def several(tmp_path):
 
 
 def test_records_of_several_labels(several):
-    changes = {"source": "tfrecord", "path": str(several), "num_classes": 5}
-    config = image_files.make_config(**changes, max_labels=4)
+    config = _config(several, num_classes=5, max_labels=4)
     _, labels = sources.open_source(config, "train").read(np.array([2, 0, 1]))
     assert labels.tolist() == [[0, 1, 3, -1], [2, -1, -1, -1], [1, 4, -1, -1]]
     batch = next(pipeline.make_eval_data(config, image_size=8, batch_size=4))
@@ -99,7 +103,7 @@ def test_records_of_several_labels(several):
 
 
 def test_sources_of_one_label_fill_up_the_row():
-    config = image_files.make_config(source="embedded", name="", max_labels=3)
+    config = _embedded(max_labels=3)
     batch = next(pipeline.make_eval_data(config, image_size=8, batch_size=4))
     assert batch["label"].shape == (4, 3)
     assert (batch["label"][:, 0] >= 0).all() and (batch["label"][:, 1:] == -1).all()
@@ -107,18 +111,13 @@ def test_sources_of_one_label_fill_up_the_row():
 
 @pytest.mark.parametrize("max_labels", [1, 2])
 def test_more_labels_than_allowed_are_refused(several, max_labels):
-    config = image_files.make_config(
-        source="tfrecord", path=str(several), num_classes=5, max_labels=max_labels
-    )
+    config = _config(several, num_classes=5, max_labels=max_labels)
     with pytest.raises(errors.InputError, match=f"data.max_labels: {max_labels}, but"):
         sources.open_source(config, "train").read(np.arange(3))
 
 
 def test_records_in_any_order(shards):
-    opened = sources.open_source(
-        image_files.make_config(source="tfrecord", path=str(shards), num_classes=3),
-        "train",
-    )
+    opened = sources.open_source(_config(shards), "train")
     assert len(opened) == 11
     indices = np.array([10, 0, 4, 3, 5, 10, 1])
     encoded, labels = opened.read(indices)
@@ -130,21 +129,14 @@ def test_records_in_any_order(shards):
 
 def test_class_names_from_labels_txt(shards):
     (shards / "labels.txt").write_text("ant\nbee\ncat\n")
-    info = sources.describe(
-        image_files.make_config(source="tfrecord", path=str(shards))
-    )
+    info = sources.describe(_config(shards, num_classes=0))
     assert info == sources.DatasetInfo(11, 4, 3, ("ant", "bee", "cat"))
 
 
 def test_declared_counts_need_no_data():
+    counts = {"num_train_images": 7, "num_eval_images": 2}
     for name in ("tfds", "tfrecord", "synthetic"):
-        config = image_files.make_config(
-            source=name,
-            path="/does/not/exist",
-            num_train_images=7,
-            num_eval_images=2,
-            num_classes=3,
-        )
+        config = _config("/does/not/exist", source=name, **counts)
         assert sources.describe(config) == sources.DatasetInfo(7, 2, 3, ("0", "1", "2"))
 
 
@@ -153,22 +145,17 @@ def test_declared_counts_need_no_data():
     [("num_train_images", "train"), ("num_eval_images", "eval")],
 )
 def test_declared_counts_that_disagree(shards, key, split):
-    config = image_files.make_config(
-        source="tfrecord", path=str(shards), num_classes=3, **{key: 12}
-    )
     with pytest.raises(errors.InputError, match=f"data.{key}: 12 declared, but"):
-        sources.open_source(config, split)
+        sources.open_source(_config(shards, **{key: 12}), split)
 
 
 def test_declared_classes_that_disagree(tmp_path):
     image_files.write_pngs(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
     with pytest.raises(errors.InputError, match="data.num_classes: 3 declared"):
-        sources.describe(
-            image_files.make_config(source="folder", path=str(tmp_path), num_classes=3)
-        )
+        sources.describe(_config(tmp_path, source="folder"))
 
 
-def test_index_is_kept_and_a_stale_one_is_made_again(shards, monkeypatch):
+def test_index_is_reused_and_a_stale_one_rebuilt(shards, monkeypatch):
     paths = tfrecord.find_shards(str(shards), "train")
     assert len(tfrecord.open_records(paths)) == 11
     (index_file,) = (name for name in os.listdir(shards) if name.endswith(".npz"))
@@ -214,14 +201,14 @@ def test_cut_shard_is_refused(shards, missing_bytes):
     assert str(path) in image_files.one_line(raised)
 
 
-def test_file_that_is_no_shard_is_refused(shards):
+def test_file_that_is_not_a_shard_is_refused(shards):
     (shards / "train-00001-of-00003").write_text("Shopping list: eggs, milk, flour")
     with pytest.raises(errors.InputError, match="not a TFRecord file"):
         tfrecord.open_records(tfrecord.find_shards(str(shards), "train"))
 
 
 def test_a_shard_that_changed_under_its_index_is_refused(tmp_path):
-    """One of the same size, with records of other lengths, is found when it is read."""
+    """Detects at the read a shard of the same size with records of other lengths."""
     _write_shards(tmp_path, "train", (2,))
     (path,) = tfrecord.find_shards(str(tmp_path), "train")
     size = os.path.getsize(path)
@@ -252,17 +239,12 @@ def test_label_out_of_range_names_the_record(tmp_path, label):
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(image_files.record(image_files.png(0), 1))
         writer.write(image_files.record(image_files.png(0), label))
-    config = image_files.make_config(
-        source="tfrecord", path=str(tmp_path), num_classes=3
-    )
-    opened = sources.open_source(config, "train")
+    opened = sources.open_source(_config(tmp_path), "train")
     opened.read(np.array([0]))
-    with pytest.raises(errors.InputError) as raised:
+    message = f"record 1 has label {label}; allowed is 1..3"
+    with pytest.raises(errors.InputError, match=message) as raised:
         opened.read(np.array([0, 1]))
-    assert (
-        f"{path} record 1 has label {label}; allowed is 1..3"
-        in image_files.one_line(raised)
-    )
+    assert str(path) in image_files.one_line(raised)
 
 
 def test_damaged_records_and_other_layouts(tmp_path):
@@ -270,10 +252,7 @@ def test_damaged_records_and_other_layouts(tmp_path):
         writer.write(b"\xff\xff not an Example")
         writer.write(image_files.record(b"", 2))
         writer.write(tf.train.Example().SerializeToString())
-    config = image_files.make_config(
-        source="tfrecord", path=str(tmp_path), num_classes=3
-    )
-    opened = sources.open_source(config, "train")
+    opened = sources.open_source(_config(tmp_path), "train")
     encoded, labels = opened.read(np.array([0, 1]))
     assert encoded == [b"", b""] and labels.tolist() == [0, 1]
     with pytest.raises(errors.InputError, match="no feature 'image/encoded'"):
@@ -282,7 +261,7 @@ def test_damaged_records_and_other_layouts(tmp_path):
 
 def test_shards_without_names_need_a_number(shards):
     with pytest.raises(errors.InputError, match="data.num_classes: 0"):
-        sources.describe(image_files.make_config(source="tfrecord", path=str(shards)))
+        sources.describe(_config(shards, num_classes=0))
 
 
 # Synthetic

@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/test_tfds.py
-
-Datasets as TFDS leaves them on disk, written here in both of its formats.
-"""
+"""Datasets as TFDS leaves them on disk, written here in both of its formats."""
 
 import importlib.util
 
@@ -95,13 +92,12 @@ def _write_records(path: str, file_format: str, records: list[bytes]):
 def test_tfds_in_any_order_and_slices(tmp_path, file_format):
     name = _prepare_tfds(tmp_path, file_format)
     config = image_files.make_config(source="tfds", name=name, path=str(tmp_path))
-    assert sources.describe(config) == sources.DatasetInfo(
-        9, 3, 3, ("ant", "bee", "cat")
-    )
+    classes = ("ant", "bee", "cat")
+    assert sources.describe(config) == sources.DatasetInfo(9, 3, 3, classes)
     declared = {"num_train_images": 90, "num_eval_images": 30, "num_classes": 3}
-    elsewhere = {**declared, "source": "tfds", "name": name}
-    for path, names in ((tmp_path, ("ant", "bee", "cat")), ("/no", ("0", "1", "2"))):
-        info = sources.describe(image_files.make_config(path=str(path), **elsewhere))
+    declared |= {"source": "tfds", "name": name}
+    for path, names in ((tmp_path, classes), ("/no", ("0", "1", "2"))):
+        info = sources.describe(image_files.make_config(path=str(path), **declared))
         assert info == sources.DatasetInfo(90, 30, 3, names)
     for split, values in (
         ("train", range(9)),

@@ -3,7 +3,6 @@
 Values against the network itself, order, and every kind of bad file.
 """
 
-import io
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from ev2.checkpoint import pretrained
 from ev2.cli import main as cli
 from ev2.evaluation import predict
 from ev2.models import normalize
+from tests.helpers import image_files
 from tests.helpers import tiny_run as tiny
 
 SIDE = 16
@@ -50,10 +50,7 @@ def _pixels(seed: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
 
 
-def _encode(pixels: np.ndarray, kind: str, **options) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
+_encode = image_files.encode
 
 
 def _write(folder, count: int) -> list[str]:

@@ -12,18 +12,17 @@ from PIL import Image
 
 from ev2.cli import main as cli
 from ev2.data import tfrecord
+from tests.helpers import image_files
 
 CLASSES = ("n01440764", "n01443537", "n02099601")
-# Number of a class in the development kit, which is not its place in the order.
+# Number of a class in the development kit, which is not its index.
 KIT_NUMBERS = {"n02099601": 1, "n01440764": 2, "n01443537": 3}
 
 
 def jpeg(rng: np.random.RandomState, side: int = 24) -> bytes:
     """A JPEG of random colours."""
-    stream = io.BytesIO()
     colours = Image.fromarray(rng.randint(0, 256, (4, 4, 3)).astype(np.uint8))
-    colours.resize((side, side)).save(stream, "JPEG")
-    return stream.getvalue()
+    return image_files.encode(colours.resize((side, side)), "JPEG")
 
 
 def tar(members: dict[str, bytes]) -> bytes:
@@ -88,7 +87,7 @@ def make_imagenet21k(
 ) -> dict[bytes, set[str]]:
     """Writes `winter21_whole.tar` into `folder`: three classes that share images.
 
-    The first image lies in all three classes, the second in the first two, and the
+    The first image is in all three classes, the second in the first two, and the
     third twice in the first.
 
     Returns:
@@ -133,6 +132,11 @@ def prepare_imagenet1k(folder, out, *options: str) -> int:
     small = ["--minival_images=6", "--shard_mb=0.005"]
     flags = [*flags_imagenet1k(folder), *small, f"--out={out}", *options]
     return cli.main(["prepare", "imagenet1k", *flags])
+
+
+def contents(folder) -> dict[str, bytes]:
+    """All files but the index that reading the shards leaves."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".npz"}
 
 
 def read_records(out, split: str) -> list:

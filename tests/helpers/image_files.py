@@ -17,11 +17,17 @@ def make_config(**values) -> ConfigDict:
     return config
 
 
+def encode(image, kind: str, **options) -> bytes:
+    """An image (of Pillow, or an array) as the bytes of a file of `kind`."""
+    stream = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def png(value: int) -> bytes:
     """A PNG of 4 x 4 px whose red is `value`."""
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
+    return encode(Image.new("RGB", (4, 4), (value, 0, 0)), "PNG")
 
 
 def record(encoded: bytes, *labels: int) -> bytes:
@@ -47,10 +53,7 @@ def red(encoded: bytes) -> int:
 
 
 def ramps(side: int) -> np.ndarray:
-    """Smooth colours with noise, so that every operation changes something.
-
-    `[side, side, 3]` uint8.
-    """
+    """Colours `[side, side, 3]` uint8 with noise, which every operation changes."""
     rng = np.random.RandomState(0)
     ramp = np.linspace(30, 200, side)
     channels = [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], ramp[:, None] / 2]

@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/test_batch_norm.py
-
-Batch normalization against its formula in NumPy.
-"""
+"""Batch normalization against its formula in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +7,7 @@ import pytest
 
 from ev2 import errors
 from ev2.models.batch_norm import BatchNorm
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from tests.helpers.arrays import normal
 
 
 def batch_norm(x, *, train, variables=None, **options):

@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/test_layers.py
-
-Layers against NumPy and against XLA's own convolution.
-"""
+"""Layers against NumPy and against XLA's own convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +7,9 @@ import pytest
 
 from ev2.models import layers
 from ev2.models.model import draw_kernels
+from tests.helpers.arrays import normal
 
 OPTIONS = layers.LayerOptions()
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def padded_conv(x, kernel, stride, padding):
@@ -80,12 +74,13 @@ def test_squeeze_excite_is_the_formula():
     np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5, atol=1e-6)
 
 
-def test_drop_at_rate_zero_is_the_identity():
+def test_no_rate_or_key_drops_nothing():
     x = normal(8, 3, 3, 5)
     drop = jax.jit(
         lambda rate: layers.drop(x, rate, jax.random.key(0), mask_shape=x.shape)
     )
     np.testing.assert_array_equal(drop(jnp.float32(0)), x)
+    assert layers.drop_path_at(3, 4, rate=0.9, rng=None)(x) is x
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -115,21 +110,12 @@ def test_drop_path_drops_whole_images_on_a_linear_ramp():
     np.testing.assert_allclose(fractions, [0, 0.1, 0.2, 0.3], atol=0.01)
 
 
-def test_drop_path_without_a_key_is_the_identity():
-    x = normal(2, 1, 1, 1)
-    assert layers.drop_path_at(3, 4, rate=0.9, rng=None)(x) is x
-
-
 @pytest.mark.parametrize(
     "layer, shape, deviation",
     [
         # sqrt(2 / fan_out), fan_out = kh * kw * last axis of TensorFlow's kernel.
         (layers.Conv(OPTIONS, 64, 3), (8, 8, 32), (2 / (9 * 64)) ** 0.5),
-        (
-            layers.Conv(OPTIONS, 2048, 3, depthwise=True),
-            (8, 8, 2048),
-            (2 / 9) ** 0.5,
-        ),
+        (layers.Conv(OPTIONS, 2048, 3, depthwise=True), (8, 8, 2048), 2**0.5 / 3),
         # Uniform on +-1/sqrt(classes).
         (layers.Classifier(100), (1, 1, 512), 0.1 / 3**0.5),
     ],

@@ -1,7 +1,4 @@
-"""pytest tests/data/prepare/test_archives.py
-
-Miniature archives in ImageNet's layout become shards; stopped, spoilt and repeated.
-"""
+"""Shards from miniature archives in ImageNet's layout: stopped, corrupt, repeated."""
 
 import fcntl
 import hashlib
@@ -19,7 +16,7 @@ from ev2 import errors
 from ev2.cli import main as cli
 from ev2.data import sources, tfrecord
 from ev2.data.prepare import image_table, shards
-from tests.helpers import archives, image_files
+from tests.helpers import archives, command_line, image_files
 
 pytest.importorskip(
     "apache_beam", reason="Apache Beam is missing: pip install 'ev2[prepare]'"
@@ -29,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning"
 )
 _prepare, _records = archives.prepare_imagenet1k, archives.read_records
+_contents = archives.contents
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +42,6 @@ def prepared(imagenet1k, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "out"
     assert _prepare(imagenet1k[0], out, "--workers=1") == 0
     return out
-
-
-def _contents(folder) -> dict[str, bytes]:
-    """All files but the index that reading the shards leaves."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".npz"}
 
 
 def _hash(name: str) -> str:
@@ -77,19 +70,16 @@ def test_imagenet1k_comes_back(imagenet1k, prepared):
     assert labels == manifest["classes"] == list(archives.CLASSES)
 
 
-def test_the_manifest_is_true(prepared):
+def test_the_manifest_describes_the_shards(prepared):
     manifest = json.loads((prepared / "manifest.json").read_text())
     for split, found in manifest["splits"].items():
         paths = tfrecord.find_shards(str(prepared), split)
-        assert [prepared / s["file"] for s in found["shards"]] == [
-            prepared / path for path in paths
-        ]
+        assert [str(prepared / s["file"]) for s in found["shards"]] == list(paths)
         for shard in found["shards"]:
             path = prepared / shard["file"]
             assert hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
-            assert (
-                sum(1 for _ in tf.data.TFRecordDataset(str(path))) == shard["records"]
-            )
+            records = list(tf.data.TFRecordDataset(str(path)))
+            assert len(records) == shard["records"]
     assert len(manifest["splits"]["train"]["shards"]) > 2
     assert [s["name"] for s in manifest["sources"]][0] == "ILSVRC2012_img_train.tar"
     assert manifest["notes"][0] == "train has 30 images; ILSVRC2012 has 1,281,167"
@@ -128,8 +118,7 @@ def test_stopped_and_resumed(imagenet1k, prepared, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(shards, "write_records", record)
     out = tmp_path / "out"
     assert _prepare(imagenet1k[0], out, "--workers=1") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"{written[3]}: No space left" in error
+    assert f"{written[3]}: No space left" in command_line.error_line(capsys)
     first, *rest = written[:3]
     finished = [out / name for name in rest]
     before = [path.stat() for path in finished]
@@ -196,9 +185,8 @@ def test_a_flipped_byte_is_found_and_repaired(
 
     monkeypatch.setattr(shards, "find_problem", flip)
     assert _prepare(imagenet1k[0], out) == 1
-    error = capsys.readouterr().err
+    error = command_line.error_line(capsys)
     assert f"{spoilt[0]}: record 1 cannot be read (corrupted record at" in error
-    assert error.count("\n") == 1
     assert not (out / "manifest.json").exists()
     assert _prepare(imagenet1k[0], out) == 0
     assert _contents(out) == _contents(prepared)
@@ -262,7 +250,7 @@ def test_a_folder_is_split_as_the_folder_source_does(tmp_path):
     assert [entry["name"] for entry in left_out] == ["a/notes.txt"]
 
 
-def test_what_is_no_image_is_named_and_odd_images_are_kept(tmp_path, capsys):
+def test_other_files_are_named_and_odd_images_kept(tmp_path, capsys):
     archives.make_imagenet1k(tmp_path)
     png, text = image_files.png(7), b"not an image at all"
     members = {
@@ -289,7 +277,7 @@ def test_what_is_no_image_is_named_and_odd_images_are_kept(tmp_path, capsys):
     assert "5 left out, first LICENSE" in capsys.readouterr().out
 
 
-def test_places_survive_a_file_and_any_order():
+def test_image_tables_survive_a_file_and_any_order():
     rng = np.random.RandomState(0)
     parts = [
         image_table.from_rows(
@@ -311,7 +299,7 @@ def test_places_survive_a_file_and_any_order():
 
 
 def test_equal_names_in_different_folders_are_different_images(tmp_path):
-    """Of the same name in the same place an archive means the last, and it is named."""
+    """Of equal names in one folder the last image counts; the others are reported."""
     rng = np.random.RandomState(3)
     members = {
         f"{inside}/{i}.JPEG": archives.jpeg(rng) for inside in "xy" for i in "01"
@@ -328,26 +316,19 @@ def test_equal_names_in_different_folders_are_different_images(tmp_path):
 
 def test_empty_files_of_a_folder_are_named(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
-    rng = np.random.RandomState(4)
-    for name in ("a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(archives.jpeg(rng))
+    image_files.write_pngs(source, [f"{c}/{i}.jpg" for c in "ab" for i in "01"])
     (source / "a/empty.jpg").write_bytes(b"")
     os.symlink(tmp_path / "nothing", source / "b/link.jpg")
     flags = [f"--source={source}", f"--out={out}", "--eval_fraction=0.4"]
     assert cli.main(["prepare", "folder", *flags]) == 0
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert {row["name"] for row in manifest["left_out"]} == {
-        "a/empty.jpg",
-        "b/link.jpg",
-    }
+    left_out = json.loads((out / "manifest.json").read_text())["left_out"]
+    assert {row["name"] for row in left_out} == {"a/empty.jpg", "b/link.jpg"}
 
 
-def test_a_second_process_is_kept_out(tmp_path):
-    archives.make_imagenet1k(tmp_path / "archives")
+def test_a_second_process_is_refused(imagenet1k, tmp_path):
     out = tmp_path / "out"
     (out / shards.STATE).mkdir(parents=True)
     with open(out / shards.STATE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert archives.prepare_imagenet1k(tmp_path / "archives", out) == 2
-    assert archives.prepare_imagenet1k(tmp_path / "archives", out) == 0
+        assert _prepare(imagenet1k[0], out) == 2
+    assert _prepare(imagenet1k[0], out) == 0

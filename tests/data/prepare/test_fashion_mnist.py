@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/prepare/test_fashion_mnist.py
-
-Small IDX files made here; the embedded shards again, where the IDX files are there.
-"""
+"""Fashion-MNIST's shards from small IDX files, and the embedded ones again."""
 
 import gzip
 import io
@@ -51,7 +48,7 @@ def idx(tmp_path):
 
 
 def _first_of_each_class(images, labels, count):
-    """The rule in other words: walk the file, keep a class until it is full."""
+    """Reference implementation: walks the file and keeps a class until it is full."""
     seen, kept = dict.fromkeys(range(10), 0), []
     for i, label in enumerate(labels.tolist()):
         if seen[label] < count:
@@ -132,6 +129,11 @@ def _cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def _write_labels(folder, labels):
+    header = struct.pack(">II", 0x801, len(labels))
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(header + labels)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -139,18 +141,8 @@ def _cut(path):
         (lambda f: _cut(f / "t10k-images-idx3-ubyte"), "declares the shape"),
         (lambda f: _cut(f / "train-images-idx3-ubyte.gz"), "cannot read"),
         (lambda f: (f / "t10k-images-idx3-ubyte").write_bytes(b"no"), "not an IDX"),
-        (
-            lambda f: (f / "t10k-labels-idx1-ubyte").write_bytes(
-                struct.pack(">II", 0x801, 2) + b"\0\1"
-            ),
-            "30 images but 2 labels",
-        ),
-        (
-            lambda f: (f / "t10k-labels-idx1-ubyte").write_bytes(
-                struct.pack(">II", 0x801, 30) + b"\x0b" * 30
-            ),
-            "label 11 is out of range",
-        ),
+        (lambda f: _write_labels(f, b"\0\1"), "30 images but 2 labels"),
+        (lambda f: _write_labels(f, b"\x0b" * 30), "label 11 is out of range"),
         (lambda f: None, "5 images of class 0, 1200 are needed"),
     ],
 )

@@ -1,7 +1,4 @@
-"""pytest tests/data/prepare/test_imagenet.py
-
-ImageNet in miniature, from the archives to an exact evaluation.
-"""
+"""ImageNet in miniature, from the archives to an exact evaluation."""
 
 import json
 
@@ -37,8 +34,8 @@ def test_imagenet1k_from_archives_to_accuracy(tmp_path, capsys):
     config = _config(out, "train+minival", (30, 8))
     results = train.train_and_evaluate(config, str(workdir))
     assert results["ema"]["count"] == 8 and results["ema"]["skipped"] == 0
-    notes = json.loads((workdir / "stages.json").read_text())
-    assert notes["class_names"] == list(archives.CLASSES)
+    metadata = json.loads((workdir / "stages.json").read_text())
+    assert metadata["class_names"] == list(archives.CLASSES)
     tuned = _config(out, "train", (24, 8))
     tuned.eval.split = "minival"
     results = train.train_and_evaluate(tuned, str(tmp_path / "tuning"))
@@ -48,7 +45,7 @@ def test_imagenet1k_from_archives_to_accuracy(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_imagenet21k_from_archives_to_accuracy(tmp_path, capsys):
-    """Images with several classes train on all and are right with any."""
+    """Images of several classes train on all; any of them counts as correct."""
     archives.make_imagenet21k(tmp_path / "archives")
     out, workdir = tmp_path / "shards", tmp_path / "run"
     flags = archives.flags_imagenet21k(tmp_path / "archives")

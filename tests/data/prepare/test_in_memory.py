@@ -1,7 +1,4 @@
-"""pytest tests/data/prepare/test_whole.py
-
-Flowers and Cars from files as they are to be had, in miniature.
-"""
+"""Flowers and Cars, from miniature files in their published layout."""
 
 import gzip
 import io
@@ -11,10 +8,9 @@ import pytest
 import scipy.io
 
 from configs import transfer
-from ev2.cli import main as cli
 from ev2.data import sources
 from ev2.data.prepare import cars, flowers, in_memory
-from tests.helpers import archives
+from tests.helpers import archives, command_line
 
 FLOWERS = {"train": 3, "validation": 3, "test": 6}
 CARS = {"train": 5, "test": 4}
@@ -108,28 +104,26 @@ def test_cars_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "make"), [("flowers", _flower_files), ("cars", _car_files)]
+    ("dataset", "make", "count"),
+    [("flowers", _flower_files, "1,020"), ("cars", _car_files, "8,144")],
 )
-def test_what_is_missing_cut_or_too_few_is_named(tmp_path, capsys, verb, make):
+def test_missing_cut_or_too_few_files_are_named(tmp_path, capsys, dataset, make, count):
     files, _, _ = make()
     out = tmp_path / "out"
+
+    def error(folder, content):
+        folder = _write(tmp_path / folder, content)
+        flags = [f"--archive={folder}", f"--out={out}"]
+        return command_line.refuse(capsys, "prepare", dataset, *flags)
+
     for name in files:
         rest = {k: v for k, v in files.items() if k != name}
-        folder = _write(tmp_path / f"without {name}", rest)
-        argv = ["prepare", verb, f"--archive={folder}", f"--out={out}"]
-        assert cli.main(argv) == 2
-        err = capsys.readouterr().err
-        assert f"lacks {name}; fetch" in err and err.count("\n") == 1
-        cut = {**files, name: files[name][: len(files[name]) // 2]}
-        folder = _write(tmp_path / f"cut {name}", cut)
-        argv = ["prepare", verb, f"--archive={folder}", f"--out={out}"]
-        assert cli.main(argv) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-    # Whole, but not of Table 9's counts.
-    folder = _write(tmp_path / "whole", files)
-    assert cli.main(["prepare", verb, f"--archive={folder}", f"--out={out}"]) == 2
-    count = {"flowers": "1,020", "cars": "8,144"}[verb]
-    assert f"for train, and there should be {count}" in capsys.readouterr().err
+        assert f"lacks {name}; fetch" in error(f"without {name}", rest)
+        assert error(
+            f"cut {name}", files | {name: files[name][: len(files[name]) // 2]}
+        )
+    # All files, but not the counts of Table 9.
+    assert f"for train, and there should be {count}" in error("all", files)
     assert not out.exists()
 
 

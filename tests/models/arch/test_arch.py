@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/arch/test_arch.py
-
-Architectures as tables: scaling, costs, block strings, what is refused.
-"""
+"""Architectures as tables: scaling, costs, block strings, bad input."""
 
 import pytest
 
@@ -64,18 +61,12 @@ def test_round_channels(channels, width, v1, v2):
     "name, stem, channels, layers, head",
     [
         (
-            "efficientnetv2-b3",
-            40,
-            [16, 40, 56, 112, 136, 232],
-            [2, 3, 3, 5, 7, 12],
-            1536,
+            *("efficientnetv2-b3", 40),
+            *([16, 40, 56, 112, 136, 232], [2, 3, 3, 5, 7, 12], 1536),
         ),
         (
-            "efficientnet-b4",
-            48,
-            [24, 32, 56, 112, 160, 272, 448],
-            [2, 4, 4, 6, 6, 8, 2],
-            1792,
+            *("efficientnet-b4", 48),
+            *([24, 32, 56, 112, 160, 272, 448], [2, 4, 4, 6, 6, 8, 2], 1792),
         ),
     ],
 )
@@ -102,7 +93,7 @@ def test_evaluation_sizes():
     assert {sizes[f"resnet{n}"] for n in (50, 101, 152)} == {224}
 
 
-def test_lite_is_v1_without_what_phones_do_slowly():
+def test_lite_is_v1_without_squeeze_excite_and_silu():
     lite, v1 = arch.get("efficientnet-lite4"), arch.get("efficientnet-b4")
     assert (lite.stem_channels, lite.head_channels) == (32, 1280)  # not scaled
     assert {row.se_ratio for row in lite.stages} == {0.0} and lite.activation == "relu6"
@@ -113,7 +104,7 @@ def test_lite_is_v1_without_what_phones_do_slowly():
     assert [row.layers for row in lite.stages] == [1, *layers[1:-1], 1]
 
 
-def test_padding_is_the_networks_own_unless_told():
+def test_padding_is_the_networks_own_by_default():
     assert arch.get("efficientnet-b0").padding == "same"
     assert arch.get("resnet50").padding == "symmetric"
     assert arch.get("efficientnet-b0", padding="symmetric").padding == "symmetric"
@@ -121,7 +112,7 @@ def test_padding_is_the_networks_own_unless_told():
         arch.get("efficientnet-b0", padding="valid")
 
 
-def test_a_row_is_its_blocks():
+def test_a_stage_gives_its_blocks():
     (row,) = arch.decode(["r3_k5_s2_e6_i24_o40_se0.25"])
     first, second, third = row.blocks
     assert (first.in_channels, first.out_channels, first.stride) == (24, 40, 2)
@@ -262,7 +253,7 @@ def test_a_bad_block_string_is_named(string, complaint):
     assert "\n" not in str(error.value)
 
 
-def test_rows_must_chain():
+def test_stages_must_chain():
     strings = ["r1_k3_s1_e1_i16_o24_c1", "r1_k3_s2_e4_i32_o32_c1"]
     with pytest.raises(errors.InputError, match=r"blocks\[1\].*use i24"):
         arch.get("efficientnetv2-tiny", strings)

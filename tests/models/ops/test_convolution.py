@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/ops/test_convolution.py
-
-Every form of a convolution and of its gradients against XLA's own.
-"""
+"""Every form of a convolution and of its gradients against XLA's own."""
 
 import functools
 
@@ -12,10 +9,7 @@ import pytest
 from jax import lax
 
 from ev2.models.ops import convolution
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from tests.helpers.arrays import normal
 
 
 def by_xla(x, kernel, *, stride, padding, groups):
@@ -35,7 +29,9 @@ def value_and_gradients(conv, x, kernel, cotangent):
     return y, pullback(cotangent)
 
 
-def check_agreement(ours, x, kernel, *, stride, padding, groups, tolerance):
+def check_agreement(
+    ours, x, kernel, *, stride=1, padding="same", groups=1, tolerance=1e-5
+):
     ours = functools.partial(ours, stride=stride, padding=padding)
     theirs = functools.partial(by_xla, stride=stride, padding=padding, groups=groups)
     shape = jax.eval_shape(theirs, x, kernel).shape
@@ -67,7 +63,6 @@ def test_depthwise_forms_agree(padding, side, stride, height, width):
         stride=stride,
         padding=padding,
         groups=6,
-        tolerance=1e-5,
     )
 
 
@@ -82,8 +77,6 @@ def test_dense_forms_agree(height, width, channels, padding, stride):
         normal(3, 3, channels, 32, seed=1),
         stride=stride,
         padding=padding,
-        groups=1,
-        tolerance=1e-5,
     )
 
 
@@ -95,9 +88,7 @@ def test_any_number_of_images(images):
         normal(images, 6, 4, 3),
         normal(3, 3, 1, 3, seed=1),
         stride=2,
-        padding="same",
         groups=3,
-        tolerance=1e-5,
     )
 
 
@@ -107,8 +98,6 @@ def test_forms_agree_in_bfloat16(depthwise):
         convolution.depthwise_conv if depthwise else convolution.conv,
         jnp.asarray(normal(4, 8, 8, 32), jnp.bfloat16),
         jnp.asarray(normal(3, 3, 1 if depthwise else 32, 32, seed=1), jnp.bfloat16),
-        stride=1,
-        padding="same",
         groups=32 if depthwise else 1,
         tolerance=2e-2,
     )

@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/ops/test_deferred.py
-
-The fast forms of squeeze and product against the plain ones.
-"""
+"""The fast forms of squeeze and product against the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +8,11 @@ from flax import linen as nn
 
 from ev2.models.model import create_model
 from ev2.models.ops import deferred, moments
+from tests.helpers import arrays
 
 
 def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(arrays.normal(*shape, seed=seed))
 
 
 def inputs(groups, dtype=jnp.float32):

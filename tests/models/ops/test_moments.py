@@ -1,7 +1,4 @@
-"""python -m pytest tests/models/ops/test_moments.py
-
-The product with moments in its fast form against the plain one.
-"""
+"""The product with moments in its fast form against the plain one."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +6,11 @@ import numpy as np
 import pytest
 
 from ev2.models.ops import moments
+from tests.helpers import arrays
 
 
 def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(arrays.normal(*shape, seed=seed))
 
 
 def values_and_gradients(product, x, kernel):
@@ -35,7 +33,7 @@ def test_fast_and_plain_forms_agree(dtype, tolerance):
         assert error <= tolerance * np.linalg.norm(np.float64(b))
 
 
-def test_the_moments_are_those_of_the_product():
+def test_the_moments_are_the_products_mean_and_square():
     x, kernel = normal(4, 5, 3, 6), normal(6, 12, seed=1)
     y, mean, square = moments.product(x, kernel)
     want = np.float64(x) @ np.float64(kernel)
