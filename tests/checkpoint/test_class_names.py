@@ -1,7 +1,4 @@
-"""pytest tests/checkpoint/test_class_names.py
-
-Finds class names among others.
-"""
+"""Finds class names among others."""
 
 import pytest
 

@@ -1,7 +1,4 @@
-"""python -m pytest tests/checkpoint/test_integrity.py
-
-Corrupt checkpoints of a run: found, moved to quarantine, and the previous one used.
-"""
+"""Corrupt checkpoints of a run are quarantined and the previous one is used."""
 
 import pathlib
 

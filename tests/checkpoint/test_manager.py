@@ -1,7 +1,4 @@
-"""python -m pytest tests/checkpoint/test_manager.py
-
-The checkpoints of a run that are kept: the newest and the best.
-"""
+"""The checkpoints of a run that are kept: the newest and the best."""
 
 import jax.numpy as jnp
 

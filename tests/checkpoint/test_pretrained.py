@@ -1,7 +1,4 @@
-"""python -m pytest tests/checkpoint/test_pretrained.py
-
-Weights without a run: converted, read back, refused; the command `ev2 convert`.
-"""
+"""Weights without a run: converted, read back, refused; the command `ev2 convert`."""
 
 import json
 import shutil
@@ -17,6 +14,7 @@ from ev2 import errors
 from ev2.checkpoint import pretrained
 from ev2.checkpoint.published import preprocessing
 from ev2.cli import main as cli
+from tests.helpers import command_line
 from tests.helpers import published_files as published
 
 NAME = "resnet50"
@@ -158,16 +156,14 @@ def test_a_refused_source_leaves_nothing(tmp_path):
 def test_bad_flags_are_one_line(argv, line, source, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [word.replace("OUT", str(out)) for word in argv]
-    assert cli.main(["convert", source, *argv]) == 2
-    captured = capsys.readouterr()
-    assert line in captured.err and captured.err.count("\n") == 1
+    assert line in command_line.refuse(capsys, "convert", source, *argv)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("words, found", [([], "none"), (["a", "b"], "2 given")])
 def test_one_source_is_converted(words, found, tmp_path, capsys):
-    assert cli.main(["convert", *words, f"--out={tmp_path}/out"]) == 2
-    assert f"SOURCE: {found}; write ev2 convert SOURCE" in capsys.readouterr().err
+    error = command_line.refuse(capsys, "convert", *words, f"--out={tmp_path}/out")
+    assert f"SOURCE: {found}; write ev2 convert SOURCE" in error
 
 
 def test_the_command_reports_and_takes_another_preprocessing(source, tmp_path, capsys):

@@ -1,7 +1,4 @@
-"""pytest tests/cli/test_cli.py
-
-Help, exit codes, and one clear line for bad input.
-"""
+"""Help, exit codes, and one clear line for bad input."""
 
 import json
 import os

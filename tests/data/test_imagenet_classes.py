@@ -1,7 +1,4 @@
-"""pytest tests/data/test_imagenet_classes.py
-
-The table of ImageNet's classes, against facts known elsewhere.
-"""
+"""The table of ImageNet's classes, against facts known elsewhere."""
 
 import re
 

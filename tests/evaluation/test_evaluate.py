@@ -1,7 +1,4 @@
-"""pytest tests/evaluation/test_evaluate.py
-
-Every image exactly once, for any batch size and any number of devices.
-"""
+"""Every image exactly once, for any batch size and any number of devices."""
 
 import jax
 import numpy as np

@@ -1,7 +1,4 @@
-"""pytest tests/evaluation/test_predict.py
-
-Values against the network itself, order, and every kind of bad file.
-"""
+"""Values against the network itself, order, and every kind of bad file."""
 
 import json
 import os

@@ -19,10 +19,16 @@ BLOCKS = (
     "r2_k5_s2_e6_i16_o24_se0.25",
 )
 CLASSES = 5
+TIMM = {  # our names: timm's
+    "efficientnetv2-b0": "tf_efficientnetv2_b0",
+    "efficientnet-b0": "tf_efficientnet_b0",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "resnet50": "resnet50",
+}
 
 
 def network(name="efficientnetv2-tiny", **options):
-    """Creates a network of those blocks; `options` go to `create_model`."""
+    """Creates a network of `BLOCKS`; `options` go to `create_model`."""
     return ev2.create_model(
         name, **{"num_classes": CLASSES, "blocks": BLOCKS, **options}
     )
@@ -31,13 +37,11 @@ def network(name="efficientnetv2-tiny", **options):
 def shrink(monkeypatch, blocks_of):
     """Gives the networks named in `blocks_of` these blocks by default."""
     get = arch.get
-    monkeypatch.setattr(
-        arch,
-        "get",
-        lambda name, blocks=(), padding="": get(
-            name, blocks or blocks_of.get(name, ()), padding
-        ),
-    )
+
+    def get_small(name, blocks=(), padding=""):
+        return get(name, blocks or blocks_of.get(name, ()), padding)
+
+    monkeypatch.setattr(arch, "get", get_small)
 
 
 def random_variables(model, seed=0):

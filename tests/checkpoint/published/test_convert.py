@@ -1,8 +1,7 @@
-"""python -m pytest tests/checkpoint/published/test_convert.py
+"""Conversion of published files, made here from our tensors by each format's names.
 
-Published files result to our variables. The small files are made from our tensors
-by each format's names. test_parity.py tests that names and arithmetic are the
-publishers', and golden/ lists names and shapes of the released code's variables.
+test_parity.py tests names and arithmetic against the publishers; golden/ lists names
+and shapes of the released code's variables.
 """
 
 import json
@@ -47,6 +46,13 @@ def write_safetensors(path, values):
     safetensors.save_file(values, path)
 
 
+def write_small(folder, values=None) -> str:
+    """Writes `values`, by default timm's form of the small network."""
+    path = folder / "small.safetensors"
+    write_safetensors(path, of("timm") if values is None else values)
+    return str(path)
+
+
 @pytest.mark.parametrize(
     "scheme, file, write",
     [
@@ -59,10 +65,8 @@ def write_safetensors(path, values):
 def test_format_and_network_are_found(scheme, file, write, tmp_path):
     write(tmp_path / file, of(scheme))
     result = convert.convert(str(tmp_path / file))
-    assert (result.model.name, result.model.num_classes) == (
-        NAME,
-        published.CLASSES,
-    )
+    model = result.model
+    assert (model.name, model.num_classes) == (NAME, published.CLASSES)
     assert_same(result.variables, VARIABLES)
     report = result.report
     leaves = len(jax.tree.leaves(VARIABLES))
@@ -86,7 +90,7 @@ def released(tmp_path):
     return prefix
 
 
-def test_averages_are_what_a_released_checkpoint_gives(released, tmp_path):
+def test_a_released_checkpoint_gives_its_ema_weights(released, tmp_path):
     archive = tmp_path / "released.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(released.parent, "somewhere/inside")
@@ -173,8 +177,7 @@ def test_folding_leaves_the_logits_alone(tmp_path, monkeypatch):
 
 
 def test_another_epsilon_is_folded_into_the_scale(tmp_path):
-    write_safetensors(tmp_path / "small.safetensors", of("timm"))
-    path = str(tmp_path / "small.safetensors")
+    path = write_small(tmp_path)
     result = convert.convert(path, padding="symmetric").variables
     norm, stats = (v["stem"]["norm"] for v in (result["params"], result["batch_stats"]))
     before = VARIABLES["params"]["stem"]["norm"]["scale"]
@@ -187,8 +190,7 @@ def test_another_epsilon_is_folded_into_the_scale(tmp_path):
 
 
 def test_a_new_head_only_when_asked(tmp_path):
-    path = str(tmp_path / "small.safetensors")
-    write_safetensors(tmp_path / "small.safetensors", of("timm"))
+    path = write_small(tmp_path)
     with pytest.raises(errors.InputError, match="num_classes: 7, but .* 5 classes"):
         convert.convert(path, num_classes=7)
     result = convert.convert(path, num_classes=7, new_head=True)
@@ -208,15 +210,14 @@ def test_heads_of_imagenet(classes, tmp_path):
         "classifier.weight": np.ones((classes, 256), np.float32),
         "classifier.bias": np.arange(classes, dtype=np.float32),
     }
-    write_safetensors(tmp_path / "small.safetensors", values)
-    model, variables, meta = ev2.load_pretrained(str(tmp_path / "small.safetensors"))
+    model, variables, meta = ev2.load_pretrained(write_small(tmp_path, values))
     assert model.num_classes == classes == len(meta["class_names"])
     assert variables["params"]["classifier"]["kernel"].shape == (256, classes)
     # 1,000 are ILSVRC2012's, by WordNet id; nobody has a sure list of the 21,843.
     assert meta["class_names"][1] == ("n01443537" if classes == 1000 else "1")
 
 
-def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
+def test_layers_after_the_network_are_skipped_with_a_new_head(tmp_path):
     values = {k: v for k, v in of("keras").items() if "predictions" not in k}
     values |= {"dense/kernel": np.ones((256, 3)), "dense/bias": np.ones(3)}
     published.write_keras_v3(tmp_path / "own.keras.h5", values)
@@ -231,27 +232,23 @@ def test_layers_behind_a_network_are_left_out_with_a_new_head(tmp_path):
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     bad = np.full((16, 3, 3, 3), np.nan, np.float32)
-    write_safetensors(tmp_path / "bad.safetensors", spoilt(conv_stem__weight=bad))
+    path = write_small(tmp_path, spoilt(conv_stem__weight=bad))
     with pytest.raises(errors.InputError, match="conv_stem.weight is not finite"):
-        convert.convert(str(tmp_path / "bad.safetensors"))
+        convert.convert(path)
 
 
-@pytest.mark.parametrize(
-    "scheme, padding",
-    [("keras", "symmetric"), ("efficientnet_pytorch", "symmetric")],
-)
-def test_padding_is_refused_where_the_format_has_its_own(scheme, padding, tmp_path):
+@pytest.mark.parametrize("scheme", ["keras", "efficientnet_pytorch"])
+def test_padding_is_refused_where_the_format_has_its_own(scheme, tmp_path):
     if scheme == "keras":
-        path = tmp_path / "own.h5"
+        path = str(tmp_path / "own.h5")
         published.write_keras_h5(path, of("keras"))
     else:
-        path = tmp_path / "own.safetensors"
         blocks = ("r1_k3_s1_e1_i16_o16", "r1_k3_s2_e6_i16_o24")
         model = published.network(blocks=blocks)
-        values = published.tensors(scheme, model, published.random_variables(model))
-        write_safetensors(path, values)
+        variables = published.random_variables(model)
+        path = write_small(tmp_path, published.tensors(scheme, model, variables))
     with pytest.raises(errors.InputError, match=f"padding: {scheme} networks have"):
-        convert.convert(str(path), padding=padding)
+        convert.convert(path, padding="symmetric")
 
 
 def test_a_file_that_was_exported_brings_everything_back(tmp_path):
@@ -279,8 +276,7 @@ def test_a_file_that_was_exported_brings_everything_back(tmp_path):
 
 def test_a_file_without_a_classifier_gives_features(tmp_path):
     values = {k: v for k, v in of("timm").items() if not k.startswith("classifier")}
-    write_safetensors(tmp_path / "small.safetensors", values)
-    result = convert.convert(str(tmp_path / "small.safetensors"))
+    result = convert.convert(write_small(tmp_path, values))
     assert result.model.num_classes == 0
     assert "classifier" not in result.variables["params"]
 
@@ -313,9 +309,9 @@ def spoilt(**changes):
     ],
 )
 def test_a_file_of_something_else_is_refused(values, name, complaint, tmp_path):
-    write_safetensors(tmp_path / "small.safetensors", values)
+    path = write_small(tmp_path, values)
     with pytest.raises(errors.InputError, match=complaint) as error:
-        convert.convert(str(tmp_path / "small.safetensors"), name)
+        convert.convert(path, name)
     assert "\n" not in str(error.value)
 
 
@@ -350,7 +346,7 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path, released):
         assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_without_averages_says_so(tmp_path):
+def test_a_checkpoint_without_averages_is_refused(tmp_path):
     published.write_released(tmp_path / "model", "own", of("released"), {})
     with pytest.raises(errors.InputError, match="no EMA weights"):
         convert.convert(str(tmp_path))

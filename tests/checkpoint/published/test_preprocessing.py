@@ -1,7 +1,4 @@
-"""pytest tests/checkpoint/published/test_preprocessing.py
-
-Preprocessing of published weights, network by network.
-"""
+"""Preprocessing of published weights, network by network."""
 
 import pytest
 

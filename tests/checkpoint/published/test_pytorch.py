@@ -1,8 +1,4 @@
-"""python -m pytest tests/checkpoint/published/test_pytorch.py
-
-Files as PyTorch writes them, put together here byte by byte, and pickles that ask for
-more than tensors.
-"""
+"""Files as PyTorch writes them, made here byte by byte, and unsafe pickles."""
 
 import collections
 import io
@@ -33,7 +29,7 @@ class Storage:
 
 
 class Call:
-    """What a reduced object becomes: a name and its arguments."""
+    """A reduced object: a name and its arguments."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -44,13 +40,8 @@ class Pickler(pickle._Pickler):
 
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return (
-                "storage",
-                Global("torch", obj.kind),
-                obj.key,
-                "cpu",
-                len(obj.values),
-            )
+            kind = Global("torch", obj.kind)
+            return "storage", kind, obj.key, "cpu", len(obj.values)
         return None
 
     def save(self, obj, save_persistent_id=True):
@@ -109,7 +100,7 @@ def write(request):
 
 
 @pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
-def test_tensors_come_out_as_they_were(write, wrapped, tmp_path):
+def test_tensors_are_read_unchanged(write, wrapped, tmp_path):
     state, storages = state_dict()
     path = tmp_path / "weights.pth"
     write(path, {wrapped: state, "epoch": 3} if wrapped else state, storages)
@@ -155,15 +146,15 @@ def test_a_pickle_without_tensors_is_refused(write, tmp_path):
         torch_file.read(str(path))
 
 
-@pytest.mark.parametrize("averages, raw", [("state_dict_ema", "state_dict")])
-def test_averages_beside_raw_values(write, averages, raw, tmp_path):
+def test_averages_beside_raw_values(write, tmp_path):
     storages = [
         Storage(key, "FloatStorage", np.full(3, value, np.float32))
         for key, value in (("0", 1.0), ("1", 2.0))
     ]
     first, second = ({"w": tensor(s, 0, (3,), (1,))} for s in storages)
     path = tmp_path / "weights.pth"
-    write(path, {raw: first, averages: second, "optimizer": [{}]}, storages)
+    states = {"state_dict": first, "state_dict_ema": second, "optimizer": [{}]}
+    write(path, states, storages)
     found, has_both = torch_file.read(str(path))
     assert has_both and found["w"].tolist() == [2, 2, 2]
     found, _ = torch_file.read(str(path), averaged=False)
@@ -176,7 +167,7 @@ def test_a_torch_file_called_tar_is_read_as_one(write, tmp_path):
     assert list(readers.read(str(path)).tensors) == ["turned", "tail", "count"]
 
 
-def test_much_made_of_little_is_refused(tmp_path):
+def test_more_elements_than_stored_are_refused(tmp_path):
     # A stride of 0 repeats one element; a member may unpack to more than declared.
     one = Storage("0", "FloatStorage", np.ones(1, np.float32))
     path = tmp_path / "weights.pth"

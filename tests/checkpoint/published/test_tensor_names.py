@@ -1,8 +1,7 @@
-"""pytest tests/checkpoint/published/test_tensor_names.py
+"""Published names of our tensors.
 
-Published names of our tensors. `golden/timm.json` holds names and shapes as timm 1.0.31
-gives them (`timm.create_model(NAME).state_dict()`, without the step counts of the
-normalizations); with timm installed they are read again.
+`golden/timm.json` holds names and shapes of timm 1.0.31 (`state_dict()` without step
+counts of the normalizations); with timm installed they are compared again.
 """
 
 import json
@@ -16,15 +15,10 @@ import ev2
 from ev2 import errors
 from ev2.checkpoint.published import tensor_names as names
 from ev2.models import arch as architectures
+from tests.helpers import published_files
 from tests.helpers import tiny_run as tiny
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "timm.json"
-TIMM = {
-    "efficientnetv2-b0": "tf_efficientnetv2_b0",
-    "efficientnet-b0": "tf_efficientnet_b0",
-    "efficientnet-lite0": "tf_efficientnet_lite0",
-    "resnet50": "resnet50",
-}
 
 
 def shapes(model):
@@ -42,24 +36,24 @@ def as_torch(model):
     return {t.name: list(t.published_shape(ours[t.path])) for t in table}
 
 
-@pytest.mark.parametrize("name", sorted(TIMM))
+@pytest.mark.parametrize("name", sorted(published_files.TIMM))
 def test_names_and_shapes_match_timm(name):
-    golden = json.loads(GOLDEN.read_text())[TIMM[name]]
+    golden = json.loads(GOLDEN.read_text())[published_files.TIMM[name]]
     assert as_torch(ev2.create_model(name)) == golden
 
 
-@pytest.mark.parametrize("name", sorted(TIMM))
+@pytest.mark.parametrize("name", sorted(published_files.TIMM))
 def test_golden_names_match_timm(name):
     timm = pytest.importorskip(
         "timm", reason="timm is not installed; pip install 'ev2[peers]'"
     )
-    state = timm.create_model(TIMM[name]).state_dict()
+    state = timm.create_model(published_files.TIMM[name]).state_dict()
     published = {
         key: list(value.shape)
         for key, value in state.items()
         if not key.endswith("num_batches_tracked")
     }
-    assert published == json.loads(GOLDEN.read_text())[TIMM[name]]
+    assert published == json.loads(GOLDEN.read_text())[published_files.TIMM[name]]
 
 
 @pytest.mark.parametrize("name", ev2.list_models())

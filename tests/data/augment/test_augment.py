@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/augment/test_augment.py
-
-Each value of data.augment against the function of its module; cutout by hand.
-"""
+"""Each value of data.augment against the function of its module; cutout by hand."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +14,7 @@ def _make(**values) -> augment.Augment:
     return augment.make_augment(data, magnitude=6.0, image_size=SIDE)
 
 
-def test_each_choice_is_what_its_module_makes():
+def test_each_choice_equals_the_function_of_its_module():
     image = tf.constant(image_files.ramps(SIDE))
     draws = tf.constant(np.random.RandomState(0).rand(20, 9), tf.float32)
     expected = {
@@ -52,7 +49,7 @@ def test_cutout_covers_half_the_side_with_noise():
     assert corner[:4, -5:].all() and corner.sum() == 20
 
 
-def test_cutouts_noise_is_uniform_and_of_its_seed():
+def test_cutout_noise_is_uniform_and_follows_its_seed():
     black = np.zeros((SIDE, SIDE, 3), np.uint8)
     noise = _cut(black, 0.5, 0.5, cutout=1.0)
     assert (noise == _cut(black, 0.5, 0.5, cutout=1.0)).all()

@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/augment/test_autoaugment.py
-
-The policy, which of its operations run, and their results against NumPy.
-"""
+"""The policy, which of its operations run, and their results against NumPy."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,4 @@
-"""Run: pytest tests/data/augment/test_ops.py
-
-Each operation against PIL, or against NumPy written from its definition.
-"""
+"""Each operation against PIL, or against NumPy written from its definition."""
 
 import numpy as np
 import pytest
@@ -43,17 +40,17 @@ def test_exactly_as_pil(image, operation, pil):
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.55, 1.0, 1.9, 3.25])
 @pytest.mark.parametrize(
-    ("operation", "pil", "tolerance"),
+    ("operation", "pil"),
     [
-        (ops.brightness, ImageEnhance.Brightness, 1),
-        (ops.color, ImageEnhance.Color, 1),  # grey differs by rounding
-        (ops.contrast, ImageEnhance.Contrast, 1),
-        (ops.sharpness, ImageEnhance.Sharpness, 1),  # smooth truncates, PIL rounds
+        (ops.brightness, ImageEnhance.Brightness),
+        (ops.color, ImageEnhance.Color),  # grey differs by rounding
+        (ops.contrast, ImageEnhance.Contrast),
+        (ops.sharpness, ImageEnhance.Sharpness),  # smooth truncates, PIL rounds
     ],
 )
-def test_enhancements_as_pil(image, operation, pil, tolerance, factor):
+def test_enhancements_as_pil(image, operation, pil, factor):
     expected = pil(Image.fromarray(image)).enhance(factor)
-    limit = 1 + tolerance * max(1.0, abs(1.0 - factor))
+    limit = 1 + max(1.0, abs(1.0 - factor))
     assert image_files.difference(operation(image, factor), expected) <= limit
 
 
@@ -91,9 +88,8 @@ def test_solarize_add_by_hand():
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
 def test_rotate_quarter_turns(image, degrees, turns):
-    assert (
-        image_files.difference(ops.rotate(image, degrees), np.rot90(image, turns)) == 0
-    )
+    expected = np.rot90(image, turns)
+    assert image_files.difference(ops.rotate(image, degrees), expected) == 0
 
 
 def test_rotate_fills_the_corners_with_grey(image):
@@ -108,10 +104,7 @@ def test_translate_by_hand(image):
     expected = np.full_like(image, 128)
     expected[5:] = image[:-5]
     assert image_files.difference(ops.translate_y(image, -5.0), expected) == 0
-    assert (
-        image_files.difference(ops.translate_x(image, 100.0), np.full_like(image, 128))
-        == 0
-    )
+    assert (ops.translate_x(image, 100.0).numpy() == 128).all()
 
 
 def test_shear_by_hand(image):

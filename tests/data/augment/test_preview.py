@@ -1,7 +1,4 @@
-"""pytest tests/data/augment/test_preview.py
-
-The rows of the sheet are what training does at these magnitudes.
-"""
+"""The rows of the sheet are what training does at these magnitudes."""
 
 import pathlib
 
@@ -13,7 +10,7 @@ from PIL import Image
 from ev2 import errors
 from ev2.cli import main as cli
 from ev2.data.augment import preview, randaugment
-from tests.helpers import image_files
+from tests.helpers import command_line, image_files
 
 DEMO = f"--config={pathlib.Path(__file__).parents[3]}/configs/demo.py"
 SIDE = 48
@@ -116,7 +113,5 @@ def test_command_writes_a_png(tmp_path, capsys):
 )
 def test_command_refuses_bad_input_in_one_line(tmp_path, capsys, options, message):
     options = [f"--out={tmp_path}/a.png", *options]
-    assert cli.main(["prepare", "preview", DEMO, *options]) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    assert message in command_line.refuse(capsys, "prepare", "preview", DEMO, *options)
     assert not list(tmp_path.iterdir())

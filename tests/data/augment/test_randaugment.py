@@ -1,6 +1,4 @@
-"""Run: pytest tests/data/augment/test_randaugment.py
-
-The tables of both variants against hand-computed numbers, "released" image by image
+"""The tables of both variants against hand-computed numbers, "released" image by image
 against NumPy written from its rules, "standard" for growing with the magnitude; eager
 equals graph.
 """
@@ -46,7 +44,7 @@ def test_standard_grows_with_the_magnitude():
         assert larger.factors[1] >= smaller.factors[1]
 
 
-def test_standard_at_ten_and_in_shares_of_the_image():
+def test_standard_at_ten_and_in_fractions_of_the_image():
     levels = randaugment.standard_levels(10.0, 300)
     assert levels.degrees == 30.0 and levels.slope == pytest.approx(0.3)
     assert levels.translate_px == pytest.approx(100.0)

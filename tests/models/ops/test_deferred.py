@@ -70,7 +70,7 @@ def test_the_forms_are_the_formula():
     np.testing.assert_allclose(projected, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("group_images", [0, 2])
+@pytest.mark.parametrize("group_images", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_networks_agree_in_both_forms(group_images, monkeypatch):
     blocks = ("r1_k3_s1_e2_i24_o24_c1", "r2_k3_s1_e4_i24_o24_se0.25")
     model = create_model(
