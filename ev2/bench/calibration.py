@@ -4,10 +4,10 @@
     ev2 bench calibration runs/*.json                 # docs/results.md has more
 
 The paper measured hours on 32 TPU v3 cores. The compiler counts the arithmetic and the
-memory traffic of training steps, but not evaluation and not waiting for data or for
-other cores. The factor between the two predicts the hours of a network that nobody has
-trained yet, and the spread of the factor tells how well. A search depends only on the
-order of networks, which is compared as well.
+memory traffic of training steps, but neither evaluation nor waiting for data or other
+cores. The factor between the two predicts the hours of an untrained network. The spread
+of the factor is the error of that prediction. A search depends on the order of networks
+alone, so the order is compared as well.
 """
 
 import itertools
@@ -57,17 +57,10 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
     plans = [_read(path) for path in paths]
     rows = []
     for plan in plans:
-        key = (plan["model"], len(plan["stages"]))
-        hours = plan["tpu"]["hours"]
-        rows.append(
-            {
-                "model": key[0],
-                "stages": key[1],
-                "compiler_hours": hours,
-                "paper_hours": PAPER_HOURS[key],
-                "factor": PAPER_HOURS[key] / hours,
-            }
-        )
+        row = {"model": plan["model"], "stages": len(plan["stages"])}
+        ours, papers = plan["tpu"]["hours"], PAPER_HOURS[row["model"], row["stages"]]
+        row |= {"compiler_hours": ours, "paper_hours": papers, "factor": papers / ours}
+        rows.append(row)
     logs = [math.log(row["factor"]) for row in rows]
     mean = statistics.fmean(logs)
     return {
@@ -86,7 +79,7 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
 def compare_order(
     names: Sequence[str], ours: Sequence[float], papers: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns how far two lists of numbers put the same names in the same order.
+    """Compares the orders in which two lists of numbers put the same names.
 
     Returns:
         "rank_correlation", Spearman's, 1 for the same order and -1 for the reverse;
@@ -99,19 +92,17 @@ def compare_order(
         from scipy import stats  # required by jax; slow to load
 
         correlation = float(stats.spearmanr(ours, papers).statistic)
-    pairs = itertools.combinations(zip(names, ours, papers, strict=True), 2)
-    return {
-        "rank_correlation": correlation,
-        "misordered": [[a[0], b[0]] for a, b in pairs if _are_misordered(a, b)],
-    }
-
-
-def _are_misordered(a: tuple[str, float, float], b: tuple[str, float, float]) -> bool:
-    return (a[1] - b[1]) * (a[2] - b[2]) < 0
+    rows = zip(names, ours, papers, strict=True)
+    pairs = [
+        [a[0], b[0]]
+        for a, b in itertools.combinations(rows, 2)
+        if (a[1] - b[1]) * (a[2] - b[2]) < 0
+    ]
+    return {"rank_correlation": correlation, "misordered": pairs}
 
 
 def format_order(figures: dict[str, Any]) -> str:
-    """Returns the figures of `compare_order` as a line for people."""
+    """Returns the figures of `compare_order` as one line."""
     correlation = figures["rank_correlation"]
     pairs = [" and ".join(pair) for pair in figures["misordered"]]
     text = "unknown, of 3 or more" if correlation is None else f"{correlation:.2f}"

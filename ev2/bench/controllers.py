@@ -29,27 +29,27 @@ from ev2.nas import space as spaces
 _BACKBONE = "efficientnet-b4"
 _PARAMS = (0.5, 1.5)  # bounds, relative to the backbone
 _KEYS = ("operator", "layers", "kernel", "expand")
-# Standard deviations relative to 1 for single choices: a third of all variance is of
-# choices that depend on each other.
+# Standard deviations relative to 1 for single choices: a third of the variance comes
+# from choices that depend on each other.
 _STAGE, _PAIR = 0.5, 0.5
 
 
 def make_space() -> spaces.Space:
-    """Returns the space: networks around B4, of half to one and a half its size."""
+    """Returns the networks around B4 of half to one and a half its parameters."""
     params = arch.count_params(arch.get(_BACKBONE), 1000)
     low, high = (int(factor * params) for factor in _PARAMS)
     return spaces.Space(backbones=(_BACKBONE,), min_params=low, max_params=high)
 
 
 class Table:
-    """A reward of 0 to 1 for every network of a space of one backbone.
+    """A reward from 0 to 1 for every network of a space of one backbone.
 
     Attributes:
-        best: the one candidate of reward 1, within the bounds of the space.
+        best: the candidate of reward 1, within the bounds of the space.
     """
 
     def __init__(self, space: spaces.Space, seed: int):
-        """Draws tables until the best network of all is within the bounds."""
+        """Draws tables until the best network is within the bounds."""
         self._space = space
         self._sizes = tuple(len(space.choices[f"stage1_{key}"]) for key in _KEYS)
         self._same = _find_same(space, self._sizes)
@@ -62,7 +62,7 @@ class Table:
         self._low = -find_best([-t for t in self._own], [-t for t in self._pairs])[0]
 
     def _draw(self, rng: np.random.Generator) -> None:
-        """Sets the numbers of each stage's states, and of neighbours' pairs of them."""
+        """Draws numbers for each stage's states and for neighbours' pairs of states."""
         count = int(np.prod(self._sizes))
         parts = np.unravel_index(np.arange(count), self._sizes)
         self._own, self._pairs = [], []
@@ -78,7 +78,7 @@ class Table:
             self._pairs.append(pair[np.ix_(same, following)])
 
     def __call__(self, candidate: Mapping[str, Any]) -> float:
-        """Returns the reward: 0 for the worst network of all, 1 for the best."""
+        """Returns the reward: 0 for the worst network, 1 for the best."""
         states = [
             int(np.ravel_multi_index(indices, self._sizes))
             for indices in _find_indices(self._space, candidate)
@@ -89,32 +89,27 @@ class Table:
         return float((score - self._low) / (self._high - self._low))
 
     def _to_candidate(self, states: Sequence[int]) -> spaces.Candidate:
-        candidate = {}
-        for stage, state in enumerate(states, 1):
-            indices = np.unravel_index(state, self._sizes)
-            for key, index in zip(_KEYS, indices, strict=True):
-                name = f"stage{stage}_{key}"
-                candidate[name] = self._space.choices[name][index]
-        return candidate
+        indices = np.ravel([np.unravel_index(s, self._sizes) for s in states])
+        choices = zip(self._space.choices.items(), indices, strict=True)
+        return {name: values[index] for (name, values), index in choices}
 
 
 @functools.cache
 def _find_same(space: spaces.Space, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """For each stage and state the first state that means the same network.
+    """For each stage and state the first state that gives the same network.
 
-    Offsets that would leave no layer leave one, so several of them mean the same.
+    Several offsets may give one layer, since no stage has less.
     """
     first = {key: values[0] for key, values in space.choices.items()}
+    names = list(first)
     tables = []
-    for stage in range(1, len(first) // len(_KEYS) + 1):
+    for start in range(0, len(names), len(_KEYS)):
         states = []
         for indices in itertools.product(*map(range, sizes)):
-            names = [f"stage{stage}_{key}" for key in _KEYS]
-            chosen = {
-                n: space.choices[n][i] for n, i in zip(names, indices, strict=True)
-            }
-            same = space.decode(space.encode(first | chosen))
-            found = _find_indices(space, same)[stage - 1]
+            chosen = zip(names[start:], indices, strict=False)
+            candidate = first | {name: space.choices[name][i] for name, i in chosen}
+            same = space.decode(space.encode(candidate))
+            found = _find_indices(space, same)[start // len(_KEYS)]
             states.append(np.ravel_multi_index(found, sizes))
         tables.append(np.array(states))
     return tables
@@ -123,18 +118,16 @@ def _find_same(space: spaces.Space, sizes: tuple[int, ...]) -> list[np.ndarray]:
 def _find_indices(
     space: spaces.Space, candidate: Mapping[str, Any]
 ) -> list[tuple[int, ...]]:
-    """The indices of each stage's values among its choices."""
-    stages = len(space.choices) // len(_KEYS)
-    return [
-        tuple(space.choices[name].index(candidate[name]) for name in names)
-        for names in ([f"stage{s + 1}_{key}" for key in _KEYS] for s in range(stages))
-    ]
+    """Returns the indices of each stage's values among its choices."""
+    found = [v.index(candidate[name]) for name, v in space.choices.items()]
+    count = len(_KEYS)
+    return [tuple(found[i : i + count]) for i in range(0, len(found), count)]
 
 
 def find_best(
     own: Sequence[np.ndarray], pairs: Sequence[np.ndarray]
 ) -> tuple[float, list[int]]:
-    """The highest sum along the chain and its states, by dynamic programming."""
+    """Returns the highest sum along the chain and its states."""
     score, origins = own[0], []
     for numbers, pair in zip(own[1:], pairs, strict=True):
         sums = score[:, None] + pair  # [state before, state]
@@ -156,14 +149,14 @@ def measure(
 
     Args:
         budget: candidates of a search.
-        seeds: of a table and of the controllers' draws; a search for each.
-        names: of the controllers, "random" first.
+        seeds: one search each; a seed draws a table and the controllers' choices.
+        names: the controllers, "random" first.
 
     Returns:
         `{"budget", "seeds", "space_size", "results": [{"name", "reward", "regret",
         "std", "beats_random", "proposal_ms"}]}`: the mean over seeds of the best reward
-        found, its distance from the best network's, the standard deviation of both, the
-        fraction of seeds in which it is above random's, and milliseconds a proposal.
+        found, its distance from 1, the standard deviation of both, the fraction of
+        seeds with a better reward than random search, and milliseconds per proposal.
 
     Raises:
         InputError: a number is below 1.
@@ -171,7 +164,7 @@ def measure(
     for key, value in (("budget", budget), ("seeds", len(seeds))):
         if value < 1:
             raise errors.InputError(f"{key}: {value} is not allowed; give 1 or more")
-    jax.config.update("jax_platforms", "cpu")  # where a search's policy is
+    jax.config.update("jax_platforms", "cpu")  # as in a search
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = make_space()
     found = {name: [] for name in names}
@@ -179,24 +172,19 @@ def measure(
         table = Table(space, seed)
         for name in names:
             found[name].append(search(name, space, table, seed=seed, budget=budget))
-    rate = functools.partial(_rate, known=found["random"])
-    return {
-        "budget": budget,
-        "seeds": len(seeds),
-        "space_size": space.size(),
-        "results": [rate(name, found[name]) for name in names],
-    }
+    results = [_summarize(name, found[name], found["random"]) for name in names]
+    counts = {"budget": budget, "seeds": len(seeds), "space_size": space.size()}
+    return {**counts, "results": results}
 
 
 def search(
     name: str, space: spaces.Space, table: Table, *, seed: int, budget: int
 ) -> tuple[float, float]:
-    """Returns the best reward that a controller finds, and its seconds a proposal."""
+    """Returns the best reward of a controller's search, and seconds per proposal."""
     study, best, seconds = optuna.create_study(direction="maximize"), 0.0, 0.0
     for index in range(budget):
         start = time.perf_counter()
-        make = controllers.make_sampler
-        study.sampler = make(name, space, seed=seed, index=index)
+        study.sampler = controllers.make_sampler(name, space, seed=seed, index=index)
         trial = study.ask()
         candidate = controllers.suggest(trial, space)
         seconds += time.perf_counter() - start
@@ -208,26 +196,21 @@ def search(
     return best, seconds / budget
 
 
-def _rate(
-    name: str,
-    found: Sequence[tuple[float, float]],
-    *,
-    known: Sequence[tuple[float, float]],
-) -> dict[str, Any]:
-    rewards = [reward for reward, _ in found]
-    wins = sum(ours[0] > other[0] for ours, other in zip(found, known, strict=True))
+def _summarize(name: str, found: Sequence, random: Sequence) -> dict[str, Any]:
+    rewards, seconds = zip(*found, strict=True)
+    wins = sum(ours[0] > other[0] for ours, other in zip(found, random, strict=True))
     return {
         "name": name,
         "reward": statistics.fmean(rewards),
         "regret": 1 - statistics.fmean(rewards),
         "std": statistics.pstdev(rewards),
         "beats_random": wins / len(found),
-        "proposal_ms": 1000 * statistics.fmean(seconds for _, seconds in found),
+        "proposal_ms": 1000 * statistics.fmean(seconds),
     }
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """Returns the figures of `measure` as a table for people."""
+    """Returns the figures of `measure` as a table."""
     title = (
         f"{figures['budget']:,} of {figures['space_size']:,} networks a search, "
         f"{figures['seeds']} seeds; the best network has reward 1"

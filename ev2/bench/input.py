@@ -4,23 +4,22 @@
       --config.data.path=DIR --config.data.num_train_images=0 \\
       --config.data.num_eval_images=0 --config.data.num_classes=0
 
-Rows, for each image size of the recipe, each measured in a process of its own:
+Each row is measured in a process of its own, for each image size of the recipe:
 
     decode  reads and decodes whole images
     half    decodes at half scale, where JPEG leaves out most of the arithmetic
     crop    the pipeline of ev2 without augmentation, which decodes the crop alone
     ev2     the pipeline of ev2
 
-torchvision's and timm's loaders (PIL, one worker process per core, RandAugment at the
-same magnitude) read the same files if they are installed (pip install 'ev2[peers]') and
-the source is a folder.
+The loaders of torchvision and timm (PIL, one worker process per core, RandAugment at
+the same magnitude) read the same files if they are installed (pip install 'ev2[peers]')
+and the source is a folder.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import multiprocessing
 import os
 import resource
@@ -35,7 +34,6 @@ from ml_collections import ConfigDict
 from ev2 import errors, progressive
 from ev2.bench import reference_loaders
 from ev2.data import pipeline, sources
-from ev2.data import sources as source
 
 
 def measure(
@@ -50,8 +48,8 @@ def measure(
 
     Returns:
         `{"images", "cores", "stages": [{"image_size", "results": [{"name",
-        "images_per_second", "peak_mib"}]}]}`; the memory is the main process's, and for
-        PyTorch the largest worker's.
+        "images_per_second", "peak_mib"}]}]}`; the memory of the main process, and for
+        PyTorch of the largest worker.
 
     Raises:
         InputError: if the config or the data are bad, or a value is out of range.
@@ -70,22 +68,12 @@ def measure(
         by_size.setdefault(size, dataclasses.replace(by_size[last], image_size=size))
     stages = [by_size[size] for size in sizes or sorted(by_size)]
     names = ["decode", "half", "crop", "ev2", *installed_loaders(config)]
-    figures = list(itertools.product(stages, names))
-    rows = [
-        measure_row(name, config, stage, images)
-        for stage, name in tqdm.tqdm(figures, unit="figure")
-    ]
-    return {
-        "images": images,
-        "cores": os.cpu_count(),
-        "stages": [
-            {
-                "image_size": stage.image_size,
-                "results": rows[i * len(names) : (i + 1) * len(names)],
-            }
-            for i, stage in enumerate(stages)
-        ],
-    }
+    figures = []
+    for stage in stages:
+        bar = tqdm.tqdm(names, f"{stage.image_size} px", unit="figure")
+        rows = [measure_row(name, config, stage, images) for name in bar]
+        figures.append({"image_size": stage.image_size, "results": rows})
+    return {"images": images, "cores": os.cpu_count(), "stages": figures}
 
 
 def format_table(figures: dict[str, Any]) -> str:
@@ -94,9 +82,8 @@ def format_table(figures: dict[str, Any]) -> str:
     rows = []
     for cells in zip(*(stage["results"] for stage in stages), strict=True):
         speeds = [cell["images_per_second"] for cell in cells]
-        rows.append(
-            [cells[0]["name"], *speeds, max(cell["peak_mib"] for cell in cells)]
-        )
+        peak = max(cell["peak_mib"] for cell in cells)
+        rows.append([cells[0]["name"], *speeds, peak])
     headings = ["", *(f"{stage['image_size']} px" for stage in stages), "MiB"]
     table = tabulate.tabulate(rows, headings, tablefmt="plain", floatfmt=",.0f")
     return f"images/s, {figures['cores']} cores\n{table}"
@@ -116,11 +103,11 @@ def measure_row(name: str, config: Any, stage, images: int) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as process:
         if name in reference_loaders.LOADERS:
-            opened = source.open_source(config, "train")
+            source = sources.open_source(config, "train")
             future = process.submit(
                 reference_loaders.time_loader,
                 name,
-                [opened.name(i) for i in range(len(opened))],
+                [source.name(i) for i in range(len(source))],
                 image_size=stage.image_size,
                 magnitude=round(stage.strengths["randaugment"]),
                 crop_area=tuple(config.data.crop_area),
@@ -147,14 +134,9 @@ def time_own(name: str, values: dict, stage, images: int) -> dict[str, Any]:
 
 def _batches(config: Any, stage, images: int) -> Iterator[int]:
     """Yields the sizes of training batches."""
-    steps = reference_loaders.count_batches(images)
-    stage = dataclasses.replace(
-        stage,
-        first_step=0,
-        first_image=0,
-        last_step=steps,
-        batch_size=reference_loaders.BATCH,
-    )
+    steps, batch_size = reference_loaders.count_batches(images), reference_loaders.BATCH
+    start = {"first_step": 0, "first_image": 0}
+    stage = dataclasses.replace(stage, last_step=steps, batch_size=batch_size, **start)
     for batch in pipeline.make_train_data(config, stage, first_step=0):
         yield len(batch["image"])
 
@@ -165,15 +147,15 @@ def _cropped(config: Any, stage, images: int) -> Iterator[int]:
 
 
 def _decoded(config: Any, stage, images: int, *, ratio: int = 1) -> Iterator[int]:
-    """Yields the sizes of batches of decoded images; JPEGs at 1 / `ratio` of size."""
+    """Yields the sizes of batches of images, JPEGs at 1 / `ratio` of their size."""
     del stage, images
     import tensorflow as tf
 
-    opened = source.open_source(config, "train")
+    source = sources.open_source(config, "train")
     cores = os.cpu_count()
 
     def read(index):
-        return opened.read(np.array([index]))[0][0]
+        return source.read(np.array([index]))[0][0]
 
     def decode(index):
         encoded = tf.numpy_function(read, [index], tf.string)
@@ -184,7 +166,7 @@ def _decoded(config: Any, stage, images: int, *, ratio: int = 1) -> Iterator[int
         )
         return tf.reduce_max(image[0, 0])
 
-    dataset = tf.data.Dataset.range(len(opened)).repeat()
+    dataset = tf.data.Dataset.range(len(source)).repeat()
     dataset = dataset.map(decode, num_parallel_calls=cores).ignore_errors()
     for batch in dataset.batch(reference_loaders.BATCH).prefetch(2):
         yield len(batch)

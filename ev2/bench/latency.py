@@ -3,7 +3,7 @@
     ev2 bench infer --model efficientnetv2-b0 --batch 16
 
 As in the paper's Tables 7 and 11 (latency at batch 16). Each call goes from uint8
-images in the host's memory to logits in the host's memory, one call after another.
+images in host memory to logits in host memory, one call after another.
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ from ev2.export import export, servable
 from ev2.models.model import create_model
 from ev2.train import timing
 
-# safetensors holds weights alone and cannot be run.
+# A safetensors file holds weights alone.
 FORMATS = ("stablehlo", "saved_model", "tflite", "onnx")
 
 
@@ -56,9 +56,13 @@ def measure(
     source = _source(model, checkpoint, image_size)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *source.image_shape), np.uint8)
-    results = [make_row("ev2", jax.default_backend(), _live(source), images)]
-    for name in names:
-        results.append(_measure_export(source, name, images))
+    apply, variables = jax.jit(source.apply), jax.device_put(source.variables)
+
+    def call(images):
+        return np.asarray(apply(variables, images))
+
+    results = [make_row("ev2", jax.default_backend(), call, images)]
+    results += [_measure_export(source, name, images) for name in names]
     return {
         "model": source.model.name,
         "image_size": source.image_size,
@@ -70,7 +74,7 @@ def measure(
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """Returns the figures of `measure` as a table for people."""
+    """Returns the figures of `measure` as a table."""
     keys = ("name", "device", "calls", "median_ms", "p95_ms", "images_per_second")
     table = tabulate.tabulate(
         [[row[key] for key in keys] for row in figures["results"]],
@@ -78,10 +82,8 @@ def format_table(figures: dict[str, Any]) -> str:
         tablefmt="plain",
         floatfmt=",.1f",
     )
-    return (
-        f"{figures['model']}, {figures['image_size']} px, batches of "
-        f"{figures['batch_size']}\n{table}"
-    )
+    title = f"{figures['model']}, {figures['image_size']} px, batches of "
+    return f"{title}{figures['batch_size']}\n{table}"
 
 
 def _check(
@@ -129,19 +131,13 @@ def _source(
     if checkpoint is not None:
         return servable.from_checkpoint(checkpoint, image_size=image_size)
     network = create_model(str(model))
-    size = image_size or network.eval_image_size
     return servable.Servable(
         model=network,
         variables=network.init(jax.random.key(0)),
-        mean=(127.5, 127.5, 127.5),
-        std=(127.5, 127.5, 127.5),
-        image_size=size,
+        mean=(127.5,) * 3,
+        std=(127.5,) * 3,
+        image_size=image_size or network.eval_image_size,
     )
-
-
-def _live(source: servable.Servable) -> Callable:
-    call, variables = jax.jit(source.apply), jax.device_put(source.variables)
-    return lambda images: np.asarray(call(variables, images))
 
 
 def _measure_export(
@@ -158,7 +154,7 @@ def _measure_export(
 def make_row(
     name: str, device: str, call: Callable, images: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the figures of a call on a batch, from its seconds."""
+    """Times a call on a batch and returns its figures."""
     seconds = np.array(timing.time_calls(lambda: call(images)))
     median, p95 = np.percentile(seconds, [50, 95])
     return {

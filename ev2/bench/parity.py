@@ -1,14 +1,15 @@
 """Compares logits with reference implementations on equal weights: `ev2 bench parity`.
 
 A reference implementation builds its network with random weights, biases and BatchNorm
-statistics, writes it to a file as its users would, and computes logits. The file is
-converted as by `ev2 convert`, and the logits of ev2 are compared, in float32 at an even
-and an odd size.
+statistics, writes it to a file in its own format, and computes logits. `ev2 convert`
+converts the file, and the logits of ev2 are compared in float32 at an even and an odd
+image size.
 
 Keras is installed with ev2; timm and torchvision: pip install 'ev2[peers]'.
 """
 
 import concurrent.futures
+import functools
 import importlib.util
 import multiprocessing
 import pathlib
@@ -23,13 +24,14 @@ import tabulate
 import tqdm
 
 from ev2 import errors
+from ev2.bench import reference_steps
 from ev2.checkpoint.published import convert
 from ev2.models import arch
 
 BOUND = 1e-4  # on max |reference - ours| / max |reference|
 SIZES = (64, 75)  # px; every network here takes them
 IMAGES = 2
-CLASSES = 50  # few: the classifier is one product
+CLASSES = 50  # few: the classifier is one matrix product
 # Images [N, S, S, 3] as uint8, and normalized as in ev2; to logits [N, CLASSES].
 _Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -40,7 +42,7 @@ def compare(
     """Returns the differences from the logits of reference implementations.
 
     Args:
-        models: names of `ev2.list_models()`; () for all that a reference has.
+        models: names of `ev2.list_models()`; () for every network of a reference.
         witnesses: "keras", "timm", "torchvision"; () for the installed ones.
 
     Returns:
@@ -65,13 +67,12 @@ def compare(
             )
     results = []
     for witness in witnesses:
-        known = [n for n in models or arch.list_models() if REFERENCES[witness][0](n)]
-        # A process each: TensorFlow and PyTorch crash beside one another.
-        with concurrent.futures.ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn")
-        ) as process:
-            found = process.map(compare_one, known, [witness] * len(known))
-            results += tqdm.tqdm(found, witness, len(known), unit="network")
+        names = [n for n in models or arch.list_models() if REFERENCES[witness][0](n)]
+        # One process per reference: TensorFlow and PyTorch crash beside one another.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+            rows = process.map(compare_one, names, [witness] * len(names))
+            results += tqdm.tqdm(rows, witness, len(names), unit="network")
     return {"bound": BOUND, "sizes": list(SIZES), "results": results}
 
 
@@ -84,15 +85,14 @@ def format_table(table: dict[str, Any]) -> str:
     headings = ("model", "reference", "tensors", *(f"{s} px" for s in table["sizes"]))
     text = tabulate.tabulate(rows, headings, tablefmt="plain", floatfmt=".1e")
     worst = np.max([row["max_relative_error"] for row in table["results"]])
-    return (
-        f"{text}\nlargest relative difference {worst:.1e}, bound {table['bound']:.0e}"
-    )
+    bound = f"{table['bound']:.0e}"
+    return f"{text}\nlargest relative difference {worst:.1e}, bound {bound}"
 
 
 def check(table: dict[str, Any]) -> None:
     """Raises CheckError if a difference of `compare` exceeds the bound."""
     for row in table["results"]:
-        worst = float(np.max(row["max_relative_error"]))  # NaN, if any is
+        worst = float(np.max(row["max_relative_error"]))  # NaN if any is NaN
         if not worst <= table["bound"]:
             raise errors.CheckError(
                 f"{row['model']}: logits differ from {row['witness']}'s by "
@@ -105,7 +105,7 @@ def _installed(witness: str) -> bool:
 
 
 def compare_one(name: str, witness: str) -> dict[str, Any]:
-    """Returns the row of one network and reference; see `compare`."""
+    """Compares one network with one reference; returns its row of `compare`."""
     random = np.random.default_rng(0)
     _, build = REFERENCES[witness]
     with tempfile.TemporaryDirectory() as folder:
@@ -129,15 +129,14 @@ def compare_one(name: str, witness: str) -> dict[str, Any]:
 
 
 def keras_name(name: str) -> str:
-    """Returns the name in `keras.applications`, or "": it has no XL, Lite or tiny."""
+    """Returns the name in `keras.applications`; "" for XL, Lite and tiny."""
     family, _, size = name.partition("-")
     if family.startswith("resnet"):
         return family.replace("resnet", "ResNet")
     if size[:4] in ("xl", "tiny", "lite"):
         return ""
-    return {"efficientnet": "EfficientNet", "efficientnetv2": "EfficientNetV2"}[
-        family
-    ] + size.upper()
+    version = "V2" if family.endswith("v2") else ""
+    return f"EfficientNet{version}{size.upper()}"
 
 
 def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
@@ -158,8 +157,8 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
     network.save_weights(path)
 
     def logits_of(images: np.ndarray, normalized: np.ndarray) -> np.ndarray:
-        del normalized  # Keras normalizes by itself
-        # Keras decides its padding when a network is built.
+        del normalized  # Keras normalizes in the network
+        # Keras fixes its padding when it builds a network.
         sized = build(input_shape=images.shape[1:], **options)
         sized.set_weights(network.get_weights())
         pixels = images.astype(np.float32)
@@ -171,12 +170,9 @@ def _keras(name: str, folder: str, random) -> tuple[str, _Logits]:
 
 
 def _norm(random, channels: int) -> list[np.ndarray]:
-    """Returns scale, offset, running mean and variance that hide no mistake.
-
-    With them a branch is weaker than its shortcut. Larger scales let activations grow
-    until every gate of a squeeze-and-excite saturates: rounding then decides, and a
-    network in float32 does not agree with itself in float64.
-    """
+    """Returns scale, offset, running mean and variance."""
+    # A branch is weaker than its shortcut. Larger scales saturate the gates of
+    # squeeze-and-excite: then rounding decides, and float32 differs from float64.
     values = [random.uniform(0.3, 0.9, channels), random.normal(0, 0.1, channels)]
     values += [random.normal(0, 0.1, channels), random.uniform(0.5, 1.5, channels)]
     return [value.astype(np.float32) for value in values]
@@ -195,13 +191,6 @@ def timm_name(name: str) -> str:
     return "" if "tiny" in name else f"tf_{name}".replace("-", "_")
 
 
-def _timm(name: str, folder: str, random) -> tuple[str, _Logits]:
-    import timm
-
-    network = timm.create_model(timm_name(name), num_classes=CLASSES)
-    return _torch(network, folder, random)
-
-
 def torchvision_name(name: str) -> str:
     """Returns the name of the same network in torchvision, or ""."""
     if name.startswith("resnet"):
@@ -212,18 +201,12 @@ def torchvision_name(name: str) -> str:
     return f"efficientnet_v2_{found[2]}" if found[1] else f"efficientnet_{found[2]}"
 
 
-def _torchvision(name: str, folder: str, random) -> tuple[str, _Logits]:
-    import torchvision
-
-    network = torchvision.models.get_model(torchvision_name(name), num_classes=CLASSES)
-    return _torch(network, folder, random)
-
-
-def _torch(network, folder: str, random) -> tuple[str, _Logits]:
+def _torch(library: str, name: str, folder: str, random) -> tuple[str, _Logits]:
     import torch
     from safetensors import torch as safetensors
 
-    network.eval()
+    name_in, _ = REFERENCES[library]
+    network = reference_steps.make_torch(library, name_in(name), CLASSES).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             stats = [module.running_mean, module.running_var]
@@ -249,6 +232,6 @@ def _torch(network, folder: str, random) -> tuple[str, _Logits]:
 # Name of a network in the reference ("" for none), and its builder.
 REFERENCES = {
     "keras": (keras_name, _keras),
-    "timm": (timm_name, _timm),
-    "torchvision": (torchvision_name, _torchvision),
+    "timm": (timm_name, functools.partial(_torch, "timm")),
+    "torchvision": (torchvision_name, functools.partial(_torch, "torchvision")),
 }

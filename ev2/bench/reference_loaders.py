@@ -1,6 +1,6 @@
-"""Times PyTorch's image loaders, and any loader by the same clock.
+"""Times PyTorch's image loaders, and any other loader in the same way.
 
-For a process of its own without TensorFlow, beside which PyTorch crashes.
+Runs in a process without TensorFlow, beside which PyTorch crashes.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ _WARM_UP_BATCHES = 2
 
 
 def count_batches(images: int) -> int:
-    """Returns how many batches `images_per_second` takes at most."""
+    """Returns the largest number of batches that `images_per_second` reads."""
     return -(-images // BATCH) + _WARM_UP_BATCHES
 
 
 def images_per_second(batches: Iterator[int], images: int) -> float:
-    """Returns the speed over `images` images or more, from the sizes of batches."""
+    """Returns the speed over `images` or more images, given the sizes of batches."""
     for _ in range(_WARM_UP_BATCHES):
         next(batches)
-    started, count = time.perf_counter(), 0
+    start, count = time.perf_counter(), 0
     while count < images:
         count += next(batches)
-    return round(count / (time.perf_counter() - started), 1)
+    return round(count / (time.perf_counter() - start), 1)
 
 
 def time_loader(
@@ -46,14 +46,9 @@ def time_loader(
     """
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(image_size, crop_area),
-            transforms.RandomHorizontalFlip(),
-            _randaugment(name, magnitude),
-            transforms.PILToTensor(),
-        ]
-    )
+    operations = [transforms.RandomResizedCrop(image_size, crop_area)]
+    operations += [transforms.RandomHorizontalFlip(), _randaugment(name, magnitude)]
+    transform = transforms.Compose([*operations, transforms.PILToTensor()])
     speed = images_per_second(_load(paths, transform, images), images)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     return {"name": name, "images_per_second": speed, "peak_mib": memory}

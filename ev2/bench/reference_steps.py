@@ -1,7 +1,7 @@
-"""Training step and inference of Keras on JAX, torchvision and timm.
+"""Times training steps and inference of Keras on JAX, torchvision and timm.
 
-Each runs in a process of its own that has not loaded TensorFlow; `python -m
-ev2.bench.reference_steps` compiles Keras's step for a TPU slice.
+Each case runs in a process of its own without TensorFlow. `python -m
+ev2.bench.reference_steps` compiles the step of Keras for a TPU slice.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCase:
-    """One row to measure.
+    """A network and setting to measure.
 
     Attributes:
         library: "ev2", "keras-jax", "torchvision" or "timm".
-        network: its name in the library.
+        network: name in the library.
         image_size: px.
         batch_size: images; on a slice per device.
         dtype: "float32" or "bfloat16".
@@ -40,9 +40,9 @@ class StepCase:
 def make_row(
     images: int, train: Sequence[float], infer: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns a row's figures from seconds per call.
+    """Summarizes seconds per call of training and of inference.
 
-    Medians in images/s and milliseconds; "_spread" is the distance between the
+    Returns medians in images/s and milliseconds; "_spread" is the distance between the
     quartiles as a fraction of the median.
     """
     row: dict[str, Any] = {}
@@ -61,10 +61,9 @@ def time_reference(case: StepCase) -> dict[str, Any]:
 
 
 def _make_keras(case: StepCase) -> tuple[Any, Any, tuple]:
-    """Model, step and state of Keras on JAX.
+    """Returns model, `step(state, images, labels) -> (state, loss)` and state.
 
-    The step is `step(state, images, labels) -> (state, loss)`: loss with smoothing and
-    L2, RMSProp with momentum, running averages of weights and statistics, as ours.
+    As in ev2: loss with smoothing and L2, RMSProp with momentum, EMA.
     """
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
@@ -78,17 +77,15 @@ def _make_keras(case: StepCase) -> tuple[Any, Any, tuple]:
         classes=CLASSES,
         classifier_activation=None,
         input_shape=(case.image_size, case.image_size, 3),
-        **({} if case.network.startswith("ResNet") else _without_preprocessing(case)),
+        # Neither V1 nor ResNet can leave out preprocessing.
+        **({"include_preprocessing": False} if "V2" in case.network else {}),
     )
     optimizer = keras.optimizers.RMSprop(1e-3, rho=0.9, momentum=0.9, epsilon=1e-3)
     optimizer.build(model.trainable_variables)
+    variables = model.trainable_variables, model.non_trainable_variables
     weights, others, slots = (
-        [variable.value for variable in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            optimizer.variables,
-        )
+        [variable.value for variable in group]
+        for group in (*variables, optimizer.variables)
     )
     averages = jax.tree.map(jnp.copy, (weights, others))
 
@@ -115,11 +112,6 @@ def _make_keras(case: StepCase) -> tuple[Any, Any, tuple]:
     return model, step, (weights, others, slots, averages)
 
 
-def _without_preprocessing(case: StepCase) -> dict[str, bool]:
-    # V1 has no option to leave out its rescaling.
-    return {"include_preprocessing": False} if "V2" in case.network else {}
-
-
 def _time_keras(case: StepCase) -> dict[str, Any]:
     model, step, state = _make_keras(case)
     import jax
@@ -130,11 +122,10 @@ def _time_keras(case: StepCase) -> dict[str, Any]:
     images = jax.numpy.asarray(rng.standard_normal(shape, np.float32))
     labels = jax.numpy.asarray(rng.integers(0, CLASSES, case.batch_size))
     train = jax.jit(step, donate_argnums=0)
-    infer = jax.jit(
-        lambda weights, others, images: model.stateless_call(
-            weights, others, images, training=False
-        )[0]
-    )
+
+    @jax.jit
+    def infer(weights, others, images):
+        return model.stateless_call(weights, others, images, training=False)[0]
 
     def call():
         nonlocal state
@@ -143,17 +134,15 @@ def _time_keras(case: StepCase) -> dict[str, Any]:
 
     seconds = timing.time_calls(call)
     weights, others = state[:2]
-    return make_row(
-        case.batch_size,
-        seconds,
-        timing.time_calls(
-            lambda: jax.block_until_ready(infer(weights, others, images))
-        ),
-    )
+
+    def predict():
+        jax.block_until_ready(infer(weights, others, images))
+
+    return make_row(case.batch_size, seconds, timing.time_calls(predict))
 
 
 def compile_keras(case: StepCase, slice_name: str) -> dict[str, Any]:
-    """Returns the compiler's figures of Keras's step; the batch is per device."""
+    """Compiles the step of Keras for a slice; the batch size is per device."""
     _, step, state = _make_keras(case)
     import jax
     from jax import numpy as jnp
@@ -178,20 +167,24 @@ def compile_keras(case: StepCase, slice_name: str) -> dict[str, Any]:
     )
 
 
+def make_torch(library: str, network: str, num_classes: int) -> Any:
+    """Returns a network of "timm" or "torchvision" with random weights."""
+    if library == "timm":
+        import timm
+
+        return timm.create_model(network, num_classes=num_classes)
+    import torchvision
+
+    return torchvision.models.get_model(network, num_classes=num_classes)
+
+
 def _time_torch(case: StepCase) -> dict[str, Any]:
-    """PyTorch in channels_last; on a GPU compiled, and in bfloat16 by autocast."""
+    """Times PyTorch in channels_last, compiled on a GPU, in bfloat16 by autocast."""
     import torch
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if case.library == "timm":
-        import timm
-
-        model = timm.create_model(case.network, num_classes=CLASSES)
-    else:
-        import torchvision
-
-        model = torchvision.models.get_model(case.network, num_classes=CLASSES)
+    model = make_torch(case.library, case.network, CLASSES)
     model = model.to(device, memory_format=torch.channels_last)
     run = torch.compile(model) if device == "cuda" else model
     optimizer = torch.optim.RMSprop(

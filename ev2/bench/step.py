@@ -3,11 +3,12 @@
     ev2 bench step --model=s --size=128 --batch=16 --dtype=float32 --peers
     ev2 bench step --model=s --size=128,185,243,300 --batch=128 --tpu=v3-32 --peers
 
-Without --tpu, on one device of this machine by the clock; with it, by the compiler of a
-slice, and the batch is per device. The step is the one that `ev2 train` runs: masked
-loss with smoothing and L2, dropout, drop path, RMSProp, EMA. Keras on JAX has the same,
-without drop path for V1 and with its own rates for V2; PyTorch has loss, gradient and
-RMSProp alone. Each row is measured in a process of its own.
+Without --tpu the clock times one device of this machine. With --tpu the compiler gives
+the figures of a slice, and the batch size is per device. The step of ev2 is the one
+that `ev2 train` runs: masked loss with smoothing and L2, dropout, drop path, RMSProp,
+EMA. The step of Keras on JAX is the same, without drop path for V1 and with its own
+rates for V2. PyTorch runs loss, gradient and RMSProp alone. Each row is measured in a
+process of its own.
 """
 
 import concurrent.futures
@@ -57,18 +58,18 @@ def measure(
     """Returns the speed of training and of inference, a row per program and size.
 
     Args:
-        model: a name of `ev2.list_models()`, or short as recipes have it: s, b0, v1-b0.
+        model: a name of `ev2.list_models()`, or a short name: s, b0, v1-b0.
         sizes: px.
         batch_size: images; on a slice per device.
         dtype: compute dtype, "float32" or "bfloat16".
         slice_name: TPU slice to compile for; "" measures here.
-        peers: whether to measure Keras, torchvision and timm too, where installed; on a
+        peers: measures the installed ones of Keras, torchvision and timm too; on a
             slice Keras alone.
 
     Returns:
         "model", "image_size" (a list if there are several), "batch_size", "dtype",
-        "platform", "versions" and "results", rows of "name" and "image_size" with what
-        `reference_steps.make_row` or, on a slice, `compile.compile_lowered` gives.
+        "platform", "versions" and "results", rows of "name" and "image_size" with the
+        figures of `reference_steps.make_row` or, on a slice, `compile.compile_lowered`.
 
     Raises:
         InputError: if a value is not allowed, or libtpu is missing for a slice.
@@ -79,9 +80,8 @@ def measure(
     if slice_name:
         slices.find(slice_name)
         tpu_compile.check_installed()
-    cases = list(itertools.product(sizes, names))
     results = []
-    for size, row in tqdm.tqdm(cases, unit="figure"):
+    for size, row in tqdm.tqdm([*itertools.product(sizes, names)], unit="figure"):
         case = reference_steps.StepCase(
             library=row,
             network=name if row == "ev2" else _LIBRARIES[row][1](name),
@@ -107,10 +107,10 @@ def measure(
 
 
 def full_name(model: str) -> str:
-    """Returns the name in `ev2.list_models()` of a short or a full name.
+    """Returns the full name of a network, given its short or full name.
 
     Raises:
-        InputError: if it is neither.
+        InputError: the name is unknown.
     """
     known = arch.list_models()
     for name in (model, f"efficientnetv2-{model}", model.replace("v1", "efficientnet")):
@@ -134,7 +134,7 @@ def _check(sizes: Sequence[int], batch_size: int, dtype: str) -> None:
 
 
 def installed_libraries(name: str, slice_name: str = "") -> list[str]:
-    """Returns the libraries here that have the network; on a slice, Keras alone."""
+    """Returns the installed libraries with the network; on a slice, Keras alone."""
     return [
         library
         for library, (packages, name_in) in _LIBRARIES.items()
@@ -152,7 +152,7 @@ def run_in_process(function, *args) -> dict[str, Any]:
 
 
 def _compile(case: reference_steps.StepCase, slice_name: str) -> dict[str, Any]:
-    """Returns the figures of a step on a slice; ev2's come from the cache."""
+    """Returns the figures of a step on a slice; steps of ev2 are cached."""
     devices = slices.find(slice_name).devices
     if case.library == "ev2":
         figures = tpu_cache.compile_cached(
@@ -177,33 +177,30 @@ def _compile(case: reference_steps.StepCase, slice_name: str) -> dict[str, Any]:
 
 
 def make_config(name: str, dtype: str) -> dict[str, Any]:
-    """Returns `compile.step_config` of the paper's recipe of a network.
+    """Returns `compile.step_config` of the recipe of S, for any network.
 
-    A test compares it with the recipe of S; the recipes of other networks differ in
-    values, not in operations.
+    The recipes of other networks differ in values, not in operations.
     """
     model = {"name": name, "dtype": dtype, "bn_momentum": 0.99, "bn_group_images": 0}
     optimizer = {"name": "rmsprop", "lr": 1.0, "schedule": "constant"}
     optimizer |= {"warmup_epochs": 0.0, "decay_rate": 1.0, "decay_epochs": 1.0}
     optimizer |= {"decay": 0.9, "momentum": 0.9, "epsilon": 1e-3}
     optimizer |= {"weight_decay": 1e-5, "clip_norm": 0.0}
+    init = {"checkpoint": "", "weights": "ema", "freeze": ""}
     return {
         "model": {**model, "blocks": [], "padding": "", "remat": False},
         "loss": {"label_smoothing": 0.1, "mix_group_images": 16},
         "optimizer": optimizer,
         "ema": {"decay": 0.9999, "warmup": True},
         "seed": 0,
-        "init": {
-            **{"checkpoint": "", "weights": "ema", "freeze": "", "freeze_bn": False},
-            "layer_decay": 1.0,
-        },
+        "init": {**init, "freeze_bn": False, "layer_decay": 1.0},
         "data": {"mean": [128.0] * 3, "std": [128.0] * 3, "max_labels": 1},
         "progressive": {"mixup": [0.0], "cutmix": [0.0]},
     }
 
 
 def time_own(case: reference_steps.StepCase) -> dict[str, Any]:
-    """Returns the figures of ev2 on one device of this machine."""
+    """Times ev2 on one device of this machine."""
     config = ConfigDict(make_config(case.network, case.dtype), convert_dict=True)
     size, count = case.image_size, case.batch_size
     seconds = timing.time_train_step(config, CLASSES, image_size=size, batch_size=count)
@@ -247,21 +244,15 @@ def format_table(figures: dict[str, Any]) -> str:
         else ("train images/s", "ms", "+-", "infer images/s", "ms", "+-")
     )
     cells = _slice_cells if on_slice else _clock_cells
-    return "\n".join(
-        [
-            f"{figures['model']}, {figures['dtype']}, batches of "
-            f"{figures['batch_size']}{' per device' if on_slice else ''}, "
-            f"{figures['platform']}",
-            tabulate.tabulate(
-                [(r["name"], r["image_size"], *cells(r)) for r in figures["results"]],
-                ("", "px", *headings),
-                tablefmt="plain",
-                colalign=("left", *("right",) * 7),
-                disable_numparse=True,
-            ),
-            ", ".join(f"{k} {v}" for k, v in figures["versions"].items()),
-        ]
+    title = (
+        f"{figures['model']}, {figures['dtype']}, batches of {figures['batch_size']}"
+        f"{' per device' if on_slice else ''}, {figures['platform']}"
     )
+    rows = [(r["name"], r["image_size"], *cells(r)) for r in figures["results"]]
+    options = {"colalign": ("left", *("right",) * 7), "disable_numparse": True}
+    table = tabulate.tabulate(rows, ("", "px", *headings), "plain", **options)
+    versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    return f"{title}\n{table}\n{versions}"
 
 
 def _slice_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ The paper measured images/s/core of training B4 with its first stages fused, on 
 Here the compiler of TPU v3 gives the time of each training step. A search by the
 compiler's times depends on their order alone.
 
-The paper does not tell how it fuses. The choice here fits its parameters and FLOPs best
-at the 380 px of B4: fused blocks have no squeeze-and-excite; its stages {2, 3, 4} are
-stages 1 to 3 here, where the stem is not counted; and stage 3, once fused, is 3x3
-instead of 5x5. In millions of parameters and billions of multiply-adds:
+The paper does not describe its fused networks. The choice here fits its parameters and
+FLOPs best at the 380 px of B4: fused blocks have no squeeze-and-excite; stages {2, 3,
+4} of the paper are stages 1 to 3 here, where the stem is not counted; and a fused stage
+3 is 3x3 instead of 5x5. In millions of parameters and billions of multiply-adds:
 
     fused stages                 none         1-3          1-5           1-7
     paper                    19.3   4.5   20.0  7.5   43.4  21.3   132.0  34.4
@@ -18,11 +18,11 @@ instead of 5x5. In millions of parameters and billions of multiply-adds:
     stage 3 with its 5x5     19.3   4.4   20.9  9.6   43.5  23.0   132.1  36.0
     3x3 in all fused stages  19.3   4.4   19.9  7.3   29.0  12.9    65.5  18.5
 
-Multiply-adds are then 2 to 3 % below the paper's in all four; the paper may count more
-than convolutions. Squeeze-and-excite is less certain: either way parameters are within
-2.1 %, but from 1-5 to 1-7 the paper gains 88.6 M, as without it (with it, 91.1). Both
-were chosen by these numbers, not by a speed. The paper does not give the batch of this
-table either: in its Table 2 it is 32 or 128 images a core; the default here is 32.
+Multiply-adds are 2 to 3 % below the paper in all four; the paper may count more than
+convolutions. Squeeze-and-excite is less certain: with and without it parameters are
+within 2.1 %, but from 1-5 to 1-7 the paper gains 88.6 M, as without it (with it, 91.1).
+These numbers, not a speed, decided both choices. The paper does not give the batch size
+of this table: in its Table 2 it is 32 or 128 images a core; the default here is 32.
 
 Source: paper, Table 3.
 """
@@ -40,7 +40,7 @@ from ev2.tpu import compile as tpu_compile
 from ev2.tpu import forecast, slices
 
 _MODEL, _DTYPE, _GENERATION = "efficientnet-b4", "bfloat16", "v3"
-_FUSED_KERNELS = {3: 3}  # by stage; others keep theirs
+_FUSED_KERNELS = {3: 3}  # by stage; other stages keep their kernel
 
 
 class _PaperNetwork(NamedTuple):
@@ -64,7 +64,7 @@ _PAPER = (
 def measure(
     *, slice_name: str = "v3-8", batch_size: int = 32, image_size: int = 380
 ) -> dict[str, Any]:
-    """Returns the compiler's figures of the paper's four networks, beside the paper's.
+    """Compiles the four networks of the table and compares them with the paper.
 
     Args:
         slice_name: a slice of TPU v3, where a device is a core.
@@ -73,32 +73,28 @@ def measure(
 
     Returns:
         "model", "image_size", "batch_size", "dtype", "platform", "versions";
-        "results", a row per network of "name", "params", "multiply_adds" (of
-        inference on one image), `compile.compile_lowered`, "paper_params",
-        "paper_multiply_adds", "paper_images_per_second" (per core) and "ratio", the
-        compiler's images/s to the paper's, None if it does not fit; and
-        `calibration.compare_order` of the images/s of the networks that fit.
+        "results", a row per network of "name", "params", "multiply_adds" (inference on
+        one image), `compile.compile_lowered`, "paper_params", "paper_multiply_adds",
+        "paper_images_per_second" (per core) and "ratio" of images/s (compiler to paper;
+        None if the network does not fit); and `calibration.compare_order` of the
+        images/s of the networks that fit.
 
     Raises:
         InputError: if a value is not allowed, or libtpu is missing.
     """
     slice_ = _check(slice_name, batch_size, image_size)
-    networks = {line.name: fuse(line.last) for line in _PAPER}
     requests = {
-        name: tpu_compile.CompileRequest(
-            config=_make_config(network),
+        row.name: tpu_compile.CompileRequest(
+            config=_make_config(row.last),
             num_classes=step.CLASSES,
             image_size=image_size,
             batch_size=batch_size * slice_.devices,
             slice_name=slice_name,
         )
-        for name, network in networks.items()
+        for row in _PAPER
     }
-    found = forecast.compile_all(requests, tpu_cache.compile_cached, describe=str)
-    rows = [
-        _make_row(line, networks[line.name], image_size, found[line.name])
-        for line in _PAPER
-    ]
+    figures = forecast.compile_all(requests, tpu_cache.compile_cached, describe=str)
+    rows = [_make_row(row, image_size, figures[row.name]) for row in _PAPER]
     fitting = [row for row in rows if row["fits"]]
     return {
         "model": _MODEL,
@@ -148,26 +144,26 @@ def fuse(last: int) -> arch.ArchSpec:
     return dataclasses.replace(base, stages=(*stages, *base.stages[last:]))
 
 
-def _make_config(network: arch.ArchSpec) -> dict[str, Any]:
+def _make_config(last: int) -> dict[str, Any]:
     config = step.make_config(_MODEL, _DTYPE)
-    own = network.stages == arch.get(_MODEL).stages
-    config["model"]["blocks"] = [] if own else list(arch.encode(network.stages))
+    if last:
+        config["model"]["blocks"] = list(arch.encode(fuse(last).stages))
     return config
 
 
 def _make_row(
-    line: _PaperNetwork, network: arch.ArchSpec, image_size: int, found: dict[str, Any]
+    paper: _PaperNetwork, image_size: int, figures: dict[str, Any]
 ) -> dict[str, Any]:
-    speed = found["images_per_second_per_device"]
+    network, speed = fuse(paper.last), figures["images_per_second_per_device"]
     return {
-        "name": line.name,
+        "name": paper.name,
         "params": arch.count_params(network, step.CLASSES),
         "multiply_adds": arch.count_multiply_adds(network, step.CLASSES, image_size),
-        **found,
-        "paper_params": line.params,
-        "paper_multiply_adds": line.multiply_adds,
-        "paper_images_per_second": line.images_per_second,
-        "ratio": speed / line.images_per_second if found["fits"] else None,
+        **figures,
+        "paper_params": paper.params,
+        "paper_multiply_adds": paper.multiply_adds,
+        "paper_images_per_second": paper.images_per_second,
+        "ratio": speed / paper.images_per_second if figures["fits"] else None,
     }
 
 
@@ -176,13 +172,9 @@ def format_table(figures: dict[str, Any]) -> str:
     versions, results = figures["versions"], figures["results"]
     headings = ("network", "M params", "paper", "B FLOPs", "paper")
     headings += ("images/s/core", "paper", "ratio")
-    table = tabulate.tabulate(
-        [_cells(row) for row in results],
-        headings,
-        tablefmt="github",
-        colalign=("left", *("right",) * 7),
-        disable_numparse=True,
-    )
+    cells = [_cells(row) for row in results]
+    options = {"colalign": ("left", *("right",) * 7), "disable_numparse": True}
+    table = tabulate.tabulate(cells, headings, "github", **options)
     lines = [
         f"{figures['model']}, {figures['dtype']}, {figures['image_size']} px, "
         f"{figures['batch_size']} images a core, {figures['platform']} (jax "

@@ -2,15 +2,16 @@
 
     ev2 bench transition --config=configs/demo.py
 
-Trains the recipe twice from an empty folder, each time in a process of its own and
-without JAX's cache of compiled programs: with the next stage compiled in the
-background, as training does, and with everything done when it is due. The gap is the
-time from the end of a stage (its last evaluation included) to the end of the next one's
-first step, less the time of a step of that stage, counted in such steps. So is a
-checkpoint: the delay of the ten steps after it against ten others.
+Trains the recipe twice from an empty folder, each time in a process of its own without
+JAX's cache of compiled programs. The first run compiles the next stage in the
+background, as training does; the second compiles it when it is due. The gap is the time
+from the end of a stage (its last evaluation included) to the end of the first step of
+the next stage, less the time of a step of that stage. The cost of a checkpoint is the
+delay of the ten steps after it. Both are counted in steps.
 """
 
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -24,18 +25,18 @@ from ml_collections import ConfigDict
 from ev2 import errors
 from ev2.train import plan
 
-_AFTER_SAVE = 10  # steps beside which a checkpoint is still being written
+_AFTER_SAVE = 10  # steps during which a checkpoint is still being written
 
 
 def measure(config: ConfigDict) -> dict[str, Any]:
     """Returns the gaps between the stages of a run.
 
     Returns:
-        `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same},
+        `{"median_step_seconds", "gap_steps", "gap_seconds", "late": {the same keys},
         "save_steps"}`: for each stage after the first the median time of its steps,
-        and the gap before it in such steps and in seconds. "late" is without
-        preparation. "save_steps" is the cost of one checkpoint of
-        `checkpoint.every_steps`, None if there was none within a stage.
+        and the gap before it in steps and in seconds. "late" is the run without
+        background compilation. "save_steps" is the cost of one checkpoint of
+        `checkpoint.every_steps`, None without a checkpoint within a stage.
 
     Raises:
         InputError: the config is bad, or has one stage.
@@ -67,20 +68,20 @@ def format_table(figures: dict[str, Any]) -> str:
 
 
 def run(config: ConfigDict, *, early: bool) -> list[dict[str, Any]]:
-    """Returns the lines of a run in a process of its own, one for each step."""
+    """Returns `train(config, early)`, run in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, _compile_anew) as process:
+    with concurrent.futures.ProcessPoolExecutor(1, context, _disable_cache) as process:
         return process.submit(train, config.to_dict(), early).result()
 
 
-def _compile_anew() -> None:
+def _disable_cache() -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl of a run that writes one for each step."""
+    """Trains, logs every step, and returns the lines of metrics.jsonl."""
     from ev2.train import loop
 
     config = ConfigDict(values)
@@ -93,22 +94,16 @@ def train(values: dict[str, Any], early: bool) -> list[dict[str, Any]]:
 
 
 def gaps(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Returns step times and gaps from the lines of a run, one for each step."""
-    figures: dict[str, list[float]] = {
-        "median_step_seconds": [],
-        "gap_steps": [],
-        "gap_seconds": [],
-    }
+    """Returns step times and gaps, given the lines of a run that logs every step."""
+    keys = ("median_step_seconds", "gap_steps", "gap_seconds")
+    figures: dict[str, list[float]] = {key: [] for key in keys}
     for stage in range(1, max(line["stage"] for line in lines) + 1):
-        ended = max(line["time"] for line in lines if line["stage"] < stage)
-        times = [
-            line["time"]
-            for line in lines
-            if line["stage"] == stage and line["split"] == "train"
-        ]
-        steps = [b - a for a, b in zip(times, times[1:], strict=False)]
-        median = statistics.median(steps or [times[0] - ended])
-        gap = max(times[0] - ended - median, 0.0)
+        end = max(line["time"] for line in lines if line["stage"] < stage)
+        trained = [line for line in lines if line["split"] == "train"]
+        times = [line["time"] for line in trained if line["stage"] == stage]
+        steps = [b - a for a, b in itertools.pairwise(times)]
+        median = statistics.median(steps or [times[0] - end])
+        gap = max(times[0] - end - median, 0.0)
         figures["median_step_seconds"].append(round(median, 5))
         figures["gap_steps"].append(round(gap / median, 2))
         figures["gap_seconds"].append(round(gap, 3))
@@ -116,7 +111,7 @@ def gaps(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def save_steps(lines: list[dict[str, Any]], every: int) -> float | None:
-    """Returns by how many steps the mean checkpoint delays a run of these lines."""
+    """Returns the mean delay by a checkpoint, in steps; None without a checkpoint."""
     times = {line["step"]: line for line in lines if line["split"] == "train"}
     seconds = {
         step: line["time"] - times[step - 1]["time"]
