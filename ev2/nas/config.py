@@ -19,29 +19,26 @@ from ev2.tpu import slices
 from ev2.train import plan, validate
 
 PRUNERS = ("none", "median")
-# Spaces of at most this many networks per trial are counted network by network.
+# A space with at most this many networks per trial is counted network by network.
 COUNTED_PER_TRIAL = 20
 # Key: lowest and highest allowed whole number.
 _WHOLE = {
-    "trials": (1, 100_000),
-    "seed": (0, 2**32 - 1),
-    "retries": (0, 100),
-    "keep_best": (1, 1000),
-    "step_time.image_size": (8, 10_000),
+    **{"trials": (1, 100_000), "seed": (0, 2**32 - 1), "retries": (0, 100)},
+    **{"keep_best": (1, 1000), "step_time.image_size": (8, 10_000)},
     "step_time.batch_size": (1, 2**20),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """A search as its config defines it.
+    """A checked search.
 
     Attributes:
         config: see configs/search.py.
         space: networks, with bounds on their parameters.
         reference: text of the network that rewards are relative to.
-        num_classes: of the proxy's data.
-        plan: of the proxy, see `plan.make_plan`.
+        num_classes: classes of the proxy's data.
+        plan: plan of the proxy, see `plan.make_plan`.
     """
 
     config: ConfigDict
@@ -52,7 +49,7 @@ class SearchSpec:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The search as JSON, for candidates' processes and for `restore`."""
+        """Returns the search as JSON, for candidates' processes and for `restore`."""
         search = json.loads(self.config.to_json_best_effort())
         return {"search": search, "num_classes": self.num_classes, "table": self.plan}
 
@@ -67,10 +64,10 @@ class SearchSpec:
 
 
 def check(config: ConfigDict, workdir: pathlib.Path) -> SearchSpec:
-    """Returns the search of a config; compiles and writes nothing.
+    """Checks a config and returns its search; compiles and writes nothing.
 
     Raises:
-        InputError: it is not a search, or a value is not allowed.
+        InputError: the config is not a search, or a value is not allowed.
     """
     if "controller" not in config or "proxy" not in config:
         runs = "ev2 chain runs it" if "links" in config else "ev2 train runs it"
@@ -81,7 +78,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> SearchSpec:
     try:
         _check_values(config)
         validate.check_recipe(config.proxy)
-        from ev2.data import sources  # load TensorFlow, which workers do without
+        from ev2.data import sources  # loads TensorFlow; workers need none
         from ev2.train import setup
 
         num_classes = sources.describe(config.proxy).num_classes
@@ -89,7 +86,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> SearchSpec:
     except errors.InputError:
         raise
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        # A key that is missing, or a value of another type than in configs/search.py.
+        # A missing key, or a value of another type than in configs/search.py.
         raise errors.InputError(
             f"config: {' '.join(map(str, error.args))}; see configs/search.py"
         ) from error
@@ -118,7 +115,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> SearchSpec:
 
 
 def restore(document: dict[str, Any]) -> SearchSpec:
-    """Returns the search that `SearchSpec.document` was made from."""
+    """Returns the search that `SearchSpec.document` describes."""
     config = ConfigDict(document["search"], convert_dict=True)
     return SearchSpec(
         config=config,
@@ -144,13 +141,12 @@ def _check_values(config: ConfigDict) -> None:
     errors.check_choice("prune", config.prune, PRUNERS)
     for key in ("step_exponent", "params_exponent"):
         reward.check_exponent(f"reward.{key}", config.reward[key])
-    known = arch.list_models()
-    errors.check_choice("reward.reference", config.reward.reference, known)
+    models = arch.list_models()
+    errors.check_choice("reward.reference", config.reward.reference, models)
     low, high = config.space.params
     if not 0 <= low <= high < math.inf or not high:
-        _refuse(
-            "space.params", (low, high), "two fractions of the reference's, ascending"
-        )
+        allowed = "two fractions of the reference's, ascending"
+        _refuse("space.params", (low, high), allowed)
     if config.prune != "none" and not config.proxy.eval.every_epochs:
         _refuse("prune", config.prune, "'none' where proxy.eval.every_epochs is 0")
     how = config.step_time
@@ -163,7 +159,7 @@ def _check_values(config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def _naming(section: str) -> Iterator[None]:
-    """Begins the message of a bad key with its recipe."""
+    """Prefixes the message of a bad key with its recipe."""
     try:
         yield
     except errors.InputError as error:
@@ -194,7 +190,7 @@ def _refuse(key: str, value: Any, allowed: str) -> None:
 
 
 def format_table(spec: SearchSpec) -> str:
-    """Returns the search and the plan of its candidates for people."""
+    """Returns the search and the plan of its candidates as text."""
     config, networks = spec.config, spec.space
     how = config.step_time
     where = "measured here" if how.source == "measure" else f"compiled for {how.slice}"

@@ -1,6 +1,6 @@
-"""Plots of a search: rows of `ev2.nas.results` in, a matplotlib figure out.
+"""Draws the plots of a search from rows of `ev2.nas.results`.
 
-`done` are the trials that are done, best reward first, one or more.
+`done` holds one or more trials that are done, best reward first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,10 @@ from ev2.report import plots
 _BEST_PART = 3  # the best third
 _CELL_IN = (0.64, 0.46)  # width and height
 _WORDS = {arch.MBCONV: "MBConv", arch.FUSED_MBCONV: "Fused-\nMBConv"}
-# Title, and how a value is written, of each choice of a stage.
+# Title and text of a value for each choice of a stage.
 _CHOICES = {
     "operator": ("Operator", lambda value: _WORDS[value]),
-    "layers": (
-        "Layers added",
-        lambda value: f"{value:+d}" if value else "0",
-    ),
+    "layers": ("Layers added", lambda value: f"{value:+d}" if value else "0"),
     "kernel": ("Kernel", lambda value: f"{value}x{value}"),
     "expand": ("Expand ratio", str),
 }
@@ -34,10 +31,10 @@ Trial = Mapping[str, Any]  # a row
 def reward(
     done: Sequence[Trial], pruned: Sequence[Trial], failed: Sequence[Trial]
 ) -> mpl_figure.Figure:
-    """Returns the rewards in order of the trials, and the best so far.
+    """Draws the rewards in order of the trials, and the best so far.
 
-    The axis begins at the lowest reward of a trial that is done; lower rewards of other
-    trials are drawn on the axis.
+    The axis starts at the lowest reward of a trial that is done; lower rewards of
+    pruned and failed trials are drawn on the axis.
     """
     figure = plots.new_figure(4.0)
     axes = figure.subplots()
@@ -56,13 +53,15 @@ def reward(
     so_far = np.maximum.accumulate(rewards)
     steps = [*numbers, last], [*so_far, so_far[-1]]
     axes.step(*steps, where="post", color=plots.TRAIN, label="best so far")
-    edge = np.full(len(failed), low)
-    _mark(axes, numbers, rewards, "o", color=plots.EMA, label="done")
-    heights = np.maximum(given, low)
-    _mark(axes, _column(pruned, "trial"), heights, "v", color=plots.RAW, label="pruned")
-    _mark(
-        axes, _column(failed, "trial"), edge, "x", color=plots.TEXT, label="failed (0)"
-    )
+    for rows, values, marker, color, label in (
+        (in_order, rewards, "o", plots.EMA, "done"),
+        (pruned, np.maximum(given, low), "v", plots.RAW, "pruned"),
+        (failed, np.full(len(failed), low), "x", plots.TEXT, "failed (0)"),
+    ):
+        if rows:  # no label without trials
+            numbers, style = _column(rows, "trial"), {"color": color, "label": label}
+            style |= {"markersize": 5, "clip_on": False, "zorder": 3}
+            axes.plot(numbers, values, marker, **style)
     best = done[0]["trial"], done[0]["reward"]
     side = "left" if best[0] < last / 10 else "center"  # off the numbers of the axis
     plots.annotate(axes, best, f"{best[1]:.4f}", ha=side, xytext=(0, 6))
@@ -73,21 +72,13 @@ def reward(
     return figure
 
 
-def _mark(axes, numbers, values, marker: str, **options) -> None:
-    """Draws a mark for each trial, uncut at the axis; no label without trials."""
-    if len(numbers):
-        axes.plot(
-            numbers, values, marker, markersize=5, clip_on=False, zorder=3, **options
-        )
-
-
 def pareto(
     done: Sequence[Trial], front: Sequence[Trial], reference: Mapping[str, Any]
 ) -> mpl_figure.Figure:
-    """Returns accuracy against step time, parameters as colour.
+    """Draws accuracy against step time, parameters as colour.
 
-    The front is of all three, so some of its points are below its line, which joins the
-    trials that are best in accuracy and step time alone.
+    The line joins the front of accuracy and step time alone, so points of the front of
+    all three may be below it.
     """
     figure = plots.new_figure(4.9, 6.4)
     axes = figure.subplots()
@@ -115,12 +106,12 @@ def pareto(
 
 
 def _measure(rows: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
-    """Step times in ms and accuracies in %."""
+    """Returns step times in ms and accuracies in %."""
     return 1000 * _column(rows, "step_seconds"), 100 * _column(rows, "accuracy")
 
 
 def _join(front: Sequence[Trial]) -> tuple[list[float], list[float]]:
-    """Step times and accuracies of the front of these two alone, both rising."""
+    """Returns the front of step times and accuracies alone, both rising."""
     steps, accuracies = [], []
     order = sorted(front, key=lambda row: (row["step_seconds"], -row["accuracy"]))
     for step, accuracy in zip(*_measure(order), strict=True):
@@ -131,16 +122,16 @@ def _join(front: Sequence[Trial]) -> tuple[list[float], list[float]]:
 
 
 def choices(space: spaces.Space, done: Sequence[Trial]) -> mpl_figure.Figure:
-    """Returns how often the best third chose each value, beside all trials done.
+    """Draws the frequency of each value in the best third and in all trials done.
 
-    A panel for each choice, a row for each stage. Cells have the percentage among the
-    best third, and in brackets among all. Values that no network has are grey.
+    One panel per choice, one row per stage. A cell has the percentage in the best
+    third, and in brackets in all trials. Values that no network has are grey.
     """
     best = done[: -(-len(done) // _BEST_PART)]
-    stages = len(space.choices) // len(_CHOICES)  # the backbone, if any, is none
+    stages = len(space.choices) // len(_CHOICES)  # the backbone is not a stage's choice
     widths = [max(2, len(space.choices[f"stage1_{key}"])) for key in _CHOICES]
-    size_in = 1.5 + _CELL_IN[1] * stages, 1.0 + _CELL_IN[0] * sum(widths)
-    figure = plots.new_figure(*size_in)
+    width, height = _CELL_IN
+    figure = plots.new_figure(1.5 + height * stages, 1.0 + width * sum(widths))
     panels = figure.subplots(1, len(_CHOICES), sharey=True, width_ratios=widths)
     for axes, (key, (title, word)) in zip(panels, _CHOICES.items(), strict=True):
         values = space.choices[f"stage1_{key}"]
@@ -153,21 +144,18 @@ def choices(space: spaces.Space, done: Sequence[Trial]) -> mpl_figure.Figure:
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(False)
     panels[0].set_yticks(range(stages), [f"stage {s + 1}" for s in range(stages)])
-    figure.suptitle(
-        f"Fraction in the best third of the networks ({len(best)} of {len(done)}), %; "
-        "in brackets: in all of them",
-        fontsize=plots.TEXT_PT,
-        color=plots.TEXT,
-        x=0.01,
-        ha="left",
-    )
+    title = "Fraction in the best third of the networks "
+    title += f"({len(best)} of {len(done)}), %; in brackets: in all of them"
+    style = {"fontsize": plots.TEXT_PT, "color": plots.TEXT, "x": 0.01, "ha": "left"}
+    figure.suptitle(title, **style)
     return figure
 
 
 def count_fractions(space: spaces.Space, rows: Sequence[Trial], key: str) -> np.ndarray:
-    """Returns the fraction of each value of a choice: `[stages, values] float64`.
+    """Returns the fraction of networks with each value of a choice.
 
-    Among the networks that have the stage; NaN if none has it.
+    Returns:
+        `[stages, values] float64`, of the networks with the stage; NaN without one.
     """
     values = space.choices[f"stage1_{key}"]
     counts = np.zeros((len(space.choices) // len(_CHOICES), len(values)))
@@ -197,18 +185,12 @@ def _draw_cells(axes, best: np.ndarray, everyone: np.ndarray) -> None:
 
 
 def _column(rows: Sequence[Trial], key: str) -> np.ndarray:
-    """One key of all rows, `[rows] float64`."""
+    """Returns the values of a key, `[rows] float64`."""
     return np.array([row[key] for row in rows], float)
 
 
 def _legend(figure: mpl_figure.Figure, columns: int) -> None:
-    """Below the axes, where it covers nothing."""
-    figure.legend(
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=plots.SMALL_PT,
-        labelcolor=plots.TEXT,
-        handletextpad=0.4,
-        columnspacing=1.4,
-    )
+    """Draws the legend below the axes."""
+    style = {"frameon": False, "fontsize": plots.SMALL_PT, "labelcolor": plots.TEXT}
+    style |= {"handletextpad": 0.4, "columnspacing": 1.4}
+    figure.legend(loc="outside lower center", ncols=columns, **style)

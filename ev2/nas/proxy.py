@@ -2,8 +2,8 @@
 
     python -m ev2.nas.proxy TASK --arch=TEXT --workdir=FOLDER    # or --cost=FILE
 
-With --cost the step alone is timed. A process that was killed at any moment is resumed
-by the same command. The folder holds cost.json beside the files of `ev2 train`.
+With --cost the step alone is timed. After a kill at any moment the same command resumes
+the candidate. The folder holds cost.json beside the files of `ev2 train`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from ev2.train import workdir as workdirs
 COST = "cost.json"
 REFUSED = 2  # exit code: no candidate can be trained here
 SOURCES = ("measure", "compile")  # of the step time
-_TIMED_S = 5.0  # of steps, or ten of them: a median needs no more
+_TIMED_S = 5.0  # of steps, or ten steps: enough for a median
 
 
 def apply(recipe: ConfigDict, text: str) -> ConfigDict:
@@ -36,7 +36,7 @@ def apply(recipe: ConfigDict, text: str) -> ConfigDict:
     name, _, blocks = text.partition(":")
     config = copy.deepcopy(recipe)
     config.model.name = name
-    # The published network itself stays without, so that its files fit as well.
+    # The published network has no blocks, so that its checkpoints fit as well.
     same = arch.decode(blocks.split(",")) == arch.get(name).stages
     config.model.blocks = () if same else tuple(blocks.split(","))
     return config
@@ -51,37 +51,28 @@ def weigh(
 ) -> dict[str, Any]:
     """Returns the cost of a candidate: "params", "step_seconds", "step_spread".
 
-    The step is timed inside of `alone`. The spread is the standard deviation of the
-    seconds over their median; 0 for the compiler's estimate.
+    The step is timed while `alone` is held. "step_spread" is the standard deviation of
+    the seconds over their median; 0 for the compiler's estimate.
 
     Raises:
-        StoppedError: its step does not fit into the memory of the slice.
+        StoppedError: the step does not fit into the memory of the slice.
     """
     config, how = apply(search.proxy, text), search.step_time
     network = arch.get(config.model.name, config.model.blocks)
     cost = {"params": arch.count_params(network, num_classes)}
+    sizes = {"image_size": how.image_size, "batch_size": how.batch_size}
     if how.source == "measure":
         from ev2.train import timing
 
-        seconds = timing.time_train_step(
-            config,
-            num_classes,
-            image_size=how.image_size,
-            batch_size=how.batch_size,
-            max_seconds=_TIMED_S,
-            alone=alone,
-        )
+        options = {"max_seconds": _TIMED_S, "alone": alone, **sizes}
+        seconds = timing.time_train_step(config, num_classes, **options)
         median = statistics.median(seconds)
         spread = statistics.pstdev(seconds) / median
         return {**cost, "step_seconds": median, "step_spread": spread}
+    step_config = tpu_compile.step_config(config)
+    request = {"config": step_config, "num_classes": num_classes, **sizes}
     figures = tpu_cache.compile_cached(
-        tpu_compile.CompileRequest(
-            config=tpu_compile.step_config(config),
-            num_classes=num_classes,
-            image_size=how.image_size,
-            batch_size=how.batch_size,
-            slice_name=how.slice,
-        )
+        tpu_compile.CompileRequest(slice_name=how.slice, **request)
     )
     if not figures["fits"]:
         raise errors.StoppedError(
@@ -94,8 +85,8 @@ def weigh(
 def main(argv: list[str]) -> int:
     """Runs one candidate and returns the exit code.
 
-    TASK is a JSON file of "search", a config, and "num_classes". Codes: 0 done, 1 the
-    network fails, `REFUSED`, 75 told to stop and saved.
+    TASK is a JSON file of "search", a config, and "num_classes". Exit codes: 0 done, 1
+    the network fails, `REFUSED`, 75 preempted and saved.
     """
     path, *flags = argv
     given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
@@ -106,34 +97,37 @@ def main(argv: list[str]) -> int:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     cost = pathlib.Path(given["cost"] if "cost" in given else f"{workdir}/{COST}")
     try:
-        with _alone(f"{cost}.lock"):  # workers that start together time one reference
+        with _alone(
+            f"{cost}.lock"
+        ):  # workers that start together time the reference once
             if read_cost(cost, text) is None:
                 alone = _alone(f"{path}.lock")
-                found = weigh(search, text, task["num_classes"], alone=alone)
-                files.write_atomically(
-                    cost, json.dumps({"arch": text, **found}, indent=1).encode()
-                )
+                figures = weigh(search, text, task["num_classes"], alone=alone)
+                document = json.dumps({"arch": text, **figures}, indent=1)
+                files.write_atomically(cost, document.encode())
     except (errors.InputError, errors.StoppedError) as error:
-        return _say(error, 1)  # this network fails
+        return _fail(error, 1)  # this network fails
     try:
         if workdir:
-            _train(apply(search.proxy, text), workdir)
+            from ev2.train import loop
+
+            loop.train_and_evaluate(apply(search.proxy, text), workdir)
     except errors.PreemptedError:
         return 75
     except FloatingPointError as error:
-        return _say(error, 1)
+        return _fail(error, 1)
     except (errors.InputError, errors.StoppedError) as error:
-        return _say(error, REFUSED)  # no network could be trained
+        return _fail(error, REFUSED)  # no network could be trained
     return 0
 
 
-def _say(error: Exception, code: int) -> int:
+def _fail(error: Exception, code: int) -> int:
     print(f"ev2: {error}", file=sys.stderr)
     return code
 
 
 def read_cost(path: pathlib.Path, text: str) -> dict[str, Any] | None:
-    """Returns a cost.json; None if it is missing, damaged or of another network."""
+    """Reads a cost.json; None if it is missing, damaged or of another network."""
     try:
         cost = workdirs.read_json(path) or {}
         positive = cost["params"] > 0 and 0 < cost["step_seconds"] < math.inf
@@ -148,12 +142,6 @@ def _alone(path: str) -> Iterator[None]:
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _train(config: ConfigDict, workdir: str) -> None:
-    from ev2.train import loop
-
-    loop.train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The policy of the reinforce controller: a softmax for every choice, trained by PPO.
+"""Trains the policy of the reinforce controller, a softmax per choice, by PPO.
 
-`learn` replays the trials that have ended, batch by batch, from the uniform policy. So
-workers that see the same trials have the same policy, and none is stored. A process
+`learn` replays the trials that have ended, batch by batch, from the uniform policy.
+Workers that see the same trials have the same policy, so it is not stored. A process
 caches the policy of the batches that it has learned.
 
 Source: Tan et al. 2019, MnasNet, section 4.3, and Schulman et al. 2017, Proximal Policy
-Optimization Algorithms, equation 7. Differs: choices do not depend on each other, where
-MnasNet's policy is recurrent, since a search has hundreds of networks, not thousands;
-the ratio is clipped for each choice; a batch counts as drawn from the policy that it
-updates, though its trials started earlier.
+Optimization Algorithms, equation 7. Differs: choices are independent, where the policy
+of MnasNet is recurrent, since a search has hundreds of networks, not thousands; the
+ratio is clipped per choice; a batch counts as drawn from the policy that it updates,
+although its trials started earlier.
 """
 
 import functools
@@ -49,20 +49,18 @@ learned: dict[tuple[int, ...], tuple[list[list[reward.RewardedTrial]], _State]] 
 def learn(
     sizes: tuple[int, ...], history: Sequence[reward.RewardedTrial]
 ) -> list[list[float]]:
-    """Returns for each choice the probabilities of its values.
+    """Returns the probabilities of the values of each choice.
 
     Args:
         sizes: number of values of each choice.
-        history: trials that have ended, oldest first. A last batch that is not full is
-            not learned yet.
+        history: trials that have ended, oldest first. An incomplete last batch is
+            left out.
     """
     count = len(history) // _BATCH_TRIALS
     if not count:
         return [[1 / size] * size for size in sizes]
-    batches = [
-        list(history[batch * _BATCH_TRIALS : (batch + 1) * _BATCH_TRIALS])
-        for batch in range(count)
-    ]
+    starts = range(0, count * _BATCH_TRIALS, _BATCH_TRIALS)
+    batches = [list(history[start : start + _BATCH_TRIALS]) for start in starts]
     seen, state = learned.get(sizes, ([], None))
     if state is None or batches[: len(seen)] != seen:
         seen, state = [], _create_state(sizes, batches[0])
@@ -100,7 +98,7 @@ def _update(state: _State, indices: jax.Array, rewards: jax.Array) -> _State:
     logits, optimizer = state.logits, state.optimizer
     for _ in range(_BATCH_STEPS):
         gradient = jax.grad(loss)(logits)
-        with jax.numpy_dtype_promotion("standard"):  # Adam takes a float to an integer
+        with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an integer
             updates, optimizer = _optimizer.update(gradient, optimizer)
         logits = optax.apply_updates(logits, updates)
     return _State(
@@ -112,7 +110,7 @@ def _update(state: _State, indices: jax.Array, rewards: jax.Array) -> _State:
 
 
 def _loss(logits, *, indices, before, advantages) -> jax.Array:
-    """PPO's loss less the policy's entropy, both summed over choices."""
+    """Returns the PPO loss minus the entropy, both summed over choices."""
     ratio = jnp.exp(_log_probabilities(logits, indices) - before)
     clipped = jnp.clip(ratio, 1 - _CLIP, 1 + _CLIP)
     gains = jnp.minimum(ratio * advantages, clipped * advantages)
@@ -121,6 +119,6 @@ def _loss(logits, *, indices, before, advantages) -> jax.Array:
 
 
 def _log_probabilities(logits: jax.Array, indices: jax.Array) -> jax.Array:
-    """Logarithms of the chosen values' probabilities, `[trials, choices]`."""
+    """Returns log probabilities of the chosen values, `[trials, choices]`."""
     choices = jnp.arange(logits.shape[0])[None]
     return jax.nn.log_softmax(logits)[choices, indices]

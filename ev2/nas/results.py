@@ -1,13 +1,13 @@
-"""Results of a search, for people and for programs.
+"""Formats and writes the results of a search.
 
     search.json        all trials, the best, the Pareto front
     best/1.py ...      the best networks as configs for `ev2 train`, best first
     reward.png, pareto.png, choices.png
 
-A row describes one trial: "trial" (from 0), "arch" (a text of `Space.encode`, "" before
-its proposal), "state" (see `ev2.sweeps.study`), "reason", "reward", "accuracy"
-(fraction), "step_seconds", "params", "seconds" (wall time), "tries", "host" and
-"folder". Unknown values are None.
+A row describes one trial: "trial" (index from 0), "arch" (a text of `Space.encode`, ""
+before its proposal), "state" (see `ev2.sweeps.study`), "reason", "reward", "accuracy"
+(fraction), "step_seconds", "params", "seconds" (wall time), "tries" (attempts), "host"
+and "folder". Unknown values are None.
 """
 
 import json
@@ -39,7 +39,7 @@ def collect(shared: study.SharedStudy) -> list[dict[str, Any]]:
     rows = []
     for outcome in shared.outcomes():
         notes = outcome.notes
-        if outcome.state == study.FAILED:  # as one whose worker has died too often
+        if outcome.state == study.FAILED:  # without a reward if its worker has died
             notes = {"reward": 0.0, **notes}
         rows.append(
             {
@@ -67,23 +67,23 @@ def rank(rows: Iterable[Trial]) -> list[Trial]:
 def find_front(rows: Iterable[Trial]) -> list[Trial]:
     """Returns the Pareto front of the trials that are done, best reward first.
 
-    No trial is as good as one of the front in accuracy, step time and parameters and
-    better in one of them. Equal trials are all in the front.
+    No trial dominates a trial of the front in accuracy, step time and parameters. Equal
+    trials are all in the front.
     """
     done = rank(rows)
     costs = [(-row["accuracy"], row["step_seconds"], row["params"]) for row in done]
     return [
         row
-        for row, own in zip(done, costs, strict=True)
+        for row, cost in zip(done, costs, strict=True)
         if not any(
-            other != own and all(a <= b for a, b in zip(other, own, strict=True))
+            other != cost and all(a <= b for a, b in zip(other, cost, strict=True))
             for other in costs
         )
     ]
 
 
 def summarize(rows: Sequence[Trial]) -> str:
-    """Returns the number of trials that have ended, and the best, for a line of log."""
+    """Returns the number of ended trials and the best reward, for a line of the log."""
     ended = sum(row["state"] in study.ENDED for row in rows)
     words = f"{ended} of {len(rows)} ended"
     for best in rank(rows)[:1]:
@@ -109,9 +109,9 @@ def _format_front(rows: Sequence[Trial], space: spaces.Space) -> list[str]:
     if len(front) > _SHOWN:
         lines.append(f"... the first {_SHOWN} of {len(front)}; all are in search.json")
     lines += ["F4k3x2: Fused-MBConv4, k3x3, 2 layers; M: MBConv", ""]
-    best = rank(rows)[0]
-    where = f", trials/{best['folder']}" if best["folder"] else ""
-    lines.append(f"best reward, trial {best['trial']}{where}: {_name(best)}")
+    best = front[0]
+    folder = f", trials/{best['folder']}" if best["folder"] else ""
+    lines.append(f"best reward, trial {best['trial']}{folder}: {_backbone(best)}")
     return [*lines, *(f"  {stage}" for stage in _describe(best, space)), ""]
 
 
@@ -121,7 +121,7 @@ def _make_cells(row: Trial, space: spaces.Space) -> tuple[str, ...]:
         for stage in space.to_arch(space.decode(row["arch"])).stages
     )
     if len(space.backbones) > 1:
-        network = f"{_name(row)}: {network}"
+        network = f"{_backbone(row)}: {network}"
     return (
         str(row["trial"]),
         f"{row['reward']:.4f}",
@@ -132,8 +132,7 @@ def _make_cells(row: Trial, space: spaces.Space) -> tuple[str, ...]:
     )
 
 
-def _name(row: Trial) -> str:
-    """The backbone."""
+def _backbone(row: Trial) -> str:
     return row["arch"].partition(":")[0]
 
 
@@ -142,7 +141,7 @@ def _describe(row: Trial, space: spaces.Space) -> Sequence[str]:
 
 
 def _format_states(rows: Sequence[Trial]) -> list[str]:
-    """The number of trials in each state, and the reasons of failures."""
+    """Returns the number of trials in each state and the reasons of failures."""
     states = [row["state"] for row in rows]
     order = (*study.ENDED, study.RUNNING, study.WAITING)
     counts = [f"{states.count(s)} {s}" for s in order if s in states]
@@ -152,9 +151,8 @@ def _format_states(rows: Sequence[Trial]) -> list[str]:
         if row["state"] == study.FAILED:
             reasons.setdefault(row["reason"], []).append(row["trial"])
     for reason, failed in list(reasons.items())[:_SHOWN_REASONS]:
-        which = f"trial {failed[0]}"
-        which += f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        lines.append(f"failed, {which}: {reason[:_REASON_CHARS]}")
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        lines.append(f"failed, trial {failed[0]}{more}: {reason[:_REASON_CHARS]}")
     if len(reasons) > _SHOWN_REASONS:
         more = len(reasons) - _SHOWN_REASONS
         lines.append(f"failed for {more} other reasons: see search.json")
@@ -173,16 +171,15 @@ def write(
     """Writes search.json, the best configs and the plots.
 
     Args:
-        folder: of the search; it exists.
-        rows: of all trials, in their order.
-        space: that was searched.
-        reference: "name", "step_seconds" and "params" of the network that the reward
-            compares with.
+        folder: the existing folder of the search.
+        rows: all trials, in their order.
+        space: the searched networks.
+        reference: "name", "step_seconds" and "params" of the reference network.
         make_config: returns the recipe that trains a candidate in full.
         count: number of best networks to write configs of.
 
     Returns:
-        Lines for people: what was written, what was not and why.
+        Lines that list the written files, and the missing ones with the reason.
     """
     best = []
     for number, row in enumerate(rank(rows)[:count], 1):
@@ -192,7 +189,7 @@ def write(
         text = _recipe(config, _describe_trial(row, space, reference, name))
         files.write_atomically(folder / name, text.encode())
         best.append({**row, "config": name})
-    found = {
+    document = {
         "trials": list(rows),
         "best": best,
         "pareto": [row["trial"] for row in find_front(rows)],
@@ -200,7 +197,7 @@ def write(
         "space_size": space.size(),
     }
     path = folder / "search.json"
-    files.write_atomically(path, json.dumps(found, indent=1).encode())
+    files.write_atomically(path, json.dumps(document, indent=1).encode())
     lines = [f"all trials: {path}"]
     for first in best[:1]:
         path = folder / first["config"]
@@ -211,17 +208,17 @@ def write(
 def _describe_trial(
     row: Trial, space: spaces.Space, reference: Mapping[str, Any], name: str
 ) -> str:
-    """The docstring of a config."""
+    """Returns the docstring of a config."""
     step, params = row["step_seconds"], row["params"]
     stages = "\n".join(f"    {stage}" for stage in _describe(row, space))
     return f"""\
-A network around {_name(row)}: trial {row["trial"]} of an architecture search.
+A network around {_backbone(row)}: trial {row["trial"]} of an architecture search.
 
     ev2 train --config={name} --workdir=FOLDER    (where search.json is)
 
 {stages}
 
-Of the search, in which the network was trained for a short while:
+Measured in the search, with its short training:
 
     reward          {row["reward"]:.4f}
     top-1           {100 * row["accuracy"]:.2f} %
@@ -234,7 +231,7 @@ Top-1 of this recipe: not yet measured.
 
 
 def _recipe(config: ConfigDict, docstring: str) -> str:
-    """A Python file whose `get_config` returns the config."""
+    """Returns a Python file whose `get_config` returns the config."""
     return f'''"""{docstring}"""
 
 from ml_collections import ConfigDict
@@ -249,7 +246,7 @@ def get_config() -> ConfigDict:
 
 
 def _assign(name: str, section: ConfigDict) -> str:
-    """Lines that set every key, those of nested sections last."""
+    """Returns lines that set every key, nested sections last."""
     plain, nested = [], []
     for key, value in section.items():
         target = f"{name}.{key}"
@@ -262,7 +259,7 @@ def _assign(name: str, section: ConfigDict) -> str:
 
 
 def _literal(value: Any, room: int) -> str:
-    """The value as formatters write it; a sequence too long is one item a line."""
+    """Returns the value as formatters write it, a long sequence one item per line."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if not isinstance(value, tuple | list):
@@ -284,17 +281,15 @@ def _draw(
     space: spaces.Space,
     reference: Mapping[str, Any],
 ) -> list[str]:
-    """Writes the plots; returns a line for people."""
+    """Writes the plots; returns one line about them."""
     done = rank(rows)
     if not done:
         return [f"no plots: {_NONE_DONE}"]
     from ev2.nas import plots  # matplotlib takes a second
     from ev2.report import plots as report_plots
 
-    pruned, failed = (
-        [row for row in rows if row["state"] == state]
-        for state in (study.PRUNED, study.FAILED)
-    )
+    pruned = [row for row in rows if row["state"] == study.PRUNED]
+    failed = [row for row in rows if row["state"] == study.FAILED]
     drawn = {
         "reward.png": plots.reward(done, pruned, failed),
         "pareto.png": plots.pareto(done, find_front(rows), reference),

@@ -1,4 +1,4 @@
-"""The reward of a network, from accuracy, step time and parameters: A * S^w * P^v.
+"""Computes the reward of a network from accuracy, step time, parameters: A S^w P^v.
 
 Source: paper, section 3.2. The paper does not say how S and P are normalized; here
 both are relative to a named reference network, whose reward is its accuracy.
@@ -25,10 +25,10 @@ class Reward:
     """The reward of a search.
 
     Attributes:
-        step_seconds: of the reference, on the same device.
-        params: of the reference.
-        step_exponent: w; the paper's is -0.07.
-        params_exponent: v; the paper's is -0.05.
+        step_seconds: step time of the reference on the same device.
+        params: parameters of the reference.
+        step_exponent: w; -0.07 in the paper.
+        params_exponent: v; -0.05 in the paper.
     """
 
     step_seconds: float
@@ -37,7 +37,7 @@ class Reward:
     params_exponent: float = -0.05
 
     def __call__(self, accuracy: float, step_seconds: float, params: int) -> float:
-        """Returns the reward: 0 at accuracy 0.
+        """Returns the reward, 0 for accuracy 0.
 
         Args:
             accuracy: fraction, 0 to 1.
@@ -49,7 +49,7 @@ class Reward:
 
 
 def check_exponent(key: str, value: Any) -> None:
-    """Raises InputError if the value of `key` is not an exponent, -10 to 0."""
+    """Raises InputError unless `value` is a number from -10 to 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not -10 <= value <= 0:
         raise errors.InputError(

@@ -1,16 +1,15 @@
-"""The search: candidates proposed, timed, trained, rewarded, by any number of workers.
+"""Searches: proposes, times, trains and rewards candidates with any number of workers.
 
-    WORKDIR/task.json           the search, as every candidate's process reads it
+    WORKDIR/task.json           the search, read by every candidate's process
     WORKDIR/reference.json      cost of the reference network on this machine
     WORKDIR/study.db            the trials, unless they are in another storage
     WORKDIR/trials/0000/        a candidate's run, with cost.json and log beside it
     WORKDIR/search.json ...     the result, see `ev2.nas.results`
 
-A search that was killed at any moment is resumed by the same call; the same call
-elsewhere, with one storage, is another worker.
+After a kill at any moment the same call resumes the search. On another machine, with
+the same storage, it is another worker.
 """
 
-import functools
 import json
 import pathlib
 import signal
@@ -33,9 +32,9 @@ from ev2.train import workdir
 CANDIDATE = (sys.executable, "-m", "ev2.nas.proxy")  # runs a candidate
 POLL_S = 0.5
 _NOISY = 0.15  # standard deviation of the reference's steps, over their median
-_BEFORE_PRUNING = 5  # candidates that have ended: a median of fewer is noise
-# Exit codes of a candidate that was stopped from outside. SIGKILL, as for using too
-# much memory, counts as a failure of the candidate.
+_BEFORE_PRUNING = 5  # ended candidates: a median of fewer is noise
+# Exit codes of a candidate that was stopped from outside. SIGKILL counts as a failure:
+# the candidate may have used too much memory.
 _DEATHS = (runner.PREEMPTED, 128 + signal.SIGTERM)
 _DEATHS += (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
@@ -55,16 +54,16 @@ def search(
         workdir: folder for the candidates of this machine and for the result.
         storage: database that workers share, see `sweeps.storage`; "" for a file in
             `workdir`.
-        name: of the search in the storage.
-        workers: candidates at a time, here.
+        name: name of the search in the storage.
+        workers: number of candidates at a time on this machine.
 
     Returns:
         The content of `search.json`.
 
     Raises:
-        InputError: the config cannot be searched, the storage cannot be reached, or
-            there is another search; before anything is written.
-        PreemptedError: SIGTERM came; candidates that have ended are kept.
+        InputError: the config is bad, the storage cannot be reached, or the folder or
+            study has another search; before anything is written.
+        PreemptedError: SIGTERM was received; candidates that have ended are kept.
         CheckError: no candidate has a reward.
         StoppedError: the storage or all workers failed.
     """
@@ -79,19 +78,23 @@ def _search(
     config: ConfigDict, folder: pathlib.Path, url: str, name: str, count: int
 ) -> dict[str, Any]:
     _set_up()
-    # The database in the folder is known by the folder, whatever its path.
-    where = {"storage": storage.hide_password(url), "name": name}
+    identity = {"storage": storage.hide_password(url), "name": name}
     database = url or str(folder / "study.db")
     storage.check(database)
     files.check_writable("workdir", folder)
     spec = search_config.check(config, folder)
-    _refuse_other(folder, {**_flatten(spec.document), **where})
-    if not url and not (folder / "study.db").exists():
-        _refuse_runs_without_study(folder)
+    _refuse_other(folder, {**_flatten(spec.document), **identity})
+    has_runs = any((folder / "trials").glob("*/"))
+    if not url and has_runs and not (folder / "study.db").exists():
+        raise errors.InputError(
+            f"storage: {str(folder / 'study.db')!r} is gone, while "
+            f"{str(folder / 'trials')!r} has runs of its candidates; restore it, or "
+            "give another --workdir"
+        )
     try:
         shared = study.SharedStudy(database, name, make_study_spec(spec))
         (folder / "trials").mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**spec.document, **where}, indent=1)
+        text = json.dumps({**spec.document, **identity}, indent=1)
         files.write_atomically(folder / "task.json", text.encode())
         print(search_config.format_table(spec), flush=True)
         print(f"logs: {folder / 'trials'}/*.log", flush=True)
@@ -105,12 +108,12 @@ def _search(
 
 
 def _set_up() -> None:
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is the candidates'
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for candidates
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def _refuse_other(folder: pathlib.Path, here: dict[str, Any]) -> None:
-    """Raises InputError if the folder is of another search, or damaged."""
+    """Raises InputError if the folder holds another search, or is damaged."""
     there = workdir.read_json(folder / "task.json")
     if there is not None:
         kept = {key: there.get(key) for key in ("storage", "name")}
@@ -119,15 +122,6 @@ def _refuse_other(folder: pathlib.Path, here: dict[str, Any]) -> None:
             {**_flatten(there), **kept},
             here,
             choose="another --workdir",
-        )
-
-
-def _refuse_runs_without_study(folder: pathlib.Path) -> None:
-    if any((folder / "trials").glob("*/")):
-        raise errors.InputError(
-            f"storage: {str(folder / 'study.db')!r} is gone, while "
-            f"{str(folder / 'trials')!r} has runs of its candidates; restore it, or "
-            "give another --workdir"
         )
 
 
@@ -160,11 +154,7 @@ def make_study_spec(spec: search_config.SearchSpec) -> study.StudySpec:
 def _work(
     spec: search_config.SearchSpec, shared: study.SharedStudy, folder: pathlib.Path
 ) -> None:
-    """Runs candidates here, one at a time, until none is left.
-
-    Raises:
-        PreemptedError, KeyboardInterrupt: a signal came.
-    """
+    """Runs candidates here, one at a time, until none is left or a signal arrives."""
     stopping = threading.Event()
     with workers.listening(stopping.set) as received:
         rate = _time_reference(spec, folder, stopping)
@@ -181,10 +171,7 @@ def _raise_for(number: int) -> NoReturn:
 def _time_reference(
     spec: search_config.SearchSpec, folder: pathlib.Path, stopping: threading.Event
 ) -> reward.Reward | None:
-    """Returns the reward relative to the reference, timed once on this machine.
-
-    None: the worker was told to stop meanwhile.
-    """
+    """Times the reference once on this machine; None if stopped meanwhile."""
     path = folder / "reference.json"
     if proxy.read_cost(path, spec.reference) is None:
         name = spec.config.reward.reference
@@ -231,7 +218,7 @@ class Candidates(runner.Objective):
         runs = (folder / "trials").absolute()
 
         def command(words, name: str, resumes: bool) -> list[str]:
-            del resumes  # a candidate does so by itself
+            del resumes  # a candidate resumes by itself
             task = str(folder / "task.json")
             return [*CANDIDATE, task, *words, f"--workdir={runs / name}"]
 
@@ -250,8 +237,8 @@ class Candidates(runner.Objective):
     def suggest(self) -> Mapping[str, Any]:
         """Returns the text of a network that no other trial has.
 
-        A trial notes its network before it looks at the others: of two that draw the
-        same network at the same moment one at least sees the other, and draws again.
+        A trial stores its network before it reads the other trials. If two draw the
+        same network at once, at least one sees the other and draws again.
         """
         try:
             text = self._space.encode(controllers.suggest(self.trial, self._space))
@@ -277,8 +264,8 @@ class Candidates(runner.Objective):
         if not self.values:
             return {} if end.value is None else {"reward": end.value}
         accuracy = runner.read_score(self.run, self.score)
-        scores = runner.read_scores(self.run, self.score)
-        accuracy = scores[-1] if accuracy is None and scores else accuracy
+        if accuracy is None:
+            accuracy = (runner.read_scores(self.run, self.score) or [None])[-1]
         notes = proxy.read_cost(self.run / proxy.COST, self.values["arch"]) or {}
         value = end.value
         if end.kind == study.PRUNED and accuracy is not None:
@@ -310,7 +297,9 @@ def _finish(
         rows,
         space=spec.space,
         reference={"name": spec.config.reward.reference, **reference},
-        make_config=functools.partial(_make_config, spec),
+        make_config=lambda candidate: proxy.apply(
+            spec.config.full, spec.space.encode(candidate)
+        ),
         count=spec.config.keep_best,
     )
     print(results.format_table(rows, space=spec.space))
@@ -320,13 +309,8 @@ def _finish(
     return json.loads((folder / "search.json").read_text())
 
 
-def _make_config(spec: search_config.SearchSpec, candidate: Any) -> ConfigDict:
-    """The recipe that trains a candidate in full."""
-    return proxy.apply(spec.config.full, spec.space.encode(candidate))
-
-
 def main(argv: list[str]) -> int:
-    """Runs a worker, given FOLDER, storage and name; returns its exit code."""
+    """Runs a worker, given folder, storage and name; returns its exit code."""
     folder, url, name = argv
     _set_up()
     document = json.loads((pathlib.Path(folder) / "task.json").read_text())

@@ -1,17 +1,17 @@
-"""The networks that a search chooses among: one of the table, changed stage by stage.
+"""Defines the networks of a search: a published one, changed stage by stage.
 
-Choices of a stage: MBConv or Fused-MBConv, number of layers, kernel, expand ratio.
-Strides, channels, stem and head are the backbone's. Layers are the backbone's plus an
-offset, so that all networks have a similar size. With several backbones the first
-choice is among them: an extension in which EfficientNetV2-S and V1-B4 are points of one
-space.
+Choices of a stage: MBConv or Fused-MBConv, number of layers, kernel, expand ratio. The
+backbone fixes strides, channels, stem and head. The number of layers is the backbone's
+plus an offset, so that all networks have a similar size. With several backbones the
+first choice is the backbone: an extension in which EfficientNetV2-S and V1-B4 are
+points of one space.
 
-A candidate is a dict of choices. Different dicts may mean the same network (an offset
-that would leave no layer leaves one; stages that the backbone lacks are ignored), so
-candidates are compared by their text, `Space.encode`.
+A candidate is a dict of choices. Different dicts may give the same network (a stage has
+at least one layer; stages that the backbone lacks are ignored), so candidates are
+compared by their text, `Space.encode`.
 
-Source: paper, section 3.2. Squeeze-and-excite 0.25 in MBConv, none in Fused-MBConv, as
-Table 4; the paper does not say which numbers of layers it tries.
+Source: paper, section 3.2. Squeeze-and-excite is 0.25 in MBConv and absent in
+Fused-MBConv, as in Table 4; the paper does not list its numbers of layers.
 
 Standard library only.
 """
@@ -30,7 +30,7 @@ from ev2.models import arch
 _CHOICES = ("operator", "layers", "kernel", "expand")  # of a stage
 OPERATORS = (arch.MBCONV, arch.FUSED_MBCONV)
 _SE_RATIO = 0.25  # of MBConv
-MAX_DRAWS = 10_000  # before a space counts as without networks within its bounds
+MAX_DRAWS = 10_000  # before a space counts as empty
 
 Candidate = dict[str, Any]
 
@@ -41,13 +41,13 @@ class Space:
 
     Attributes:
         backbones: names of networks of MBConv or Fused-MBConv, one or more.
-        operators: of `OPERATORS`, for every stage.
+        operators: of `OPERATORS`, the same for every stage.
         layers: offsets to the backbone's number of layers.
         kernels: odd sides in pixels.
         expands: ratios, 1 or more.
         min_params: fewest parameters of a network, 0 for any.
-        max_params: most, 0 for any.
-        num_classes: with which they are counted.
+        max_params: most parameters, 0 for any.
+        num_classes: classes of the counted networks.
 
     Raises:
         InputError: a value is not allowed.
@@ -87,51 +87,44 @@ class Space:
                 f"max_params, which is {self.max_params:,}"
             )
 
-    def _check_numbers(self, key: str, allowed: str, good) -> None:
+    def _check_numbers(self, key: str, allowed: str, is_allowed) -> None:
         for value in getattr(self, key):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not good(value):
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not is_whole or not is_allowed(value):
                 raise errors.InputError(
                     f"space.{key}: {value!r} is not allowed; give {allowed}"
                 )
 
     @functools.cached_property
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        """Values of each choice, by its name, in a fixed order."""
+        """Returns the values of each choice by name, in a fixed order."""
         stages = max(len(arch.get(name).stages) for name in self.backbones)
         backbone = {"backbone": self.backbones} if len(self.backbones) > 1 else {}
+        values = (self.operators, self.layers, self.kernels, self.expands)
         return backbone | {
-            f"stage{stage}_{key}": values
+            f"stage{stage}_{key}": of_stage
             for stage in range(1, stages + 1)
-            for key, values in zip(
-                _CHOICES,
-                (self.operators, self.layers, self.kernels, self.expands),
-                strict=True,
-            )
+            for key, of_stage in zip(_CHOICES, values, strict=True)
         }
 
     def size(self) -> int:
         """Returns the number of different networks, within the bounds or not."""
         total = 0
         for name in self.backbones:
-            product = 1
-            for row in arch.get(name).stages:
-                layers = {max(1, row.layers + offset) for offset in self.layers}
-                product *= len(layers) * len(self.operators)
-                product *= len(self.kernels) * len(self.expands)
-            total += product
+            choices = len(self.operators) * len(self.kernels) * len(self.expands)
+            total += math.prod(
+                choices * len({max(1, stage.layers + offset) for offset in self.layers})
+                for stage in arch.get(name).stages
+            )
         return total
 
     def count_valid(self, most: int | None = None) -> int:
-        """Returns the number of networks within the bounds, at most `most`.
-
-        They are counted one by one.
-        """
+        """Counts the networks within the bounds one by one, up to `most`."""
         valid = (1 for candidate in self._all() if self.is_valid(candidate))
         return sum(itertools.islice(valid, most))
 
     def _all(self) -> Iterator[Candidate]:
-        """Yields every network once; choices that its backbone lacks are arbitrary."""
+        """Yields every network once; stages that the backbone lacks have any values."""
         rest = {key: values[0] for key, values in self.choices.items()}
         for name in self.backbones:
             own = {"backbone": name} if "backbone" in rest else {}
@@ -148,40 +141,33 @@ class Space:
                 yield rest | own | {k: v for one in chosen for k, v in one.items()}
 
     def backbone(self, candidate: Mapping[str, Any]) -> str:
-        """The name of the network that a candidate varies."""
+        """Returns the name of the network that a candidate varies."""
         return candidate.get("backbone", self.backbones[0])
 
     def to_arch(self, candidate: Mapping[str, Any]) -> arch.ArchSpec:
         """Returns the network of a candidate, under the name of its backbone."""
         base = arch.get(self.backbone(candidate))
-        rows = []
-        for stage, row in enumerate(base.stages, 1):
-            chosen = functools.partial(_look_up, candidate, stage)
-            operator = chosen("operator")
-            changed = dataclasses.replace(
-                row,
-                operator=operator,
-                layers=max(1, row.layers + chosen("layers")),
-                kernel=chosen("kernel"),
-                expand=chosen("expand"),
-                se_ratio=_SE_RATIO if operator == arch.MBCONV else 0.0,
-            )
-            rows.append(changed)
-        return dataclasses.replace(base, stages=tuple(rows))
+        stages = []
+        for number, stage in enumerate(base.stages, 1):
+            chosen = {key: candidate[f"stage{number}_{key}"] for key in _CHOICES}
+            chosen["layers"] = max(1, stage.layers + chosen["layers"])
+            se_ratio = _SE_RATIO if chosen["operator"] == arch.MBCONV else 0.0
+            stages.append(dataclasses.replace(stage, se_ratio=se_ratio, **chosen))
+        return dataclasses.replace(base, stages=tuple(stages))
 
     def encode(self, candidate: Mapping[str, Any]) -> str:
         """Returns the unique text of the network: backbone, then block strings.
 
-        As `efficientnetv2-tiny:r1_k3_s1_e1_i16_o16_c1,r1_k3_s2_e4_i16_o32_c1,...`.
+        Such as `efficientnetv2-tiny:r1_k3_s1_e1_i16_o16_c1,r1_k3_s2_e4_i16_o32_c1,...`.
         """
-        found = self.to_arch(candidate)
-        return f"{found.name}:{','.join(arch.encode(found.stages))}"
+        network = self.to_arch(candidate)
+        return f"{network.name}:{','.join(arch.encode(network.stages))}"
 
     def decode(self, text: str) -> Candidate:
-        """Returns a candidate of which `encode` returns this text.
+        """Returns a candidate whose `encode` is this text.
 
         Raises:
-            InputError: it is not the text of a network of this space.
+            InputError: the space has no such network.
         """
         name, _, blocks = text.partition(":")
         errors.check_choice("arch: backbone", name, self.backbones)
@@ -196,15 +182,13 @@ class Space:
                 f"stage{stage}_expand": row.expand,
                 f"stage{stage}_layers": self._offset(row.layers, own.layers),
             }
-        outside = any(
-            candidate[key] not in values for key, values in self.choices.items()
-        )
-        if outside or self.encode(candidate) != text:
+        inside = all(candidate[key] in values for key, values in self.choices.items())
+        if not inside or self.encode(candidate) != text:
             raise errors.InputError(f"arch: {text!r} is not a network of this space")
         return candidate
 
     def _offset(self, layers: int, base: int) -> int | None:
-        """Returns the largest offset that gives so many layers, None without one."""
+        """Returns the largest offset that gives `layers`, None without one."""
         fitting = [n for n in self.layers if max(1, base + n) == layers]
         return max(fitting, default=None)
 
@@ -213,7 +197,7 @@ class Space:
         return arch.count_params(self.to_arch(candidate), self.num_classes)
 
     def is_valid(self, candidate: Mapping[str, Any]) -> bool:
-        """Whether the number of a candidate's parameters is within the bounds."""
+        """Returns True if the candidate's parameters are within the bounds."""
         params = self.count_params(candidate)
         return self.min_params <= params <= (self.max_params or math.inf)
 
@@ -221,7 +205,7 @@ class Space:
         """Returns a valid candidate, every choice drawn evenly.
 
         Raises:
-            InputError: 10,000 draws have given none.
+            InputError: none of 10,000 draws is valid.
         """
         for _ in range(MAX_DRAWS):
             candidate = {key: rng.choice(v) for key, v in self.choices.items()}
@@ -235,8 +219,8 @@ class Space:
     def mutate(self, candidate: Mapping[str, Any], rng: random.Random) -> Candidate:
         """Returns a valid candidate that differs in one choice and is another network.
 
-        If a hundred tries find none, two choices are changed, then three and so on.
-        A space of one valid network gives that one again.
+        After a hundred attempts two choices are changed, then three, and so on. A space
+        of one valid network returns that network.
         """
         before = self.encode(candidate)
         open_choices = [key for key, values in self.choices.items() if len(values) > 1]
@@ -254,12 +238,8 @@ class Space:
         return f"{self.min_params:,} to {most}"
 
 
-def _look_up(candidate: Mapping[str, Any], stage: int, key: str) -> Any:
-    return candidate[f"stage{stage}_{key}"]
-
-
 def describe(space: Space, candidate: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the stages as papers write them: `Fused-MBConv4 k3x3, 48, x2`."""
+    """Returns the stages in the notation of papers: `Fused-MBConv4 k3x3, 48, x2`."""
     names = {arch.MBCONV: "MBConv", arch.FUSED_MBCONV: "Fused-MBConv"}
     return [
         f"{names[row.operator]}{row.expand} k{row.kernel}x{row.kernel}, "

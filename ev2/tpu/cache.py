@@ -1,6 +1,6 @@
-"""Figures of compiled steps, kept on this machine so that none is compiled twice.
+"""Caches the figures of compiled steps on this machine.
 
-The key of a step is all that its figures depend on: the request, the versions of jax
+The key covers everything that the figures depend on: the request, the versions of jax
 and libtpu, their flags, and the source of the step.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from ev2 import files
 from ev2.tpu import compile as tpu_compile
 
-# Source of the step in ev2; a test follows the imports.
+# Source files of the step in ev2; a test follows the imports.
 SOURCES = (
     *("models", "errors.py", "evaluation/metrics.py", "progressive.py", "sharding.py"),
     *("tpu/compile.py", "tpu/slices.py", "train/compile.py", "train/device_peaks.py"),
@@ -27,7 +27,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def get_folder() -> pathlib.Path:
-    """Returns `ev2/tpu` of the user's cache; it need not exist."""
+    """Returns `ev2/tpu` in the user's cache, which may not exist."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return cache.expanduser() / "ev2" / "tpu"
 
@@ -39,7 +39,7 @@ def get_versions() -> dict[str, str]:
 
 
 def make_key(request: tpu_compile.CompileRequest) -> str:
-    """Returns the key of a request's figures, hex digits."""
+    """Returns the key of a request's figures as hex digits."""
     parts = {
         "job": dataclasses.asdict(request),
         "versions": get_versions(),
@@ -60,9 +60,9 @@ def digest_sources() -> str:
 
 
 def compile_cached(request: tpu_compile.CompileRequest) -> dict[str, Any]:
-    """Returns the figures of `compile.compile_apart`, compiled if not kept yet.
+    """Returns the cached figures of a request, or compiles it.
 
-    They gain "cached". A damaged file is compiled again.
+    Adds "cached" to the figures of `compile.compile_apart`. A damaged file is replaced.
     """
     path = get_folder() / f"{make_key(request)}.json"
     try:

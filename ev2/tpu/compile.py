@@ -1,8 +1,8 @@
-"""Cost of the training step on a TPU slice, by its compiler and without a TPU.
+"""Compiles the training step for a TPU slice without a TPU, and reads its cost.
 
-`compile_step` compiles the step that `ev2 train` runs for a slice of any size and reads
-the compiler's figures; `compile_apart` does so in a subprocess, so that several run at
-once and their memory is freed. The compiler is libtpu, the extra "tpu".
+`compile_step` compiles the step that `ev2 train` runs, for a slice of any size.
+`compile_apart` does so in a subprocess: several run at once, and their memory is freed.
+The compiler is libtpu, the extra "tpu".
 """
 
 import dataclasses
@@ -22,17 +22,15 @@ from ev2 import errors
 from ev2.tpu import slices
 from ev2.train import validate
 
-# No TPU is looked for, and other processes may compile at the same time.
+# Skips the search for TPUs, and lets other processes compile at the same time.
 ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    **{"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
     "TPU_LOG_DIR": "disabled",
 }
-# Of a process that only compiles: no other device, and no cache of programs, which
-# would hide how long compiling takes.
+# Of a process that only compiles: no other device, and no compilation cache, which
+# would hide the compile time.
 _SUBPROCESS_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
+    **{"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 _SCALES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -45,10 +43,10 @@ _COLLECTIVE = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileRequest:
-    """A step to compile: all that its figures depend on, except versions.
+    """A step to compile: everything that its figures depend on, except versions.
 
     Attributes:
-        config: what the step reads, from `step_config`.
+        config: config of the step, from `step_config`.
         num_classes: number of logits.
         image_size: px.
         batch_size: global images.
@@ -71,7 +69,7 @@ def step_config(config: ConfigDict) -> dict[str, Any]:
     plain = json.loads(config.to_json_best_effort())
     constants = {"lr": 1.0, "schedule": "constant", "warmup_epochs": 0.0}
     constants |= {"decay_rate": 1.0, "decay_epochs": 1.0}
-    # Where mean and std are taken from a checkpoint, they are three numbers as well.
+    # Mean and std of a checkpoint are three numbers as well.
     data = {key: plain["data"][key] or [1.0] * 3 for key in ("mean", "std")}
     mixup = float(validate.mixes(config))
     return {
@@ -99,11 +97,8 @@ def get_devices(slice_: slices.Slice) -> list[Any]:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(
-        platform="tpu",
-        topology_name=slice_.topology,
-        **slice_.generation.options,
-    )
+    options = {"topology_name": slice_.topology, **slice_.generation.options}
+    topology = topologies.get_topology_desc(platform="tpu", **options)
     assert len(topology.devices) == slice_.devices, slice_
     return topology.devices
 
@@ -133,26 +128,25 @@ def compile_step(request: CompileRequest) -> dict[str, Any]:
 def compile_lowered(
     lowered: Any, slice_: slices.Slice, *, images: int, started: float
 ) -> dict[str, Any]:
-    """Returns the compiler's figures of a traced step, all per device and step.
+    """Compiles a traced step and returns its figures, all per device and step.
 
-    Keys: "fits"; "hbm_bytes", of arguments, results and temporaries, results that
-    reuse the memory of arguments counted once; "temp_bytes"; "hbm_available_bytes";
-    "flops"; "bytes_accessed"; "step_seconds"; "step_seconds_from": "compiler", or
-    "lower bound" for the peak rates of the device; "images_per_second_per_device";
-    "reduced_bytes", the results of operations between devices; "compile_seconds".
+    Keys: "fits"; "hbm_bytes", of arguments, results and temporaries (shared memory
+    counts once); "temp_bytes"; "hbm_available_bytes"; "flops"; "bytes_accessed";
+    "step_seconds"; "step_seconds_from": "compiler", or "lower bound" by the peak rates
+    of the device; "images_per_second_per_device"; "reduced_bytes", the results of
+    operations between devices; "compile_seconds".
 
-    If the compiler finds no memory for the step, "fits" is False, "wanted_bytes" is the
-    memory that it needs (None if unknown), and the other figures are None.
+    If the step does not fit into memory, "fits" is False, "wanted_bytes" is its memory
+    (None if unknown), and all other figures are None.
 
     Args:
-        lowered: as `jax.stages.Lowered`, for the slice.
+        lowered: a `jax.stages.Lowered` for the slice.
         slice_: the slice.
-        images: per device and step.
-        started: when tracing began, by `time.monotonic`.
+        images: images per device and step.
+        started: `time.monotonic` at the start of tracing.
     """
     import jax
 
-    common: dict[str, Any] = {"hbm_available_bytes": slice_.generation.hbm_bytes}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -161,8 +155,8 @@ def compile_lowered(
         figures = _unfit(str(error))
     else:
         figures = _read_figures(compiled, slice_.generation, images)
-    common["compile_seconds"] = round(time.monotonic() - started, 1)
-    return {**figures, **common}
+    figures["hbm_available_bytes"] = slice_.generation.hbm_bytes
+    return {**figures, "compile_seconds": round(time.monotonic() - started, 1)}
 
 
 def _read_figures(
@@ -178,7 +172,7 @@ def _read_figures(
     )
     flops, accessed = cost["flops"], cost["bytes accessed"]
     seconds, source = cost.get("optimal_seconds", math.nan), "compiler"
-    # The compiler's cost model is incomplete: its time may be negative.
+    # The compiler's cost model is incomplete; its time may be negative.
     if not (math.isfinite(seconds) and seconds > 0):
         source = "lower bound"
         seconds = max(
@@ -198,7 +192,7 @@ def _read_figures(
 
 
 def _unfit(message: str) -> dict[str, Any]:
-    """Returns the figures of a step without memory, by the compiler's message."""
+    """Returns the figures of a step that does not fit, from the compiler's message."""
     unknown = ("hbm_bytes", "temp_bytes", "flops", "bytes_accessed", "step_seconds")
     unknown += ("step_seconds_from", "images_per_second_per_device", "reduced_bytes")
     match = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available", message)
@@ -207,7 +201,7 @@ def _unfit(message: str) -> dict[str, Any]:
 
 
 def reduced_bytes(hlo: str) -> int:
-    """Returns the bytes that one device receives from operations between devices.
+    """Counts the bytes that one device receives from other devices.
 
     Args:
         hlo: the optimized program as text.
@@ -227,16 +221,16 @@ def compile_apart(request: CompileRequest) -> dict[str, Any]:
 
 
 def run_apart(module: str, task: Any, label: str) -> dict[str, Any]:
-    """Returns the result of a module that compiles, run as a subprocess.
+    """Runs a module that compiles as a subprocess and returns its result.
 
     Args:
         module: reads the task from stdin as JSON; its last line is the result as JSON.
-        task: JSON-ready.
-        label: of the task, for messages.
+        task: JSON-ready values.
+        label: name of the task in messages.
 
     Raises:
-        InputError: if this machine has too little memory to compile it.
-        RuntimeError: if it failed; with the end of its stderr.
+        InputError: this machine has too little memory to compile the task.
+        RuntimeError: the module failed; with the end of its stderr.
     """
     run = subprocess.run(
         [sys.executable, "-m", module],

@@ -1,8 +1,8 @@
-"""Plans with the cost of their steps on TPU slices: memory, time, hours.
+"""Adds to plans the cost of their steps on TPU slices: memory, time, hours.
 
-Every distinct image size and batch size is compiled once, several at a time, and kept
-(see `ev2.tpu.cache`). Hours count the training steps alone, without evaluation,
-checkpoints and waiting for data.
+Every distinct pair of image size and batch size is compiled once, several at a time,
+and cached (see `ev2.tpu.cache`). Hours count the training steps alone, without
+evaluation, checkpoints and waiting for data.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ Compile = Callable[[tpu_compile.CompileRequest], dict[str, Any]]
 _Key = TypeVar("_Key", bound=Hashable)
 
 _PROCESS_BYTES = 8 * slices.GIB  # of a compiling process, at its peak
-_BATCH_STEP = 8  # images per device between two batches that the search may try
+_BATCH_STEP = 8  # images per device between two batch sizes of the bisection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class _Placement:
     def request(
         self, stage: dict[str, Any], batch_size: int = 0
     ) -> tpu_compile.CompileRequest:
-        """Returns what to compile for a stage; `batch_size` replaces its own."""
+        """Returns the request for a stage, with another batch size if given."""
         return tpu_compile.CompileRequest(
             config=tpu_compile.step_config(self.config),
             num_classes=self.num_classes,
@@ -51,7 +51,7 @@ class _Placement:
         )
 
     def key(self, stage: dict[str, Any]) -> tuple[str, int, int]:
-        """Returns what distinguishes a stage's program from others of the recipe."""
+        """Returns the key of a stage's program within the recipe."""
         return self.slice.name, stage["image_size"], stage["batch_size"]
 
 
@@ -62,9 +62,9 @@ def forecast(
 
     Args:
         config: the recipe.
-        names: slices by their Cloud names. The stages are planned for the first.
+        names: Cloud names of slices. The stages are planned for the first.
         compile_one: returns the figures of a request; None compiles with libtpu, in as
-            many processes as cores and memory allow, and keeps the figures.
+            many processes as cores and memory allow, and caches the figures.
 
     Returns:
         The plan. Each stage has "tpu": `compile.compile_lowered`, "cached", and
@@ -74,17 +74,17 @@ def forecast(
         slice) and "weak" (the batch per device of the first slice on every slice).
 
     Raises:
-        InputError: before anything is compiled, if a slice does not exist, a batch
-            does not divide, or libtpu is missing.
+        InputError: a slice does not exist, a batch does not divide, or libtpu is
+            missing; before anything is compiled.
     """
-    found = [slices.find(name) for name in names]
+    chosen = [slices.find(name) for name in names]
     if not names or len(set(names)) < len(names):
         raise errors.InputError(
             f"tpu: {','.join(names)!r} is not allowed; give slices, each once"
         )
     table = plan.make_plan(config)
-    strong = [_place(config, slice_) for slice_ in found]
-    weak = [_place(_scale_batch(config, found[0], s), s) for s in found[1:]]
+    strong = [_place(config, slice_) for slice_ in chosen]
+    weak = [_place(_scale_batch(config, chosen[0], s), s) for s in chosen[1:]]
     if compile_one is None:
         tpu_compile.check_installed()
         compile_one = tpu_cache.compile_cached
@@ -115,7 +115,7 @@ def set_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
     """Returns the config with another global batch, the same in all stages.
 
     Raises:
-        InputError: if it is not positive.
+        InputError: the batch is not positive.
     """
     if batch_size < 1:
         raise errors.InputError(
@@ -128,7 +128,7 @@ def set_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
 
 
 def _scale_batch(config: ConfigDict, first: slices.Slice, to: slices.Slice):
-    """Returns the config with the batch per device that it has on the first slice."""
+    """Returns the config with the batch per device of the first slice."""
     scaled = copy.deepcopy(config)
     scaled.batch_size = config.batch_size * to.devices // first.devices
     scaled.progressive.batch_size = tuple(
@@ -138,7 +138,7 @@ def _scale_batch(config: ConfigDict, first: slices.Slice, to: slices.Slice):
 
 
 def _place(config: ConfigDict, slice_: slices.Slice) -> _Placement:
-    """Returns the recipe on the slice; InputError if it cannot run there."""
+    """Places the recipe on the slice; InputError if it cannot run there."""
     stages = plan.make_plan(config)["stages"]
     batch_sizes = {stage["batch_size"] for stage in stages}
     validate.check_batches(config, batch_sizes, slice_.devices)
@@ -158,9 +158,9 @@ def compile_all(
     *,
     describe: Callable[[_Key], str],
 ) -> dict[_Key, dict[str, Any]]:
-    """Returns the figures of every request, as many at once as the machine allows.
+    """Compiles every request, as many at once as the machine allows.
 
-    Reports each on stderr, by `describe` of its key.
+    Returns the figures by key, and reports each on stderr as `describe(key)`.
     """
     workers = min(len(requests), count_processes())
     _report(
@@ -171,21 +171,19 @@ def compile_all(
     try:
         futures = {pool.submit(compile_one, r): key for key, r in requests.items()}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            key, found = futures[future], future.result()
-            figures[key] = found
-            seconds = f"{found['compile_seconds']:.0f} s"
-            _report(
-                f"{done} of {len(requests)}: {describe(key)}: "
-                + ("cached" if found.get("cached") else seconds)
-                + ("" if found["fits"] else ", does not fit")
-            )
+            key, result = futures[future], future.result()
+            figures[key] = result
+            seconds = f"{result['compile_seconds']:.0f} s"
+            text = "cached" if result.get("cached") else seconds
+            text += "" if result["fits"] else ", does not fit"
+            _report(f"{done} of {len(requests)}: {describe(key)}: {text}")
     finally:
         pool.shutdown(cancel_futures=True)
     return figures
 
 
 def count_processes() -> int:
-    """Returns how many processes may compile at once, by cores and free memory."""
+    """Returns the number of processes that cores and free memory allow to compile."""
     try:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
         kib = next(int(n.split()[1]) for n in lines if n.startswith("MemAvailable"))
@@ -206,12 +204,11 @@ def _totals(placement: _Placement, figures: dict) -> dict[str, Any]:
     "reduced_bytes".
     """
     stages, devices = placement.stages, placement.slice.devices
-    found = [figures[placement.key(stage)] for stage in stages]
-    fits = all(stage["fits"] for stage in found)
-    hours = None
+    costs = [figures[placement.key(stage)] for stage in stages]
+    fits, hours = all(cost["fits"] for cost in costs), None
     if fits:
         steps = [stage["last_step"] - stage["first_step"] for stage in stages]
-        seconds = [stage["step_seconds"] for stage in found]
+        seconds = [cost["step_seconds"] for cost in costs]
         hours = sum(n * s for n, s in zip(steps, seconds, strict=True)) / 3600
     return {
         "slice": placement.slice.name,
@@ -220,17 +217,17 @@ def _totals(placement: _Placement, figures: dict) -> dict[str, Any]:
         "fits": fits,
         "hours": hours,
         "device_hours": None if hours is None else hours * devices,
-        "step_seconds": [stage["step_seconds"] for stage in found],
-        "reduced_bytes": [stage["reduced_bytes"] for stage in found],
+        "step_seconds": [cost["step_seconds"] for cost in costs],
+        "reduced_bytes": [cost["reduced_bytes"] for cost in costs],
     }
 
 
 def _find_largest(
     placement: _Placement, stage: dict[str, Any], compile_one: Compile
 ) -> dict[str, Any] | None:
-    """Returns the largest batch per device that fits, by bisection; None if none does.
+    """Finds the largest batch per device that fits, by bisection; None if none fits.
 
-    Batches are multiples of 8 images per device that the recipe's groups allow.
+    Batch sizes are multiples of 8 images per device that the recipe's groups allow.
 
     Returns:
         "batch_per_device", "batch_size" (global), "hbm_bytes", "step_seconds" and
@@ -239,19 +236,19 @@ def _find_largest(
     devices, best = placement.slice.devices, None
     sizes = range(_BATCH_STEP * devices, stage["batch_size"], _BATCH_STEP * devices)
     sizes = [size for size in sizes if _divides(placement, size)]
-    low, high = 0, len(sizes)  # all below low fit, none from high on does
+    low, high = 0, len(sizes)  # all below low fit, none from high on
     while low < high:
         middle = (low + high) // 2
         per_device = sizes[middle] // devices
         _report(f"{stage['image_size']} px: trying {per_device} images per device")
-        found = compile_one(placement.request(stage, sizes[middle]))
-        if not found["fits"]:
+        figures = compile_one(placement.request(stage, sizes[middle]))
+        if not figures["fits"]:
             high = middle
             continue
         low = middle + 1
         best = {"batch_per_device": per_device, "batch_size": sizes[middle]}
-        for key in ("hbm_bytes", "step_seconds", "images_per_second_per_device"):
-            best[key] = found[key]
+        keys = ("hbm_bytes", "step_seconds", "images_per_second_per_device")
+        best |= {key: figures[key] for key in keys}
     return best
 
 

@@ -1,4 +1,4 @@
-"""Formats a forecast: its stages as a table, its slices as tables and a plot."""
+"""Formats a forecast: the stages as a table, the slices as tables and a plot."""
 
 import pathlib
 from collections.abc import Sequence
@@ -31,10 +31,8 @@ def format_stages(table: dict[str, Any]) -> str:
 
 
 def _tabulate(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    columns = ("right",) * len(headings)
-    return tabulate.tabulate(
-        rows, headings, tablefmt="plain", colalign=columns, disable_numparse=True
-    )
+    options = {"colalign": ("right",) * len(headings), "disable_numparse": True}
+    return tabulate.tabulate(rows, headings, "plain", **options)
 
 
 def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
@@ -67,10 +65,10 @@ def _stage_row(stage: dict[str, Any], devices: int) -> tuple[str, ...]:
 def _summarize(total: dict[str, Any]) -> str:
     result = "does not fit"
     if total["fits"]:
-        result = (
-            f"fits; {format_hours(total['hours'], ' hours')} of training steps, "
-            f"{format_hours(total['device_hours'], ' hours')} over all devices"
+        hours, sums = (
+            format_hours(total[key], " hours") for key in ("hours", "device_hours")
         )
+        result = f"fits; {hours} of training steps, {sums} over all devices"
     versions = total["versions"]
     return (
         f"{total['slice']}, {total['devices']:,} x {total['device_kind']}: {result} "
@@ -107,10 +105,10 @@ def format_scaling(table: dict[str, Any]) -> str:
     }
     lines = []
     for name, title in titles.items():
-        found = sorted(table["scaling"][name], key=lambda row: row["devices"])
+        rows = sorted(table["scaling"][name], key=lambda row: row["devices"])
         size = table["stages"][-1]["image_size"]
         lines.append(f"{title}; ms/step and MB at {size} px")
-        lines.append(_tabulate([_scaling_row(row) for row in found], _SCALING_HEADINGS))
+        lines.append(_tabulate([_scaling_row(row) for row in rows], _SCALING_HEADINGS))
     return "\n".join(lines)
 
 
@@ -128,17 +126,17 @@ def _scaling_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def format_hours(hours: float, unit: str = "") -> str:
-    """Returns hours with `unit`, or seconds if they are less than six minutes."""
+    """Returns hours with `unit`, or seconds below six minutes."""
     if hours < 0.1:
         return f"{3600 * hours:.3g} s"
     return f"{hours:,.0f}{unit}" if hours >= 100 else f"{hours:.2f}{unit}"
 
 
 def choose_path(plot: str | None, json_path: str | None, count: int) -> str:
-    """Returns where the plot goes: as asked, or beside the JSON; "" for nowhere.
+    """Returns the path of the plot: as given, or beside the JSON; "" for no plot.
 
     Raises:
-        InputError: a plot is asked for and there is one slice, or the file exists.
+        InputError: a plot is requested for one slice, or the file exists.
     """
     if plot and count < 2:
         raise errors.InputError(
@@ -157,14 +155,20 @@ def write_plot(table: dict[str, Any], path: str) -> None:
 
 
 def draw(table: dict[str, Any]) -> mpl_figure.Figure:
-    """Returns the figure of the scaling tables, by number of devices.
+    """Draws the scaling tables by number of devices.
 
-    Panels: time of a step of the last stage, bytes between devices, hours,
-    device-hours; slices that the recipe does not fit are left out.
+    Panels: step time of the last stage, bytes between devices, hours, device-hours.
+    Slices that the recipe does not fit are left out.
     """
+    size = table["stages"][-1]["image_size"]
+    counts = {r["devices"] for rows in table["scaling"].values() for r in rows}
     panels = (
-        (f"Step at {table['stages'][-1]['image_size']} px (ms)", _step_ms, "log"),
-        ("Reduced across devices per step (MB)", _reduced_mb, "linear"),
+        (f"Step at {size} px (ms)", lambda row: 1e3 * row["step_seconds"][-1], "log"),
+        (
+            "Reduced across devices per step (MB)",
+            lambda row: row["reduced_bytes"][-1] / 1e6,
+            "linear",
+        ),
         ("Hours of training steps", lambda row: row["hours"], "log"),
         ("Device-hours", lambda row: row["device_hours"], "linear"),
     )
@@ -178,41 +182,20 @@ def draw(table: dict[str, Any]) -> mpl_figure.Figure:
         for name, label, colour, style in series:
             rows = [row for row in table["scaling"][name] if row["fits"]]
             rows.sort(key=lambda row: row["devices"])
-            panel.plot(
-                [row["devices"] for row in rows],
-                [value(row) for row in rows],
-                style,
-                color=colour,
-                label=label,
-            )
-        _dress(panel, title, sorted(_device_counts(table)))
+            devices, values = [r["devices"] for r in rows], [value(r) for r in rows]
+            panel.plot(devices, values, style, color=colour, label=label)
+        _style_panel(panel, title, sorted(counts))
         _scale_values(panel, scale)
     axes.flat[0].legend(frameon=False, labelcolor=plots.TEXT)
     for panel in axes[-1]:
         panel.set_xlabel("Devices", color=plots.MUTED)
-    drawn.suptitle(
-        f"{table['model']}, as its compiler sees it",
-        color=plots.TEXT,
-        x=0.01,
-        ha="left",
-    )
+    title = f"{table['model']}, by the compiler's figures"
+    drawn.suptitle(title, color=plots.TEXT, x=0.01, ha="left")
     return drawn
 
 
-def _device_counts(table: dict[str, Any]) -> set[int]:
-    return {row["devices"] for rows in table["scaling"].values() for row in rows}
-
-
-def _step_ms(row: dict[str, Any]) -> float:
-    return 1e3 * row["step_seconds"][-1]
-
-
-def _reduced_mb(row: dict[str, Any]) -> float:
-    return row["reduced_bytes"][-1] / 1e6
-
-
-def _dress(panel, title: str, counts: Sequence[int]) -> None:
-    """The house look, devices on a logarithmic axis."""
+def _style_panel(panel, title: str, counts: Sequence[int]) -> None:
+    """Applies the common style, with devices on a logarithmic axis."""
     plots.style_axes(panel, title)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_locator(ticker.FixedLocator(counts))
@@ -221,7 +204,7 @@ def _dress(panel, title: str, counts: Sequence[int]) -> None:
 
 
 def _scale_values(panel, scale: str) -> None:
-    """Values from 0 with room above, or on a logarithmic axis: halving is a line."""
+    """Scales values from 0 with room above, or on a logarithmic axis."""
     if scale == "linear":
         panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
         return

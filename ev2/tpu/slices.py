@@ -1,7 +1,7 @@
-"""TPU slices by their Cloud names: devices, topology, memory and peak rates.
+"""Describes TPU slices by Cloud name: devices, topology, memory and peak rates.
 
-Cloud counts TensorCores in the names of v2, v3, v4 and v5p and chips in the names of
-v5e and v6e. A device of JAX is a TensorCore on v2 and v3 and a chip on all others, so
+The number in a Cloud name counts TensorCores for v2, v3, v4 and v5p and chips for v5e
+and v6e. A JAX device is a TensorCore on v2 and v3 and a chip on later generations, so
 v3-32 has 32 devices and v4-32 has 16.
 """
 
@@ -15,19 +15,19 @@ from ev2.train import device_peaks
 GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Generation:
     """One generation of TPU.
 
     Attributes:
         device_kind: JAX's name of a device.
-        hbm_gib: memory of a device that libtpu 0.0.52 leaves to a program; it refuses
-            a larger program with this figure.
+        hbm_gib: memory of a device that libtpu 0.0.52 grants to a program, from its
+            refusal of a larger program.
         bytes_per_second: peak rate of a device's HBM. Source: Cloud TPU's page on each
-            generation, per chip; v2 and v3 chips are two devices.
+            generation, per chip; a v2 or v3 chip is two devices.
         shapes: topology by the number in the slice's name.
-        cores_per_device: number of the counted cores that make a device.
-        options: options of libtpu beside the topology.
+        cores_per_device: counted cores per device.
+        options: options of libtpu besides the topology.
     """
 
     device_kind: str
@@ -39,12 +39,12 @@ class Generation:
 
     @property
     def flops_per_second(self) -> float:
-        """Peak rate of a device in bfloat16."""
+        """Peak rate of a device in bfloat16, FLOP/s."""
         return device_peaks.TPU_FLOPS_PER_SECOND[self.device_kind]
 
     @property
     def hbm_bytes(self) -> int:
-        """Memory of a device that a program may use."""
+        """Memory of a device for a program, bytes."""
         return int(self.hbm_gib * GIB)
 
 
@@ -60,43 +60,15 @@ _CORES_3D = {
 }
 _V5P = _CORES_3D | {8192: "16x16x16", 12288: "16x16x24"}
 
+_MEGACORE = {"chip_config_name": "megacore"}  # one device per chip
+
 GENERATIONS = {
-    "v2": Generation(
-        device_kind="TPU v2", hbm_gib=7.48, bytes_per_second=700e9 / 2, shapes=_V2
-    ),
-    "v3": Generation(
-        device_kind="TPU v3",
-        hbm_gib=15.48,
-        bytes_per_second=900e9 / 2,
-        shapes=dict(sorted(_V3.items())),
-    ),
-    "v4": Generation(
-        device_kind="TPU v4",
-        hbm_gib=30.75,
-        bytes_per_second=1228e9,
-        shapes=_CORES_3D,
-        cores_per_device=2,
-        options={"chip_config_name": "megacore"},  # one device per chip
-    ),
-    "v5e": Generation(
-        device_kind="TPU v5 lite",
-        hbm_gib=15.75,
-        bytes_per_second=819e9,
-        shapes=_CHIPS_2D,
-    ),
-    "v5p": Generation(
-        device_kind="TPU v5",
-        hbm_gib=95.73,
-        bytes_per_second=2765e9,
-        shapes=_V5P,
-        cores_per_device=2,
-    ),
-    "v6e": Generation(
-        device_kind="TPU v6 lite",
-        hbm_gib=31.24,
-        bytes_per_second=1638e9,
-        shapes=_CHIPS_2D,
-    ),
+    "v2": Generation("TPU v2", 7.48, 700e9 / 2, _V2),
+    "v3": Generation("TPU v3", 15.48, 900e9 / 2, dict(sorted(_V3.items()))),
+    "v4": Generation("TPU v4", 30.75, 1228e9, _CORES_3D, 2, _MEGACORE),
+    "v5e": Generation("TPU v5 lite", 15.75, 819e9, _CHIPS_2D),
+    "v5p": Generation("TPU v5", 95.73, 2765e9, _V5P, 2),
+    "v6e": Generation("TPU v6 lite", 31.24, 1638e9, _CHIPS_2D),
 }
 _ALIASES = {"v5litepod": "v5e"}
 
@@ -115,7 +87,7 @@ def find(name: str) -> Slice:
     """Returns the slice called `name`, such as "v3-32" or "v5litepod-16".
 
     Raises:
-        InputError: if no slice has the name; the message names the nearest that exist.
+        InputError: no slice has the name; the message has the nearest slices.
     """
     match = re.fullmatch(r"(v\d\w*)-(\d+)", name)
     short = _ALIASES.get(match[1], match[1]) if match else ""
