@@ -1,1 +1,1 @@
-"""Many runs: trials of a study, and chains of runs."""
+"""Runs many trainings: the trials of a study, and chains of runs."""

@@ -1,10 +1,11 @@
 """Runs several recipes in order, each from the weights of an earlier one.
 
-A chain is a config of `links`, their names in order; `seeds`, the number of runs of
-each; and under each name its recipe. `init.checkpoint` of a recipe may be "link:NAME".
+A chain is a config with `links`, the names of its links in order; `seeds`, the number
+of runs of each link; and the recipe of each link under its name. `init.checkpoint` of a
+recipe may be "link:NAME".
 
-    WORKDIR/LINK/SEED/      a run, as `ev2 train` leaves it
-    WORKDIR/chain.json, chain.csv    their results
+    WORKDIR/LINK/SEED/               a run with the files of `ev2 train`
+    WORKDIR/chain.json, chain.csv    results of all runs
 """
 
 import copy
@@ -30,22 +31,22 @@ from ev2.train import initialize, loop, setup
 from ev2.train import workdir as workdirs
 
 JSON_NAME, CSV_NAME = "chain.json", "chain.csv"
-LINK = "link:"  # begins an init.checkpoint that is another link
+LINK = "link:"  # prefix of an init.checkpoint that is another link
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*$")
 _RESERVED = ("links", "seeds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChainRun:
-    """One run of a chain, checked.
+    """A checked run of a chain.
 
     Attributes:
-        link: name of its link.
-        folder: its work directory.
-        config: complete, with its seed and checkpoint.
+        link: name of the link.
+        folder: work directory.
+        config: complete config, with seed and checkpoint.
         plan: see `plan.make_plan`; None if the run is finished.
-        start: the run of the chain that it starts from.
-        result: its eval.json, if finished.
+        start: the run of the chain that gives the first weights.
+        result: eval.json of a finished run.
     """
 
     link: str
@@ -57,28 +58,28 @@ class ChainRun:
 
     @property
     def data(self) -> str:
-        """Name of the data, or else the last part of its path."""
+        """Name of the data, else the last part of its path, else its source."""
         data = self.config.data
         return data.name or pathlib.PurePath(data.path).name or data.source
 
 
 def run_chain(chain: ConfigDict, workdir: str, *, dry: bool = False) -> dict[str, Any]:
-    """Runs the unfinished runs of a chain in order, and summarizes all.
+    """Runs the unfinished runs of a chain in order, and summarizes all runs.
 
-    A chain that was killed at any moment is resumed by the same call; a finished run
-    stays as it is.
+    After a kill at any moment the same call resumes the chain. Finished runs stay as
+    they are.
 
     Args:
-        chain: see above.
-        workdir: folder of all its runs.
+        chain: see the module.
+        workdir: folder of all runs.
         dry: checks and prints the runs, and trains nothing.
 
     Returns:
         The content of `chain.json`; see `summarize`.
 
     Raises:
-        InputError: a link cannot be run, or its folder holds a run of another config;
-            before any is run.
+        InputError: a recipe is bad, or a folder holds a run of another config; before
+            any training.
         FloatingPointError, PreemptedError: see `loop.train_and_evaluate`.
     """
     runs = plan_chain(chain, workdir)
@@ -116,7 +117,7 @@ def plan_chain(chain: ConfigDict, workdir: str) -> list[ChainRun]:
             ]
         except errors.InputError as error:
             raise errors.InputError(f"{name}: {error}") from error
-    return [run for of_link in runs.values() for run in of_link]
+    return sum(runs.values(), [])
 
 
 def _check_chain(chain: ConfigDict) -> None:
@@ -156,19 +157,19 @@ def _plan_run(
     config.seed += number
     folder = os.path.join(os.path.abspath(workdir), name, str(config.seed))
     start = _find_start(config, chain.seeds[name], number, runs)
-    begun = workdirs.read_config(folder)
+    earlier = workdirs.read_config(folder)
     result = workdirs.read_json(pathlib.Path(folder) / "eval.json")
     if start is not None:
         _check_network(config, start)
-        config.init.checkpoint = _checkpoint_of(start, begun)
-        if start.result is None and begun is not None:
+        config.init.checkpoint = _checkpoint_of(start, earlier)
+        if start.result is None and earlier is not None:
             raise errors.InputError(
                 f"workdir: {folder!r} holds a run that started from {start.folder!r}, "
                 "which is not finished any more; remove it, or restore the other"
             )
     plan = None
-    if result is not None and begun is not None:  # its data may be gone by now
-        config = initialize.fill(config, begun["data"])
+    if result is not None and earlier is not None:  # the data may be gone by now
+        config = initialize.fill(config, earlier["data"])
         workdirs.check_resumable(folder, config, {})
     else:
         if start is not None and start.result is None:
@@ -177,15 +178,14 @@ def _plan_run(
         else:
             experiment = setup.set_up(config, folder)
         config, plan = experiment.config, experiment.plan
-    return ChainRun(
-        link=name, folder=folder, config=config, plan=plan, start=start, result=result
-    )
+    made = {"config": config, "plan": plan, "start": start, "result": result}
+    return ChainRun(link=name, folder=folder, **made)
 
 
 def _find_start(
     config: ConfigDict, count: int, number: int, runs: dict[str, list[ChainRun]]
 ) -> ChainRun | None:
-    """Returns the run that run `number` of `count` starts from: of the same number."""
+    """Returns the run that run `number` of `count` starts from, or None."""
     path = config.init.checkpoint
     if not path.startswith(LINK):
         return None
@@ -204,10 +204,10 @@ def _find_start(
     return runs[name][number if len(runs[name]) > 1 else 0]
 
 
-def _checkpoint_of(start: ChainRun, begun: dict[str, Any] | None) -> str:
-    """Path of the start; as written by a begun run, if the chain's folder moved."""
+def _checkpoint_of(start: ChainRun, earlier: dict[str, Any] | None) -> str:
+    """Returns the path of the start, as an earlier config has it if the chain moved."""
     inside = os.path.join("", *pathlib.PurePath(start.folder).parts[-2:])
-    before = begun["init"]["checkpoint"] if begun else ""
+    before = earlier["init"]["checkpoint"] if earlier else ""
     return before if before.endswith(os.sep + inside) else start.folder
 
 
@@ -222,7 +222,7 @@ def _check_network(config: ConfigDict, start: ChainRun) -> None:
 
 
 def format_plan(runs: Sequence[ChainRun]) -> str:
-    """Returns a table of the runs, for people."""
+    """Returns a table of the runs."""
     head = ("link", "data", "from", "seed", "px", "batch", "steps", "")
     rows = []
     for run in runs:
@@ -231,8 +231,8 @@ def format_plan(runs: Sequence[ChainRun]) -> str:
             last = run.plan["stages"][-1]
             size, batch = last["image_size"], last["batch_size"]
         steps = run.plan["steps"] if run.plan else (run.result or {})["step"]
-        begun = workdirs.read_config(run.folder) is not None
-        state = "finished" if run.result else "to resume" if begun else "to run"
+        exists = workdirs.read_config(run.folder) is not None
+        state = "finished" if run.result else "to resume" if exists else "to run"
         start = run.config.init.checkpoint or "random weights"
         if run.start is not None:
             start = f"{run.start.link}/{run.start.config.seed}"
@@ -250,34 +250,32 @@ def summarize(runs: Sequence[ChainRun]) -> dict[str, Any]:
     """Returns the results of finished runs as JSON-ready values.
 
     Returns:
-        "links": for each "name", "top1" and "train_seconds" (see `_average`),
-        "wall_seconds", "device_hours" and "runs": files, checkpoints, accuracy and
-        time of each; and the sums of all. Times include restarts, except for steps lost
-        by a kill; device-hours are wall time times the devices of the last start.
+        "links": for each link "name", "top1" and "train_seconds" (see `_average`),
+        "wall_seconds", "device_hours" and "runs" (files, checkpoint, accuracy and time
+        of each run); the sums of all links; "versions". Times include restarts, except
+        steps lost by a kill; device-hours are wall time times the devices of the last
+        start.
     """
     links: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         links.setdefault(run.link, []).append(_describe(run))
-    summaries = [
-        {
-            "name": name,
-            "model": described[0]["model"],
-            "data": described[0]["data"],
-            **{
-                key: _average([run[key] for run in described])
-                for key in ("top1", "top5", "train_seconds")
-            },
-            "wall_seconds": round(sum(run["wall_seconds"] for run in described), 1),
-            "device_hours": round(sum(run["device_hours"] for run in described), 4),
-            "runs": described,
-        }
-        for name, described in links.items()
-    ]
+    summaries = [_summarize_link(name, rows) for name, rows in links.items()]
     sums = {
         key: sum(link[key] for link in summaries)
         for key in ("wall_seconds", "device_hours")
     }
     return {"links": summaries, **sums, "versions": workdirs.versions()}
+
+
+def _summarize_link(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    averaged = ("top1", "top5", "train_seconds")
+    return {
+        **{"name": name, "model": runs[0]["model"], "data": runs[0]["data"]},
+        **{key: _average([run[key] for run in runs]) for key in averaged},
+        "wall_seconds": round(sum(run["wall_seconds"] for run in runs), 1),
+        "device_hours": round(sum(run["device_hours"] for run in runs), 4),
+        "runs": runs,
+    }
 
 
 def _describe(run: ChainRun) -> dict[str, Any]:
@@ -304,23 +302,23 @@ def _describe(run: ChainRun) -> dict[str, Any]:
 
 
 def _average(values: list[float]) -> dict[str, Any]:
-    """Mean, and the sample's standard deviation (n - 1) as "spread", None for one."""
+    """Returns mean and "spread", the standard deviation (n - 1); None for one value."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "spread": spread, "runs": len(values)}
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """Returns a table of the links, for people; accuracies in %, as Table 8."""
+    """Returns a table of the links; accuracies in %, as in Table 8."""
     head = ("link", "network", "data", "checkpoint", "runs", "px", "steps", "top-1, %")
     head += ("training, s", "wall time", "device-hours")
     rows = []
     for link in summary["links"]:
         last, seeds = link["runs"][-1], [str(run["seed"]) for run in link["runs"]]
-        where = f"{link['name']}/{{{','.join(seeds)}}}"
+        path = f"{link['name']}/{{{','.join(seeds)}}}"
         if len(seeds) == 1:
-            where = f"{link['name']}/{seeds[0]}/checkpoints/{last['step']}"
+            path = f"{link['name']}/{seeds[0]}/checkpoints/{last['step']}"
         rows.append(
-            (link["name"], link["model"], link["data"], where, len(seeds))
+            (link["name"], link["model"], link["data"], path, len(seeds))
             + (last["image_size"], f"{last['step']:,}")
             + (_plus_minus(link["top1"], 100, 2),)
             + (_plus_minus(link["train_seconds"], 1, 1),)
@@ -343,11 +341,7 @@ def _clock(seconds: float) -> str:
 
 
 def _write(summary: dict[str, Any], workdir: str) -> None:
-    """Writes chain.json, and chain.csv with a line for each run.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """Writes chain.json and chain.csv; InputError if the folder cannot be written."""
     folder = pathlib.Path(workdir)
     links = summary["links"]
     rows = [{"link": link["name"], **run} for link in links for run in link["runs"]]

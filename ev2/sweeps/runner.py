@@ -1,4 +1,4 @@
-"""Runs trials of a shared study: each attempt is a process in a folder of its own."""
+"""Runs the trials of a shared study, each attempt as a process in its own folder."""
 
 import contextlib
 import dataclasses
@@ -27,25 +27,25 @@ from ev2.train import workdir
 PREEMPTED = 75
 SIGNALLED = tuple(-number for number in signal.valid_signals())
 LOCAL_DEATHS = (PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM, *SIGNALLED)
-_LOCK_S = 300.0  # for the run of an earlier attempt to leave
+_LOCK_S = 300.0  # for the run of an earlier attempt to end
 _MOST_DEATHS = 2  # in succession, on one node
 _TAIL_BYTES, _REASON_CHARS = 8192, 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where runs happen.
+    """The machine that runs trials.
 
     Attributes:
-        out: folder on this machine; run and log are in trials/FOLDER and its .log.
+        out: folder on this machine; a run is trials/FOLDER, its log trials/FOLDER.log.
         name: name of the node; "" for this machine.
-        command: returns the words to run, given the trial's arguments, the folder's
-            name and whether an earlier attempt left a run in it.
+        command: returns the command to run, given the trial's arguments, the name of
+            the folder, and True if the folder has the run of an earlier attempt.
         refresh: copies the files of a folder from the node to this machine.
-        stop: ends the run and whatever it started elsewhere.
+        stop: ends the run and the processes that it started elsewhere.
         deaths: exit codes after which a run is retried; -N is signal N.
-        refusals: exit codes after which no other run can succeed here either.
-        look_s: seconds between two looks at the files of a run.
+        refusals: exit codes after which no run can succeed on this machine.
+        look_s: seconds between two reads of a run's files.
     """
 
     out: pathlib.Path
@@ -67,7 +67,7 @@ class End(NamedTuple):
 
 
 class EndedEarly(Exception):
-    """The attempt ends without a value; its argument is the `End`."""
+    """An attempt without a value; the argument is its `End`."""
 
 
 def end_early(kind: str, reason: str) -> NoReturn:
@@ -79,13 +79,13 @@ class Objective:
     """The function that `SharedStudy.optimize` calls: it runs one attempt.
 
     Attributes:
-        name: of the command; lines for people begin with it.
+        name: name of the command, the prefix of log lines.
         score: name of the score in eval.json and in the evaluations of metrics.jsonl.
-        value_name: name of the value that is optimized.
-        failure_value: value of a failed trial; None: it has none.
+        value_name: name of the value to optimize.
+        failure_value: value of a failed trial; None for no value.
         limit_s: seconds after which a run has failed.
-        trial, values, run: of the attempt that runs: its trial of Optuna, the suggested
-            values, the folder.
+        trial, values, run: Optuna's trial, the suggested values and the folder of the
+            current attempt.
     """
 
     name = "sweep"
@@ -119,20 +119,20 @@ class Objective:
         raise NotImplementedError
 
     def rate(self, score: float) -> float | None:
-        """Returns the value of a score; None if the run's files lack what it takes."""
+        """Returns the value of a score; None if a file of the run is missing."""
         return score
 
     def notes(self, end: End) -> Mapping[str, Any]:
-        """Returns more attributes of the attempt, which has ended."""
+        """Returns further attributes of the ended attempt."""
         del end
         return {}
 
     def progress(self) -> str:
-        """Returns the state of all trials, for a line about one that has ended."""
+        """Returns the state of all trials for the log line of an ended trial."""
         return ""
 
     def work(self) -> bool:
-        """Runs trials until all have ended; False if told to stop before.
+        """Runs trials until all have ended; returns False if stopped earlier.
 
         Raises:
             StoppedError: runs die on the machine in succession, or none can succeed.
@@ -151,7 +151,7 @@ class Objective:
         return False
 
     def _follow(self, study: optuna.Study, attempt: optuna.trial.FrozenTrial) -> None:
-        """Retries what an attempt has left open; `optimize` calls it after each."""
+        """Retries an open trial; `optimize` calls it after each attempt."""
         self.study.retry(attempt)
         if self._stopping.is_set():
             study.stop()
@@ -162,7 +162,7 @@ class Objective:
         """Runs an attempt and returns its value.
 
         Raises:
-            EndedEarly, optuna.TrialPruned: it has none.
+            EndedEarly, optuna.TrialPruned: the attempt has no value.
         """
         started = time.monotonic()
         self.trial, self.values, self._reported = trial, {}, 0
@@ -194,10 +194,9 @@ class Objective:
         return end.value
 
     def _choose_folder(self) -> str:
-        """Returns the folder of the first attempt, if it can be resumed here.
+        """Returns the folder of the first attempt if this node can resume it.
 
-        On another node the run of the earlier attempt may still be active, unseen: then
-        the folder is a new one.
+        Otherwise returns a new folder: on another node the earlier run may be active.
         """
         notes, first = self.trial.user_attrs, f"{self.trial.user_attrs['index']:04d}"
         if "folder" not in notes or not self.machine.name:
@@ -206,7 +205,7 @@ class Objective:
         return notes["folder"] if same else f"{first}-{self.trial.number}"
 
     def _judge_machine(self, end: End) -> None:
-        """Sets why this worker must end, if it must."""
+        """Sets the reason to end this worker, if there is one."""
         self._deaths = self._deaths + 1 if end.kind == studies.DIED else 0
         if self.machine.name and self._deaths == _MOST_DEATHS:
             self._hopeless = (
@@ -218,7 +217,7 @@ class Objective:
 
     def _run(self, command: Sequence[str]) -> End:
         self.run.parent.mkdir(parents=True, exist_ok=True)
-        # The run inherits the lock, which is held until run and worker are gone.
+        # The run inherits the lock, which is held until run and worker have ended.
         files = open(f"{self.run}.lock", "w"), open(f"{self.run}.log", "ab")
         with files[0] as lock, files[1] as log:
             self._wait_for(lock)
@@ -243,11 +242,11 @@ class Objective:
             return End(studies.STOPPED, reason=reason)
         if code not in self.machine.deaths or (code >= 0 and "not finite" in reason):
             return End(studies.FAILED, reason=reason)
-        self._check()  # whoever stops a worker may have stopped its run before
+        self._check()  # a stop of the worker may reach its run first
         return End(studies.DIED, reason=reason)
 
     def _wait_for(self, lock) -> None:
-        """Waits until the run of an earlier attempt has left."""
+        """Waits until the run of an earlier attempt has ended."""
         limit = time.monotonic() + _LOCK_S
         while True:
             try:
@@ -259,7 +258,7 @@ class Objective:
             time.sleep(min(self._poll_s, 1))
 
     def _check(self) -> None:
-        """Ends the attempt if the worker was told to stop or has lost the trial."""
+        """Ends the attempt if the worker must stop or has lost the trial."""
         if self._stopping.is_set():
             end_early(studies.STOPPED, "its worker was told to stop")
         if time.monotonic() > self._next_check:
@@ -268,7 +267,7 @@ class Objective:
                 end_early(studies.STOPPED, "another worker has it")
 
     def _watch(self, process: subprocess.Popen) -> None:
-        """Waits for the end of a run; ends the attempt early if it is bad or slow."""
+        """Waits for the end of a run; ends the attempt early if pruned or too slow."""
         limit = time.monotonic() + self.limit_s
         next_look = time.monotonic() + self.machine.look_s
         while process.poll() is None:
@@ -285,7 +284,7 @@ class Objective:
                 process.wait(timeout=self._poll_s)
 
     def _report(self) -> bool:
-        """Reports new evaluations to Optuna; whether the pruner ends the attempt."""
+        """Reports new evaluations to Optuna; True if the pruner ends the attempt."""
         self.machine.refresh(self.run.name)
         for score in read_scores(self.run, self.score)[self._reported :]:
             self._reported += 1
@@ -310,14 +309,14 @@ class Objective:
         if self.score in result:
             end_early(studies.FAILED, f"its eval.json has no number as {self.score!r}")
         reason = f"its eval.json has no {self.score!r}; there: {', '.join(result)}"
-        # A name that is missing in the first run is missing in all: try no other.
+        # A score that the first run lacks is missing in all runs.
         scored = (studies.DONE, studies.PRUNED)
         is_first = not any(o.state in scored for o in self.study.outcomes())
         end_early(studies.STOPPED if is_first else studies.FAILED, reason)
 
 
 def read_scores(run: pathlib.Path, name: str) -> list[float]:
-    """Returns the scores of a run's evaluations, up to the first that has none."""
+    """Returns the scores of a run's evaluations, up to the first without a score."""
     lines, _ = workdir.read_metrics(run / "metrics.jsonl")
     scores = []
     for line in lines:
@@ -330,7 +329,7 @@ def read_scores(run: pathlib.Path, name: str) -> list[float]:
 
 
 def read_score(run: pathlib.Path, name: str) -> float | None:
-    """Returns the final score of a run; None if there is no finite number."""
+    """Returns the final score of a run; None without a finite number."""
     return _find_number(_read_result(run), name)
 
 
@@ -349,7 +348,7 @@ def _find_number(values: Mapping[str, Any], name: str) -> float | None:
 
 
 def _is_over(run: pathlib.Path) -> bool:
-    """Whether the run has taken its last step and only has to write its result."""
+    """Returns True after the last step of the run, before its result is written."""
     lines, _ = workdir.read_metrics(run / "metrics.jsonl")
     with contextlib.suppress(errors.InputError, LookupError, TypeError):
         stages = (workdir.read_json(run / "stages.json") or {})["stages"]
@@ -358,7 +357,7 @@ def _is_over(run: pathlib.Path) -> bool:
 
 
 def _read_reason(log: str, first_byte: int) -> str:
-    """The line of a run's log that gives its error: ev2's own, or else the last."""
+    """Returns the error line of a run's log: the line of ev2, else the last line."""
     with open(log, "rb") as file:
         file.seek(max(os.path.getsize(log) - _TAIL_BYTES, first_byte))
         text = file.read().decode(errors="replace")

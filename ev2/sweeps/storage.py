@@ -1,7 +1,6 @@
 """Opens the database that the workers of a study share.
 
-SQLite, a single file, serves the workers of one machine; PostgreSQL serves any number
-of machines.
+SQLite (one file) serves the workers of one machine, PostgreSQL any number of machines.
 """
 
 import pathlib
@@ -19,7 +18,7 @@ from ev2 import errors, files
 FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 _ALLOWED = "a file for workers of one machine, or postgresql://USER@HOST/DATABASE"
 _LOCK_S, _CONNECT_S = 60, 10  # to wait for a lock of SQLite, for PostgreSQL to answer
-_OUTAGE_S = 600.0  # to wait for a PostgreSQL that was there before
+_OUTAGE_S = 600.0  # to wait for a restart of PostgreSQL
 _ATTEMPTS = 5  # to create the tables, which several workers may do at once
 _MAGIC = b"SQLite format 3\0"
 
@@ -28,7 +27,7 @@ def check(url: str) -> sqlalchemy.URL:
     """Returns the SQLAlchemy URL of a storage argument; writes nothing.
 
     Raises:
-        InputError: it is neither PostgreSQL nor a path of SQLite that can be written.
+        InputError: it is neither PostgreSQL nor a writable path of SQLite.
     """
     try:
         parsed = sqlalchemy.make_url(url if "://" in url else f"sqlite:///{url}")
@@ -42,26 +41,24 @@ def check(url: str) -> sqlalchemy.URL:
         raise errors.InputError(f"storage: {name!r} is not supported; give {_ALLOWED}")
     path = pathlib.Path(parsed.database)
     files.check_writable("storage", path.parent)
-    if path.exists():
-        with_content = path.is_dir() or path.stat().st_size
-        if with_content and (path.is_dir() or path.read_bytes()[:16] != _MAGIC):
-            raise errors.InputError(
-                f"storage: {url!r} is not an SQLite database; give {_ALLOWED}"
-            )
+    if path.is_dir() or path.exists() and path.read_bytes()[:16] not in (b"", _MAGIC):
+        raise errors.InputError(
+            f"storage: {url!r} is not an SQLite database; give {_ALLOWED}"
+        )
     return parsed
 
 
 def hide_password(url: str) -> str:
-    """Returns a storage argument with its password, if any, as ***."""
+    """Returns a storage argument with *** for its password."""
     return sqlalchemy.make_url(url).render_as_string() if "://" in url else url
 
 
 def connect(url: str, **options: Any) -> optuna.storages.RDBStorage:
-    """Opens the storage, and creates its file and tables where there are none.
+    """Opens the storage, and creates missing files and tables.
 
     Args:
         url: see `check`.
-        **options: of `optuna.storages.RDBStorage`.
+        **options: options of `optuna.storages.RDBStorage`.
 
     Raises:
         InputError: the storage is not supported or cannot be reached.
@@ -97,7 +94,7 @@ def _open(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, **options)
         except sqlalchemy.exc.DBAPIError as error:
             kinds = sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError
-            # Another worker creates the tables at this moment.
+            # Another worker is creating the tables.
             is_race = isinstance(error, kinds) or "already exists" in str(error)
             if not (is_race and remaining):
                 raise
@@ -108,14 +105,14 @@ def _open(url: str, options: dict[str, Any]) -> optuna.storages.RDBStorage:
 def _begin_immediately(connection: sqlalchemy.Connection) -> None:
     """Takes SQLite's write lock before a transaction reads.
 
-    SQLite has no row locks: otherwise two workers could both read that a trial is
-    waiting, and both start it.
+    SQLite has no row locks: otherwise two workers could read a waiting trial and both
+    start it.
     """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _connect_patiently(dialect, record, args, kwargs) -> Any:
-    """Connects to a PostgreSQL that was there before, waiting for its restart."""
+    """Reconnects to PostgreSQL, waiting for its restart."""
     del record
     end = time.monotonic() + _OUTAGE_S
     while True:

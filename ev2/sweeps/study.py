@@ -1,13 +1,13 @@
-"""A study that any number of workers share through one database.
+"""Shares a study among any number of workers through one database.
 
-A study has a fixed number of trials, numbered from 0. Each attempt at a trial is one
-trial of Optuna, with the number of the study's trial in its attribute "index". Workers
-exchange nothing else, so each of them may die at any moment: Optuna's heartbeat finds
-the attempts of dead workers and retries them.
+A study has a fixed number of trials, indexed from 0. Each attempt at a trial is one
+trial of Optuna, with the index of the study's trial in its attribute "index". Workers
+share nothing else, so each may die at any moment: Optuna's heartbeat finds the attempts
+of dead workers and retries them.
 
-No trial is lost: a worker that finds nothing to do adds trials without any attempt
-left. None runs twice: of several attempts at a trial only the first one that has not
-failed counts, and the others never start.
+No trial is lost: an idle worker adds an attempt to a trial without one. No trial runs
+twice: only the first attempt that has not failed counts, and later attempts never
+start.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from ev2.sweeps import storage
 # States of a trial. The first three are final.
 DONE, PRUNED, FAILED = ENDED = "done", "pruned", "failed"
 RUNNING, WAITING = "running", "waiting"
-# Ends of an attempt, in its attribute "end", that leave its trial open.
+# Values of an attempt's attribute "end" that leave its trial open.
 DIED = "died"  # its run was killed: retried, up to `retries` times
-STOPPED = "stopped"  # its worker was told to stop: retried without limit
+STOPPED = "stopped"  # its worker had to stop: retried without limit
 REPEATED = "repeated"  # another trial has the same parameters: drawn again
 
 _LIVE = {TrialState.WAITING: WAITING, TrialState.RUNNING: RUNNING}
@@ -40,7 +40,7 @@ _SHOWN_KEYS = 3
 
 
 class NothingWaiting(Exception):
-    """No trial of the study waits for a worker at the moment."""
+    """No trial of the study waits for a worker."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,15 @@ class StudySpec:
     """The definition of a study.
 
     Attributes:
-        definition: plain values; studies of one name have one definition.
-        params: fixed parameters of each trial; Optuna suggests the missing ones.
+        definition: plain values; a study name has one definition.
+        params: fixed parameters of each trial; Optuna suggests missing ones.
         score: name of the score.
         direction: "maximize" or "minimize".
-        make_sampler: returns the sampler of the trial of a given index.
+        make_sampler: returns the sampler of a trial, given its index.
         pruner: ends attempts early.
-        retries: of a trial whose run or worker was killed.
+        retries: number of retries of a trial whose run or worker was killed.
         heartbeat_s: whole seconds between two heartbeats of a running attempt.
-        grace_s: whole seconds without a heartbeat after which its worker is dead.
+        grace_s: whole seconds without a heartbeat after which a worker counts as dead.
     """
 
     definition: Mapping[str, Any]
@@ -75,7 +75,7 @@ class TrialOutcome:
     """The state of a trial: "done", "pruned", "failed", "running" or "waiting".
 
     Attributes:
-        attempt: the attempt that gives the trial its state; None without attempts.
+        attempt: the attempt that determines the state; None without attempts.
         tries: number of attempts.
     """
 
@@ -91,7 +91,7 @@ class TrialOutcome:
 
     @property
     def reason(self) -> str:
-        """Why the trial failed or was pruned; "" while it has not ended."""
+        """Reason of a failure or of pruning; "" before the end."""
         if self.state == FAILED and not self.notes.get("end"):
             return f"its worker on {self.notes.get('host', 'unknown host')} died"
         return self.notes.get("reason", "") if self.state in ENDED else ""
@@ -104,10 +104,10 @@ class SharedStudy(optuna.Study):
         """Opens the study, or creates it with all its trials.
 
         Raises:
-            InputError: the storage cannot be reached; it has a study of this name with
-                another definition, or none and `create` is False.
+            InputError: the storage cannot be reached, or has this study with another
+                definition, or lacks it and `create` is False.
         """
-        # Optuna calls its heartbeat experimental, at every use.
+        # Optuna warns at every use that its heartbeat is experimental.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.spec = spec
         self._retry_dead = RetryHeartbeatStaleTrialCallback(max_retry=spec.retries)
@@ -134,7 +134,7 @@ class SharedStudy(optuna.Study):
                 self._add(index)
 
     def ask(self, fixed_distributions: Any = None) -> optuna.Trial:
-        """Starts the next waiting attempt, where Optuna would add a new one.
+        """Starts the next waiting attempt; never adds one, unlike Optuna.
 
         Raises:
             NothingWaiting: no attempt waits.
@@ -146,7 +146,7 @@ class SharedStudy(optuna.Study):
                 continue
             trial_id = self._id(attempt)
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                # Without a heartbeat before its start, a dead attempt is never found.
+                # Optuna finds a dead attempt only if it has a heartbeat.
                 self._database.record_heartbeat(trial_id)
                 state = TrialState.RUNNING
                 if self._database.set_trial_state_values(trial_id, state):
@@ -157,11 +157,11 @@ class SharedStudy(optuna.Study):
         raise NothingWaiting
 
     def is_running(self, trial: optuna.Trial) -> bool:
-        """Whether no other worker has ended the attempt as stale."""
+        """Returns False if another worker has ended the attempt as stale."""
         return self._database.get_trial(self._id(trial)).state == TrialState.RUNNING
 
     def retry(self, attempt: FrozenTrial) -> None:
-        """Adds another attempt where `attempt` has left its trial open."""
+        """Adds another attempt if `attempt` has left its trial open."""
         index, end = attempt.user_attrs["index"], attempt.user_attrs["end"]
         if end == DIED:
             self._retry_dead(self, attempt)
@@ -169,10 +169,10 @@ class SharedStudy(optuna.Study):
             self._add(index, attempt if end == STOPPED else None)
 
     def is_finished(self) -> bool:
-        """Whether all trials have ended; for workers that have found nothing waiting.
+        """Returns True if all trials have ended; for workers that find nothing waiting.
 
-        Adds an attempt at a trial that has been open for `grace_s` without one: the
-        worker that was to add it has died.
+        Adds an attempt at a trial that has been open for `grace_s` without one, since
+        the worker that should have added it has died.
         """
         outcomes, now = self.outcomes(), time.monotonic()
         self._open_since = {
@@ -191,7 +191,7 @@ class SharedStudy(optuna.Study):
         for attempt in self.get_trials(deepcopy=False):
             if attempt.user_attrs.get("end") != REPEATED or _is_live(attempt):
                 attempts[attempt.user_attrs["index"]].append(attempt)
-        return [self._judge(index, own) for index, own in enumerate(attempts)]
+        return [self._judge(*item) for item in enumerate(attempts)]
 
     def _judge(self, index: int, attempts: Sequence[FrozenTrial]) -> TrialOutcome:
         counting = [a for a in attempts if _is_live(a) or _has_ended(a)]
@@ -209,7 +209,7 @@ class SharedStudy(optuna.Study):
         return TrialOutcome(index, state, attempt, len(attempts))
 
     def _add(self, index: int, before: FrozenTrial | None = None) -> None:
-        """Adds an attempt, with parameters and attributes of the one before."""
+        """Adds an attempt, with parameters and attributes of an earlier one."""
         if before is None:
             attributes = {"index": index}
             self.enqueue_trial(dict(self.spec.params[index]), attributes)
@@ -225,7 +225,7 @@ class SharedStudy(optuna.Study):
 
 
 def note(trial: optuna.Trial, **notes: Any) -> None:
-    """Keeps plain values with an attempt."""
+    """Stores plain values as attributes of an attempt."""
     for key, value in notes.items():
         trial.set_user_attr(key, value)
 
@@ -235,7 +235,7 @@ def _is_live(attempt: FrozenTrial | None) -> bool:
 
 
 def _has_ended(attempt: FrozenTrial) -> bool:
-    """Whether the attempt has decided its trial."""
+    """Returns True if the attempt has ended its trial."""
     failed = attempt.state == TrialState.FAIL
     return attempt.user_attrs.get("end") == FAILED if failed else not _is_live(attempt)
 
@@ -284,5 +284,5 @@ def refuse_differing(
 
 
 def _plain(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition as JSON returns it: tuples are lists."""
+    """Returns the definition after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(definition))

@@ -14,11 +14,11 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Signals that end a worker, and its exit code for each.
 SIGNALS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
-_STOP_S = 60.0  # for a run to save and leave
+_STOP_S = 60.0  # for a run to save and end
 
 
 def environment() -> dict[str, str]:
-    """Returns this process's environment, with the ev2 of this checkout found first."""
+    """Returns this process's environment, with this checkout first on PYTHONPATH."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
     """Starts a process that Ctrl-C does not reach.
 
-    Where util-linux has setpriv, the process gets SIGTERM when this one dies.
+    Where setpriv of util-linux is installed, SIGTERM ends it when this process dies.
     """
     setpriv = shutil.which("setpriv")
     bound = [setpriv, "--pdeathsig=TERM"] if setpriv else []
@@ -35,7 +35,7 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Lets a run save and leave; after a minute kills it with all its children."""
+    """Lets a run save and end; after a minute kills it with all its children."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_STOP_S)
@@ -46,7 +46,7 @@ def stop(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def listening(on_signal: Callable[[], object]) -> Iterator[list[int]]:
-    """Calls `on_signal` at each of `SIGNALS`; yields the list of received signals."""
+    """Calls `on_signal` on each of `SIGNALS`; yields the list of received signals."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -63,10 +63,10 @@ def listening(on_signal: Callable[[], object]) -> Iterator[list[int]]:
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
-    """Starts a process for each command, passes signals on, waits for all.
+    """Starts a process per command, forwards signals and waits for all processes.
 
     Returns:
-        Their exit codes, and the received signals.
+        The exit codes of the processes, and the received signals.
     """
     running: list[subprocess.Popen] = []
 

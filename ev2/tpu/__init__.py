@@ -1,1 +1,1 @@
-"""Memory, time and hours of a run on TPU slices, by the slices' compiler."""
+"""Forecasts memory, time and hours of a run on TPU slices by their compiler."""
