@@ -1,4 +1,4 @@
-"""Results of a sweep: a table, results.csv, and plots by Optuna."""
+"""Formats and writes the results of a sweep: table, results.csv, plots by Optuna."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ _CELL_CHARS = 24
 
 
 def collect(shared: study.SharedStudy, sweep: space.Sweep) -> list[dict[str, Any]]:
-    """Returns a row of results.csv for each trial, in their order."""
+    """Returns a row of results.csv for each trial, by index."""
     return [_make_row(outcome, sweep) for outcome in shared.outcomes()]
 
 
@@ -42,7 +42,7 @@ def _make_row(outcome: study.TrialOutcome, sweep: space.Sweep) -> dict[str, Any]
 
 
 def rank(rows: Sequence[dict], sweep: space.Sweep) -> list[dict]:
-    """Returns `rows`: done first, best first; then pruned, failed and open ones."""
+    """Returns the rows in order: done (best first), pruned, failed, open."""
     sign = -1 if sweep.goal == "maximize" else 1
 
     def key(row: dict) -> tuple:
@@ -84,7 +84,7 @@ def write(
     """Writes results.csv and the plots into `out`.
 
     Returns:
-        Lines for people: what was written, what was not and why.
+        Lines that list the written files, and the missing ones with the reason.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -105,7 +105,7 @@ def write(
 def _plot(
     shared: optuna.Study, sweep: space.Sweep, name: str, path: pathlib.Path
 ) -> list[str]:
-    """Draws a plot; returns Optuna's warnings about it."""
+    """Draws a plot and returns the warnings of Optuna."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -120,7 +120,7 @@ def _plot(
         warnings.simplefilter("always")
         axes = getattr(plots, f"plot_{name}")(shared, target_name=sweep.score)
     figure = axes.get_figure(root=True)
-    axes.set_title("", loc="left")  # Optuna's own
+    axes.set_title("", loc="left")  # Optuna's title
     title = f"{shared.study_name}: {sweep.score} of {count} trials to the end"
     axes.set_title(title, pad=16)
     figure.set_size_inches(3 + 1.8 * max(len(sweep.keys), 3), 5)

@@ -1,4 +1,4 @@
-"""Sweep files: config keys, and the values that trials give them.
+"""Reads sweep files: config keys and the values that trials give them.
 
     def get_sweep():
         return {
@@ -10,9 +10,9 @@
             },
         }
 
-A list has the values to choose from. A dict is a range that includes "low" and "high";
-"log" draws evenly over orders of magnitude, "step" leaves low, low + step, ... only.
-Other entries, with their defaults:
+A list holds the values to choose from. A dict is a range that includes "low" and
+"high"; "log" draws evenly over orders of magnitude, "step" allows low, low + step, ...
+only. Further entries, with their defaults:
 
     "seed": 0                   of random and tpe
     "score": "ema.top1"         in eval.json and in the lines "eval" of metrics.jsonl
@@ -58,7 +58,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A checked sweep; `keys` have a Range or the values to choose from."""
+    """A checked sweep; `keys` map to a Range or to the values to choose from."""
 
     method: str
     keys: Mapping[str, Range | tuple[Any, ...]]
@@ -74,7 +74,7 @@ def load(path: str) -> Sweep:
     """Reads a sweep file.
 
     Raises:
-      InputError: it cannot be read, or says what no sweep can be.
+      InputError: the file cannot be read, or its sweep is not allowed.
     """
     if not pathlib.Path(path).is_file():
         raise errors.InputError(
@@ -87,7 +87,7 @@ def load(path: str) -> Sweep:
     try:
         spec.loader.exec_module(module)
         given = module.get_sweep()
-    except Exception as error:  # whatever the file does
+    except Exception as error:  # from any code of the file
         raise errors.InputError(
             f"sweep: {path!r} failed: {type(error).__name__}: {error}; it needs a "
             "get_sweep() that returns a dict"
@@ -99,14 +99,13 @@ def parse(given: Any) -> Sweep:
     """Returns the sweep that the dict `given` describes.
 
     Raises:
-      InputError: an entry is missing or not known, or its value is not allowed.
+      InputError: an entry is missing or unknown, or its value is not allowed.
     """
     if not isinstance(given, dict):
         _refuse("get_sweep()", given, "a dict")
+    entries = [field.name for field in dataclasses.fields(Sweep)]
     for entry in given:
-        errors.check_choice(
-            "sweep: entry", entry, [field.name for field in dataclasses.fields(Sweep)]
-        )
+        errors.check_choice("sweep: entry", entry, entries)
     keys = given.get("keys")
     if not isinstance(keys, dict) or not keys:
         _refuse("keys", keys, "a dict of config keys, not empty")
@@ -126,7 +125,7 @@ def parse(given: Any) -> Sweep:
 
 
 def _count(sweep: Sweep, *, has_trials: bool) -> Sweep:
-    """Sets the number of trials of a grid, and checks it in other sweeps."""
+    """Sets the number of trials of a grid; checks it for other methods."""
     if sweep.method != "grid":
         if not _is_whole(sweep.trials) or not 1 <= sweep.trials <= _MOST_POINTS:
             _refuse("trials", sweep.trials, f"1 to {_MOST_POINTS}")
@@ -149,29 +148,27 @@ def _parse_values(key: str, given: Any) -> Range | tuple[Any, ...]:
         if not given or len(set(labels)) != len(labels):
             _refuse(name, given, "a list of values, none of them twice, not empty")
         return tuple(given)
-    if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= {
-        *("low", "high", "log", "step")
-    }:
+    needed, allowed = {"low", "high"}, {"low", "high", "log", "step"}
+    if not isinstance(given, dict) or not needed <= given.keys() <= allowed:
         _refuse(name, given, "a list, or a dict with low, high, and maybe log or step")
-    found = Range(**given)
-    if not (
-        _is_number(found.low) and _is_number(found.high) and found.low < found.high
-    ):
+    values = Range(**given)
+    low, high, step = values.low, values.high, values.step
+    if not (_is_number(low) and _is_number(high) and low < high):
         _refuse(name, given, "numbers, low below high")
-    if not isinstance(found.log, bool) or (found.log and found.low <= 0):
+    if not isinstance(values.log, bool) or (values.log and low <= 0):
         _refuse(name, given, "log=True or False, True with low above 0")
-    if found.step is not None:
-        whole = _is_whole(found.step) or not found.whole
-        if not _is_number(found.step) or found.step <= 0 or found.log or not whole:
+    if step is not None:
+        fits = _is_whole(step) or not values.whole
+        if not _is_number(step) or step <= 0 or values.log or not fits:
             _refuse(name, given, "a step above 0, whole like low and high, without log")
-    return found
+    return values
 
 
 def fit(sweep: Sweep, config: Any) -> Sweep:
-    """Returns `sweep` with ranges of the config's types.
+    """Returns the sweep with ranges of the types in the config.
 
     Raises:
-      InputError: a key is not in `config`, or cannot have one of its values.
+      InputError: a key is not in the config, or a value has another type.
     """
     known = workdir.flatten(config.to_dict(), ".")
     keys = {}
@@ -182,9 +179,8 @@ def fit(sweep: Sweep, config: Any) -> Sweep:
                 f"sweep: key {key!r} is not in the config; nearest: {', '.join(near)}"
             )
         if isinstance(values, Range) and isinstance(known[key], float):
-            values = dataclasses.replace(
-                values, low=float(values.low), high=float(values.high)
-            )
+            bounds = {"low": float(values.low), "high": float(values.high)}
+            values = dataclasses.replace(values, **bounds)
         keys[key] = values
         _check_type(config, key, values)
     return dataclasses.replace(sweep, keys=keys)
@@ -207,7 +203,7 @@ def _check_type(config: Any, key: str, values: Range | tuple[Any, ...]) -> None:
 
 
 def points(sweep: Sweep) -> list[dict[str, Any]]:
-    """Returns the fixed parameters of each trial: all of a grid's, none of others'."""
+    """Returns the fixed parameters of each trial: all in a grid, else none."""
     if sweep.method != "grid":
         return [{}] * sweep.trials
     labels = [map(label, values) for values in sweep.keys.values()]  # type: ignore
@@ -218,9 +214,10 @@ def points(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def make_sampler(sweep: Sweep, index: int) -> optuna.samplers.BaseSampler:
-    """Returns the sampler of a trial, with a seed of its own.
+    """Returns the sampler of a trial.
 
-    So workers suggest different values, and random ones are the same on any machine.
+    The seed depends on the trial: workers suggest different values, and random values
+    are the same on any machine.
     """
     seed = (sweep.seed * 1_000_003 + index) % 2**32
     if sweep.method == "tpe":
@@ -229,24 +226,22 @@ def make_sampler(sweep: Sweep, index: int) -> optuna.samplers.BaseSampler:
 
 
 def label(value: Any) -> Any:
-    """Returns the parameter of a choice; a storage takes no tuples."""
+    """Returns a value as a parameter that a storage accepts, which excludes tuples."""
     return value if isinstance(value, str | int | float | bool) else repr(value)
 
 
 def decode(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of parameters, as `label` made them."""
-    found = {}
+    """Returns the values of parameters, the reverse of `label`."""
+    decoded = dict(params)
     for key, param in params.items():
         values = sweep.keys[key]
-        if isinstance(values, Range):
-            found[key] = param
-        else:
-            found[key] = values[[label(value) for value in values].index(param)]
-    return found
+        if not isinstance(values, Range):
+            decoded[key] = values[[label(value) for value in values].index(param)]
+    return decoded
 
 
 def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
-    """Returns a value for each key: fixed ones, or by the sampler."""
+    """Returns a value for each key, fixed or drawn by the sampler."""
     params = {}
     for key, values in sweep.keys.items():
         if not isinstance(values, Range):
@@ -260,7 +255,7 @@ def suggest(trial: Any, sweep: Sweep) -> dict[str, Any]:
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
-    """Returns `values` as command line flags, from which derived values follow."""
+    """Returns values as flags of the command line."""
     return [f"--config.{key}={_as_text(value)}" for key, value in values.items()]
 
 

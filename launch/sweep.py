@@ -2,13 +2,13 @@
 
     python launch/sweep.py --config=configs/demo.py --sweep=configs/sweeps/demo.py
 
-Every trial is a complete `ev2 train` in a folder of its own. The same command on any
-number of machines, with one --storage, starts workers that share the trials; started
-again, it resumes the sweep. docs/sweeps.md has the rest.
+Every trial is a complete `ev2 train` in its own folder. The same command on any number
+of machines, with one --storage, starts workers that share the trials; after a stop it
+resumes the sweep. See docs/sweeps.md.
 
-Exit codes: 0 all trials have ended, 2 bad input (one line; nothing was created), 1 no
-trial has a score, or workers failed, 75 told to stop (SIGTERM), 130 Ctrl-C; after both
-the same command resumes the sweep.
+Exit codes: 0 all trials have ended; 1 no trial has a score, or workers failed; 2 bad
+input (one line; nothing was created); 75 SIGTERM, 130 Ctrl-C: the same command resumes
+the sweep.
 """
 
 import json
@@ -37,8 +37,8 @@ from ev2.sweeps import runner, storage, study, workers  # noqa: E402
 from launch import gcloud, results, space, sweep_options, sweep_tpu  # noqa: E402
 
 _TEXTS = (
-    ("sweep", None, "Sweep file, as configs/sweeps/demo.py."),
-    ("name", None, "Of the sweep, in the storage; the sweep file's if not given."),
+    ("sweep", None, "Sweep file, such as configs/sweeps/demo.py."),
+    ("name", None, "Name of the sweep in the storage; by default of the file."),
     ("out", None, "Folder on this machine; runs/sweeps/NAME if not given."),
     (
         "storage",
@@ -46,23 +46,23 @@ _TEXTS = (
         "Database that workers share: a file, for workers of one machine, or "
         "postgresql://USER@HOST/DATABASE. OUT/study.db if not given.",
     ),
-    ("command", None, "What a trial runs in place of `ev2 train`, with its flags."),
-    ("zone", None, "TPUs: as in europe-west4-a."),
+    ("command", None, "Command of a trial in place of `ev2 train`, with flags."),
+    ("zone", None, "TPUs: zone, such as europe-west4-a."),
     ("project", None, "TPUs: project of Google Cloud."),
     ("bucket", None, "TPUs: gs://NAME; trials are in BUCKET/sweeps/NAME."),
     ("source", str(ROOT), "TPUs: git checkout to ship."),
 )
 _SWITCHES = (
-    ("check_config", True, "`ev2 plan` reads the config of the first trial before."),
-    ("check_tpus", True, "Looks at the nodes before."),
+    ("check_config", True, "Checks the config of the first trial by `ev2 plan`."),
+    ("check_tpus", True, "Checks the nodes first."),
     ("results", True, "Writes the table and plots at the end."),
-    ("only_results", False, "Writes them now, and runs nothing."),
+    ("only_results", False, "Writes table and plots now, and runs nothing."),
     ("dry_run", False, "Prints the commands of a trial, and runs nothing."),
 )
 _SECONDS = (
-    ("poll_s", 0.5, "Seconds between two looks at runs, and for work."),
+    ("poll_s", 0.5, "Seconds between two checks of runs and of waiting trials."),
     ("beat_s", 20.0, "Seconds between two heartbeats of a trial, rounded up."),
-    ("grace_s", 120.0, "Seconds without one after which a worker is dead."),
+    ("grace_s", 120.0, "Seconds without a heartbeat after which a worker is dead."),
 )
 
 
@@ -100,7 +100,7 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     )
     for name, default, text in _TEXTS:
         flags.DEFINE_string(name, default, text, flag_values=values)
-    text = "Names of TPU nodes that exist; trials run there, one at a time on each."
+    text = "Names of existing TPU nodes, each of which runs one trial at a time."
     flags.DEFINE_list("tpus", None, text, flag_values=values)
     flags.DEFINE_integer("workers", 1, "Trials at a time here.", flag_values=values)
     text = "Retries of a trial that died with its run or worker."
@@ -155,7 +155,7 @@ def _work(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int
     else:
 
         def command(words: Sequence[str], folder: str, resumes: bool) -> list[str]:
-            del resumes  # ev2 does so by itself
+            del resumes  # ev2 resumes by itself
             return _make_command(options, words, folder)
 
         machine = runner.Machine(out=options.out, command=command, look_s=poll_s)
@@ -170,7 +170,7 @@ def _work(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int
 def _make_command(
     options: sweep_options.SweepOptions, words: Sequence[str], folder: str
 ) -> list[str]:
-    """Returns what runs a trial here."""
+    """Returns the command that runs a trial here."""
     given = options.flags.command
     start = shlex.split(given) if given else [sys.executable, "-m", "ev2", "train"]
     workdir = (options.out / "trials" / folder).absolute()
@@ -178,7 +178,7 @@ def _make_command(
 
 
 def _work_together(options: sweep_options.SweepOptions, argv: Sequence[str]) -> int:
-    """Starts a process for each worker and waits for all of them."""
+    """Starts a process per worker and waits for all of them."""
     own = ["--workers=1", "--noresults", "--nocheck_config", "--nocheck_tpus"]
     places = options.tpus.places if options.tpus else []
     each = [[*own, f"--tpus={place.name}"] for place in places]
@@ -194,7 +194,7 @@ def _work_together(options: sweep_options.SweepOptions, argv: Sequence[str]) -> 
 
 
 def _finish(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int:
-    """Prints the table and writes it, with the plots, beside the trials."""
+    """Prints the table and writes table and plots beside the trials."""
     rows = results.collect(shared, options.sweep)
     options.out.mkdir(parents=True, exist_ok=True)
     print(results.format_table(rows, options.sweep))
@@ -205,7 +205,7 @@ def _finish(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> i
 
 
 def _show(options: sweep_options.SweepOptions) -> int:
-    """Prints how the first trial would run, on each node if on nodes."""
+    """Prints the command of the first trial, for each node if there are nodes."""
     fixed = space.decode(options.sweep, options.spec.params[0])
     suggested = {key: "AS_SUGGESTED" for key in options.sweep.keys}
     words = space.as_flags(suggested | fixed)

@@ -1,4 +1,4 @@
-"""Options of a sweep: its flags, checked before anything is created."""
+"""Checks the flags of a sweep before anything is created."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ class SweepOptions:
 
     Attributes:
         flags: values of all flags.
-        name: of the study in the storage.
+        name: name of the study in the storage.
         out: folder on this machine.
         storage: path or URL of the study's database.
         sweep: the sweep file.
@@ -48,10 +48,10 @@ class SweepOptions:
 
 
 def check(values: flags.FlagValues) -> SweepOptions:
-    """Returns the options that parsed flags give.
+    """Checks parsed flags and returns the options of the sweep.
 
     Raises:
-        InputError: flags contradict each other, or the sweep its config.
+        InputError: flags contradict each other, or the sweep contradicts its config.
     """
     for name in ("config", "sweep"):
         if not values[name].value:
@@ -150,7 +150,7 @@ def _find_tpus(values: Any, name: str) -> sweep_tpu.Tpus | None:
 
 
 def open_study(options: SweepOptions) -> study.SharedStudy:
-    """Makes the checks that take time, then opens the study in its storage."""
+    """Runs the slow checks, then opens the study in its storage."""
     values, spec = options.flags, options.spec
     path = options.out / "sweep.json"
     files.check_writable("out", options.out)
@@ -159,10 +159,8 @@ def open_study(options: SweepOptions) -> study.SharedStudy:
         study.refuse_differing(f"out: {str(options.out)!r}", before, spec.definition)
     url = storage.check(options.storage)
     if values.only_results:
-        if (
-            url.get_backend_name() == "sqlite"
-            and not pathlib.Path(url.database or "").exists()
-        ):
+        is_file = url.get_backend_name() == "sqlite"
+        if is_file and not pathlib.Path(url.database or "").exists():
             raise errors.InputError(
                 f"name: there is no study {options.name!r} in {options.storage!r}"
             )

@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep on TPU nodes with launch/tpu.py, one at a time each."""
+"""Runs the trials of a sweep on TPU nodes with launch/tpu.py, one per node."""
 
 import contextlib
 import dataclasses
@@ -14,17 +14,17 @@ from ev2.sweeps import runner
 from launch import checks, gcloud, jobs, nodes, tpu, workers
 
 _DEATHS = (1, 75, 130)  # of tpu.py: Cloud failed, preempted too often, interrupted
-_PREEMPTIONS = 20  # that a trial may have on its node
-_TRIES = 3  # to read a file of the bucket
+_PREEMPTIONS = 20  # of a trial on its node
+_TRIES = 3  # attempts to read a file of the bucket
 _WAIT_S = 10.0
-_STOP_S = 300.0  # for a run to save and leave
+_STOP_S = 300.0  # for a run to save and end
 _LOOK_S = 60.0
 _FILES = ("metrics.jsonl", "stages.json", "eval.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tpus:
-    """Nodes that exist; trials are in `folder` of the bucket "gs://NAME"."""
+    """Existing nodes; trials are in `folder` of the bucket "gs://NAME"."""
 
     places: Sequence[nodes.Place]
     bucket: str
@@ -113,7 +113,7 @@ def _words(tpus, place, flags, folder: str, resumes: bool, *more: str) -> list[s
 
 
 def _read(cloud, tpus: Tpus, place, folder: str, name: str) -> str | None:
-    """Returns a file of a trial, None if there is none.
+    """Returns a file of a trial, None if it is missing.
 
     Raises:
         CloudError: the bucket cannot be read.
@@ -133,7 +133,7 @@ def _read(cloud, tpus: Tpus, place, folder: str, name: str) -> str | None:
 
 
 def _stop(cloud: gcloud.Gcloud, place: nodes.Place, process: subprocess.Popen) -> None:
-    """Ends tpu.py, then tells the run to save and leave, and waits until it has."""
+    """Ends tpu.py, then signals the run to save and end, and waits for its end."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_WAIT_S)
