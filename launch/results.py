@@ -21,24 +21,17 @@ _CELL_CHARS = 24
 
 def collect(shared: study.SharedStudy, sweep: space.Sweep) -> list[dict[str, Any]]:
     """Returns a row of results.csv for each trial, by index."""
-    return [_make_row(outcome, sweep) for outcome in shared.outcomes()]
-
-
-def _make_row(outcome: study.TrialOutcome, sweep: space.Sweep) -> dict[str, Any]:
-    attempt, notes = outcome.attempt, outcome.notes
-    score = attempt.value if attempt and outcome.state in study.ENDED else None
-    params = space.decode(sweep, attempt.params) if attempt else {}
-    return {
-        "trial": outcome.index,
-        "state": outcome.state,
-        sweep.score: score,
-        **{key: params.get(key) for key in sweep.keys},
-        "tries": outcome.tries,
-        "seconds": notes.get("seconds"),
-        "host": notes.get("node") or notes.get("host"),
-        "folder": notes.get("folder"),
-        "reason": outcome.reason,
-    }
+    rows = []
+    for outcome in shared.outcomes():
+        attempt, notes = outcome.attempt, outcome.notes
+        score = attempt.value if attempt and outcome.state in study.ENDED else None
+        params = space.decode(sweep, attempt.params) if attempt else {}
+        row = {"trial": outcome.index, "state": outcome.state, sweep.score: score}
+        row |= {key: params.get(key) for key in sweep.keys}
+        row |= {"tries": outcome.tries, "seconds": notes.get("seconds")}
+        row["host"] = notes.get("node") or notes.get("host")
+        rows.append(row | {"folder": notes.get("folder"), "reason": outcome.reason})
+    return rows
 
 
 def rank(rows: Sequence[dict], sweep: space.Sweep) -> list[dict]:

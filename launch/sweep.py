@@ -11,6 +11,7 @@ input (one line; nothing was created); 75 SIGTERM, 130 Ctrl-C: the same command 
 the sweep.
 """
 
+import functools
 import json
 import pathlib
 import shlex
@@ -153,11 +154,7 @@ def _work(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int
     if options.tpus:
         machine = sweep_tpu.make_machine(options.tpus, options.out, options.arguments)
     else:
-
-        def command(words: Sequence[str], folder: str, resumes: bool) -> list[str]:
-            del resumes  # ev2 resumes by itself
-            return _make_command(options, words, folder)
-
+        command = functools.partial(_make_command, options)
         machine = runner.Machine(out=options.out, command=command, look_s=poll_s)
     score = options.sweep.score
     objective = _Sweep(
@@ -168,9 +165,13 @@ def _work(options: sweep_options.SweepOptions, shared: study.SharedStudy) -> int
 
 
 def _make_command(
-    options: sweep_options.SweepOptions, words: Sequence[str], folder: str
+    options: sweep_options.SweepOptions,
+    words: Sequence[str],
+    folder: str,
+    resumes: bool = False,
 ) -> list[str]:
     """Returns the command that runs a trial here."""
+    del resumes  # ev2 resumes by itself
     given = options.flags.command
     start = shlex.split(given) if given else [sys.executable, "-m", "ev2", "train"]
     workdir = (options.out / "trials" / folder).absolute()

@@ -176,21 +176,17 @@ class Space:
         if "backbone" in candidate:
             candidate["backbone"] = name
         for stage, (row, own) in enumerate(zip(rows, base.stages, strict=False), 1):
+            offsets = [n for n in self.layers if max(1, own.layers + n) == row.layers]
             candidate |= {
                 f"stage{stage}_operator": row.operator,
                 f"stage{stage}_kernel": row.kernel,
                 f"stage{stage}_expand": row.expand,
-                f"stage{stage}_layers": self._offset(row.layers, own.layers),
+                f"stage{stage}_layers": max(offsets, default=None),
             }
         inside = all(candidate[key] in values for key, values in self.choices.items())
         if not inside or self.encode(candidate) != text:
             raise errors.InputError(f"arch: {text!r} is not a network of this space")
         return candidate
-
-    def _offset(self, layers: int, base: int) -> int | None:
-        """Returns the largest offset that gives `layers`, None without one."""
-        fitting = [n for n in self.layers if max(1, base + n) == layers]
-        return max(fitting, default=None)
 
     def count_params(self, candidate: Mapping[str, Any]) -> int:
         """Returns the trainable parameters of a candidate."""
@@ -211,9 +207,10 @@ class Space:
             candidate = {key: rng.choice(v) for key, v in self.choices.items()}
             if self.is_valid(candidate):
                 return candidate
+        most = f"{self.max_params:,}" if self.max_params else "any number of"
         raise errors.InputError(
             f"space: none of {MAX_DRAWS:,} networks drawn from it has "
-            f"{self._describe_bounds()} parameters; widen the bounds or the choices"
+            f"{self.min_params:,} to {most} parameters; widen the bounds or the choices"
         )
 
     def mutate(self, candidate: Mapping[str, Any], rng: random.Random) -> Candidate:
@@ -232,10 +229,6 @@ class Space:
             if self.encode(changed) != before and self.is_valid(changed):
                 return changed
         return self.sample(rng)
-
-    def _describe_bounds(self) -> str:
-        most = f"{self.max_params:,}" if self.max_params else "any number of"
-        return f"{self.min_params:,} to {most}"
 
 
 def describe(space: Space, candidate: Mapping[str, Any]) -> Sequence[str]:

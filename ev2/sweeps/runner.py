@@ -275,11 +275,11 @@ class Objective:
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + self.machine.look_s
                 if self._report() and not _is_over(self.run):
-                    reason = f"pruned after evaluation {self._reported}"
-                    end_early(studies.PRUNED, reason)
+                    end_early(
+                        studies.PRUNED, f"pruned after evaluation {self._reported}"
+                    )
                 if time.monotonic() > limit and not _is_over(self.run):
-                    reason = f"it took longer than {self.limit_s:g} s"
-                    end_early(studies.FAILED, reason)
+                    end_early(studies.FAILED, f"it took longer than {self.limit_s:g} s")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=self._poll_s)
 
