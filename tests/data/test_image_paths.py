@@ -1,4 +1,4 @@
-"""pytest tests/data/test_image_paths.py"""
+"""Image files found in folders and by globs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""pytest tests/evaluation/test_metrics.py"""
+"""Accuracy sums, confusion and losses, by hand."""
 
 import jax.numpy as jnp
 import numpy as np

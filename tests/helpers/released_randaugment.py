@@ -1,4 +1,4 @@
-"""The released code's RandAugment in NumPy, from its rules; knows nothing of ev2.
+"""The released code's RandAugment in NumPy, from its rules; independent of ev2.
 
 Images are `[H, W, 3] uint8`, numbers float32 as there. A direction is -1 or 1, the
 centre is that of cutout. Source: tables.md, "RandAugment layers" and "magnitudes above

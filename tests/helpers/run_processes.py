@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 class Crowd:
-    """The processes of one run, and what they say."""
+    """The processes of one run, and their output."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A run of seconds for tests: two rows of blocks, synthetic pictures, two stages."""
+"""A run of seconds for tests: two block rows, synthetic images, two stages."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def create_model(config: ConfigDict, num_classes: int = 10) -> Model:
 def save_checkpoint(workdir, config: ConfigDict, class_names, *, ema=None):
     """Saves a fresh network of the classes under `workdir`; returns its variables.
 
-    `ema` maps the fresh variables to the averaged ones; None: they are the same.
+    `ema` maps the fresh variables to the EMA weights; None: the same.
     """
     model = create_model(config, len(class_names))
     state = states.create_state(model, optim.make_optimizer(config), config, 16)

@@ -1,4 +1,4 @@
-"""pytest tests/report/test_plots.py"""
+"""Figures of the report against the logged values."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""pytest tests/report/test_report.py"""
+"""The report of a run: its page, figures, tables and bad input."""
 
 import base64
 import html
