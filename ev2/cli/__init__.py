@@ -1,1 +1,1 @@
-"""The command line: one module for each command."""
+"""The `ev2` command: its flags, its help, and a module per group of commands."""

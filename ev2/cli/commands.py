@@ -1,4 +1,4 @@
-"""The commands by name, each a module of this package that is imported when used."""
+"""The commands by name, in modules of this package that are imported when used."""
 
 import difflib
 import importlib
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ev2 import errors
 from ev2.cli import flags
 
-# Heading in the help: its commands. The module of "bench step" is bench_step.
+# Heading in the help: its commands. "bench step" is the function `step` of its module.
 GROUPS = {
     "Train": ("train", "chain", "search", "plan", "report"),
     "Use trained weights": ("evaluate", "predict", "convert", "export"),
@@ -22,7 +22,8 @@ GROUPS = {
         *("bench parity", "bench fused", "bench calibration", "bench controllers"),
     ),
 }
-COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+_MODULES = dict(zip(GROUPS, ("runs", "weights", "prepare", "bench"), strict=True))
+COMMANDS = {name: heading for heading, names in GROUPS.items() for name in names}
 
 
 class Command(NamedTuple):
@@ -30,7 +31,7 @@ class Command(NamedTuple):
 
     Attributes:
         name: one or two words.
-        summary: the docstring of the module, one sentence.
+        summary: one sentence.
         example: a command line.
         flags: in the order of the help.
         arguments: the words beside flags: "SOURCE" for one, "IMAGE..." for one or
@@ -46,14 +47,21 @@ class Command(NamedTuple):
     run: Callable[..., None]
 
 
+def command(
+    example: str, *definitions: flags.Flag, arguments: str = ""
+) -> Callable[[Callable[..., None]], Command]:
+    """Declares the decorated function as a command; its docstring is the summary."""
+    words = example.split()[1:3]
+    name = next(n for n in (words[0], " ".join(words)) if n in COMMANDS)
+    return lambda run: Command(
+        name, run.__doc__ or "", example, definitions, arguments, run
+    )
+
+
 def load(name: str) -> Command:
     """Returns the command called `name`, one of COMMANDS."""
-    file = name.replace(" ", "_").replace("-", "_")
-    module = importlib.import_module(f"ev2.cli.{file}")
-    arguments = getattr(module, "ARGUMENTS", "")
-    return Command(
-        name, module.__doc__ or "", module.EXAMPLE, module.FLAGS, arguments, module.run
-    )
+    module = importlib.import_module(f"ev2.cli.{_MODULES[COMMANDS[name]]}")
+    return getattr(module, name.split()[-1].replace("-", "_"))
 
 
 def find(words: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ class Flag:
         name: without dashes.
         text: one or two sentences for the help.
         default: the value if it is not given.
-        required: whether the command refuses to run without it.
+        required: True if the command does not run without it.
         enum_values: the allowed words; () for any.
     """
 

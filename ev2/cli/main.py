@@ -21,7 +21,7 @@ from ev2.cli import commands, flags, help, recipe_keys
 
 
 def run() -> NoReturn:
-    """The console script: runs `main` and exits with its code."""
+    """Runs `main` and exits with its code: the console script."""
     try:
         code = main()
         sys.stdout.flush()
@@ -128,11 +128,11 @@ def _is_not_a_failed_save(record: Any) -> bool:
 
 
 def _must_not_wait() -> bool:
-    """Whether Python's exit would wait for a compilation or for other processes.
+    """Returns True if Python's exit would wait for a compilation or other processes.
 
     XLA cannot be interrupted, so its threads, whose names begin with "ev2-", are left.
     """
-    multihost = sys.modules.get("ev2.train.multihost")  # not to load JAX for this
+    multihost = sys.modules.get("ev2.train.multihost")  # without loading JAX
     has_joined = multihost is not None and multihost.have_joined()
     return has_joined or any(t.name.startswith("ev2-") for t in threading.enumerate())
 

@@ -60,7 +60,7 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
         if token.type == tokenize.COMMENT:
             own_line = token.line.lstrip().startswith("#")
             (above if own_line else beside)[token.start[0]] = token.string[1:].strip()
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     shared, end = "", 0
     statements = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assign)]
     for node in sorted(statements, key=lambda node: node.lineno):
@@ -74,5 +74,5 @@ def read_comments(path: pathlib.Path) -> dict[str, str]:
         end = node.end_lineno or 0
         if isinstance(node.targets[0], ast.Attribute):
             key = ast.unparse(node.targets[0]).removeprefix("config.")
-            found[key] = found.get(key) or f"{shared} {same}".strip()
-    return found
+            meanings[key] = meanings.get(key) or f"{shared} {same}".strip()
+    return meanings
