@@ -103,9 +103,7 @@ def imagenet21k(values: flags.Values) -> None:
 @command(
     "ev2 prepare folder --source=images --out=data/shards",
     flags.string(
-        "source",
-        "Directory of class directories, or of train and val.",
-        required=True,
+        "source", "Directory of class directories, or of train and val.", required=True
     ),
     flags.number(
         "eval_fraction",

@@ -44,10 +44,7 @@ FORMATS = {
     "tflite": Format(tflite.write, tflite.load, ("tensorflow",)),
     "onnx": Format(onnx.write, onnx.load, ("onnx", "onnxruntime")),
     "safetensors": Format(
-        safetensors.write,
-        safetensors.load,
-        ("safetensors",),
-        safetensors.count_unequal,
+        safetensors.write, safetensors.load, ("safetensors",), safetensors.count_unequal
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Batch normalization over images, however they are spread over devices."""
+"""Batch normalization whose statistics do not depend on the sharding of the batch."""
 
 from collections.abc import Sequence
 
@@ -23,12 +23,12 @@ class BatchNorm(nn.Module):
         momentum: fraction of the running statistics kept at each step, in [0, 1).
         epsilon: added to the variance.
         group_images: consecutive images that share statistics; 0 for all.
-        zero_init: whether the scale starts at 0 instead of 1.
-        frozen: whether training, too, normalizes by the running statistics and leaves
-            them unchanged.
+        zero_init: starts the scale at 0 instead of 1.
+        frozen: normalizes by the running statistics in training, too, and leaves them
+            unchanged.
 
     Raises:
-        InputError: in training, if `group_images` does not divide the batch.
+        InputError: in training, `group_images` does not divide the batch.
 
     Differs: the released code averages the statistics of up to 8 neighbouring cores, so
     that its groups change with the batch per core; here they are fixed.
@@ -48,9 +48,9 @@ class BatchNorm(nn.Module):
 
         Args:
             x: `[N, H, W, C]`.
-            train: whether to normalize by the batch.
-            moments: means of `x` and of its square over the batch, `[C]`, where they
-                are known; only if all images are one group.
+            train: normalizes by the batch.
+            moments: means of `x` and of its square over the batch, `[C]`, if they are
+                known; only if all images are one group.
         """
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         channels = (x.shape[-1],)
@@ -85,8 +85,7 @@ class BatchNorm(nn.Module):
         if num_images % group_images:
             raise errors.InputError(
                 f"model.bn_group_images: {group_images} does not divide the batch of "
-                f"{num_images} images; use a divisor of every stage's batch, or 0 for "
-                "all"
+                f"{num_images} images; use a divisor of every stage's batch, or 0"
             )
         return group_images
 
@@ -97,11 +96,8 @@ class BatchNorm(nn.Module):
 
 
 def _group_means(x: jax.Array, group_images: int) -> jax.Array:
-    """Returns the mean over the pixels of each group, `[groups, C]`.
-
-    A group's mean is the mean of its images' means: all have the same number of pixels.
-    """
+    """Returns the mean over the pixels of each group, `[groups, C]`."""
     if group_images == len(x):
         return jnp.mean(x, axis=(0, 1, 2))[None]
-    per_image = jnp.mean(x, axis=(1, 2))  # [N, C]
+    per_image = jnp.mean(x, axis=(1, 2))  # [N, C]; all have as many pixels
     return jnp.mean(per_image.reshape(-1, group_images, x.shape[-1]), axis=1)

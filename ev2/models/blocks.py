@@ -1,6 +1,6 @@
 """Residual blocks of EfficientNet: MBConv and Fused-MBConv.
 
-Each is built from a stage of one layer (see `ev2.models.arch`). `drop_path` is a
+A block is built from a stage of one layer (see `ev2.models.arch`). `drop_path` is a
 function of the residual branch.
 """
 
@@ -31,12 +31,10 @@ class MBConv(nn.Module):
     def __call__(self, x: jax.Array, train: bool, drop_path: DropPath) -> jax.Array:
         spec, hidden, inputs = self.spec, self.spec.hidden_channels, x
         conv = functools.partial(layers.ConvNorm, self.options)
-        spatial = functools.partial(
-            conv, kernel=spec.kernel, stride=spec.stride, tpu_form="deferred"
-        )
         if spec.expand != 1:
             x = conv(hidden, tpu_form="moments", name="expand")(x, train)
-        x = spatial(hidden, depthwise=True, name="depthwise")(x, train)
+        depthwise = functools.partial(conv, depthwise=True, tpu_form="deferred")
+        x = depthwise(hidden, spec.kernel, spec.stride, name="depthwise")(x, train)
         if spec.se_channels:
             x = layers.SqueezeExcite(self.options, spec.se_channels, name="se")(x)
         x = conv(spec.out_channels, activate=False, name="project")(x, train)
@@ -59,15 +57,14 @@ class FusedMBConv(nn.Module):
     def __call__(self, x: jax.Array, train: bool, drop_path: DropPath) -> jax.Array:
         spec, inputs = self.spec, x
         conv = functools.partial(layers.ConvNorm, self.options)
-        fused = functools.partial(
-            conv, kernel=spec.kernel, stride=spec.stride, name="fused"
-        )
+        size = (spec.kernel, spec.stride)
         if spec.expand != 1:
-            x = fused(spec.hidden_channels, tpu_form="deferred")(x, train)
+            hidden = spec.hidden_channels
+            x = conv(hidden, *size, tpu_form="deferred", name="fused")(x, train)
         if spec.se_channels:
             x = layers.SqueezeExcite(self.options, spec.se_channels, name="se")(x)
         if spec.expand != 1:
             x = conv(spec.out_channels, activate=False, name="project")(x, train)
         else:
-            x = fused(spec.out_channels)(x, train)
+            x = conv(spec.out_channels, *size, name="fused")(x, train)
         return inputs + drop_path(x) if spec.has_skip else x

@@ -26,8 +26,8 @@ class EfficientNet(nn.Module):
         spec: stem, stages and head.
         options: shared by all layers.
         num_classes: number of logits; 0 returns the pooled features.
-        remat: whether training keeps only the maps between blocks, and computes the
-            inside of a block again for its gradient.
+        remat: keeps only the maps between blocks in training, and computes the inside
+            of a block again for its gradient.
     """
 
     spec: arch.ArchSpec
@@ -52,9 +52,7 @@ class EfficientNet(nn.Module):
         self.sow("endpoints", "maps", x)
         for index, (name, stage) in enumerate(spec.named_blocks):
             block = _BLOCKS[stage.operator](stage, options, name=name)
-            drop = layers.drop_path_at(
-                index, spec.num_blocks, rate=drop_path, rng=path_rng
-            )
+            drop = layers.drop_path_at(index, spec.num_blocks, drop_path, path_rng)
             call = functools.partial(_call, train=train, drop_path=drop)
             x = (nn.remat(call) if self.remat else call)(block, x)
             self.sow("endpoints", "maps", x)

@@ -50,8 +50,8 @@ class Conv(nn.Module):
         features: output channels F; C if depthwise.
         kernel: side of the kernel, px.
         stride: px.
-        depthwise: whether each channel has a kernel of its own.
-        use_bias: whether to add a bias, initialized to zero.
+        depthwise: gives each channel a kernel of its own.
+        use_bias: adds a bias, initialized to zero.
     """
 
     options: LayerOptions
@@ -66,11 +66,8 @@ class Conv(nn.Module):
         self, x: jax.Array | deferred.Deferred, *, with_moments: bool = False
     ) -> Any:
         """Returns the map, or `moments.Product` if `with_moments` (1x1, no bias)."""
-        inputs, outputs = x.shape[-1], self.features
-        if (
-            self.depthwise
-        ):  # the released code takes fan_out of TensorFlow's [k, k, C, 1]
-            inputs, outputs = 1, 1
+        # The released code takes fan_out of TensorFlow's depthwise kernel [k, k, C, 1].
+        inputs, outputs = (1, 1) if self.depthwise else (x.shape[-1], self.features)
         deviation = (2 / (self.kernel**2 * outputs)) ** 0.5
         shape = (self.kernel, self.kernel, inputs, self.features)
         kernel = self.param("kernel", _constant(deviation), shape)
@@ -95,8 +92,8 @@ class ConvNorm(nn.Module):
 
     Attributes:
         options, features, kernel, stride, depthwise: see `Conv`.
-        activate: whether to end with the activation.
-        zero_init: whether the scale of the normalization starts at 0 instead of 1.
+        activate: ends with the activation.
+        zero_init: see `batch_norm.BatchNorm`.
         tpu_form: training form of equal value that moves less memory on TPU, for the
             wide maps inside a block. "moments": a 1x1 convolution whose gradient does
             not read its output, see `ops.moments`. "deferred": the 1x1 convolution
@@ -116,14 +113,8 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> Any:
         """Returns `[N, H, W, F]`; a `deferred.Deferred` of it in that training form."""
         options, batch_moments = self.options, None
-        conv = Conv(
-            options,
-            self.features,
-            self.kernel,
-            self.stride,
-            self.depthwise,
-            name="conv",
-        )
+        sizes = (self.features, self.kernel, self.stride, self.depthwise)
+        conv = Conv(options, *sizes, name="conv")
         one_group = options.bn_group_images in (0, x.shape[0])
         if self.tpu_form == "moments" and train and one_group:
             x, *batch_moments = conv(x, with_moments=True)
@@ -193,11 +184,7 @@ class Classifier(nn.Module):
 
 
 def drop(
-    x: jax.Array,
-    rate: jax.Array | float,
-    rng: jax.Array,
-    *,
-    mask_shape: tuple[int, ...],
+    x: jax.Array, rate: jax.Array | float, rng: jax.Array, mask_shape: tuple[int, ...]
 ) -> jax.Array:
     """Zeroes parts of `x` at random and scales the rest so that the mean stays.
 
@@ -222,7 +209,7 @@ def drop(
 
 
 def drop_path_at(
-    index: int, num_blocks: int, *, rate: jax.Array | float, rng: jax.Array | None
+    index: int, num_blocks: int, rate: jax.Array | float, rng: jax.Array | None
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the stochastic depth of block `index`, a function of its branch.
 

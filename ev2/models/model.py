@@ -65,13 +65,13 @@ class Model:
         Args:
             variables: as `init` returns.
             images: `[N, H, W, 3]` float, normalized, of any size.
-            train: whether to normalize by the batch, drop, and return the updated
-                running statistics beside the logits.
+            train: normalizes by the batch, drops, and returns the updated running
+                statistics beside the logits.
             dropout: rate before the classifier, in [0, 1). A traced scalar does not
                 recompile when it changes; 0 is exactly no dropout. Training only.
             drop_path: the same for the rate at the end of the stochastic-depth ramp.
             rng: key of both; without it nothing is dropped.
-            endpoints: whether to return `(logits, endpoints)` in place of the logits.
+            endpoints: returns `(logits, endpoints)` in place of the logits.
 
         Returns:
             `[N, num_classes]` float32 logits, or `[N, C]` float32 pooled features if
@@ -84,8 +84,8 @@ class Model:
             dtype; `features` is pooled, `[N, C]` float32.
 
         Raises:
-            InputError: if `bn_group_images` does not divide the batch.
-            ValueError: if a rate other than a plain 0 comes without `rng`.
+            InputError: `bn_group_images` does not divide the batch.
+            ValueError: a rate other than a plain 0 comes without `rng`.
         """
         options: dict[str, Any] = {}
         if train:
@@ -94,13 +94,9 @@ class Model:
                     "rng: needed with a dropout or drop_path rate; pass a key"
                 )
             options = {"dropout": dropout, "drop_path": drop_path, "rng": rng}
-        kept = {"batch_stats": train, "endpoints": endpoints}
+        mutable = ["batch_stats"] * train + ["endpoints"] * endpoints
         logits, changed = self.module.apply(
-            variables,
-            images,
-            train=train,
-            mutable=[name for name in kept if kept[name]],
-            **options,
+            variables, images, train=train, mutable=mutable, **options
         )
         outputs = logits
         if endpoints:
@@ -180,17 +176,17 @@ def create_model(
             Paper 0.99, released code 0.9.
         bn_group_images: consecutive images of the global batch that share
             BatchNorm statistics; 0 for all of them.
-        bn_frozen: whether training leaves the running statistics as they are, and
-            normalizes by them.
+        bn_frozen: normalizes by the running statistics in training, too, and leaves
+            them unchanged.
         blocks: block strings (see `ev2.models.arch`) that replace the network's stages.
             Stem and head stay; the first stage starts at the width of the stem.
         padding: "same" or "symmetric", see `arch.PADDINGS`; "" for the network's
-            own, "symmetric" for ResNets and "same" for all others.
-        remat: whether training computes the inside of each block twice and keeps
-            less; same values, less memory, more time. Not for ResNets.
+            own, "symmetric" for ResNets and "same" for EfficientNets.
+        remat: computes the inside of each block twice in training and keeps less; same
+            values, less memory, more time. Not for ResNets.
 
     Raises:
-        InputError: if a value is not allowed, or the blocks do not fit.
+        InputError: a value is not allowed, or the blocks do not fit.
     """
     errors.check_choice("model.dtype", dtype, arch.DTYPES)
     if num_classes < 0:

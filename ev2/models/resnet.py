@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Stem of 7x7 and a max pool, stages of bottlenecks, dense classifier.
 
-    Attributes and arguments are those of `efficientnet.EfficientNet`. The original has
+    For attributes and arguments see `efficientnet.EfficientNet`. The original has
     neither dropout nor stochastic depth; at rate 0 they do nothing.
 
     Source: He et al., CVPR 2016, Table 1.
@@ -83,9 +83,7 @@ class ResNet(nn.Module):
         pads: Any = convolution.pads_of(x.shape, 3, 2, spec.padding)
         x = nn.max_pool(x, (3, 3), (2, 2), pads)
         for index, (name, stage) in enumerate(spec.named_blocks):
-            drop = layers.drop_path_at(
-                index, spec.num_blocks, rate=drop_path, rng=path_rng
-            )
+            drop = layers.drop_path_at(index, spec.num_blocks, drop_path, path_rng)
             x = Bottleneck(stage, options, name=name)(x, train, drop)
             self.sow("endpoints", "maps", x)
         classifier = layers.Classifier(self.num_classes, name="classifier")

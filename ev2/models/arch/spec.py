@@ -1,7 +1,4 @@
-"""Specification of a network, `StageSpec` and `ArchSpec`, and its block strings.
-
-Standard library only.
-"""
+"""Specification of a network, `StageSpec` and `ArchSpec`, and its block strings."""
 
 import dataclasses
 import re
@@ -9,13 +6,9 @@ from collections.abc import Iterable
 
 from ev2 import errors
 
-MBCONV = "mbconv"
-FUSED_MBCONV = "fused_mbconv"
-BOTTLENECK = "bottleneck"
-BOTTLENECK_V1 = "bottleneck_v1"
-# In the order of their numbers in block strings. The first two are numbered as in the
-# released code (`conv_type`), the last two are ours.
-_OPERATORS = (MBCONV, FUSED_MBCONV, BOTTLENECK, BOTTLENECK_V1)
+# In the order of their numbers in block strings: two of the released code, two of ours.
+_OPERATORS = ("mbconv", "fused_mbconv", "bottleneck", "bottleneck_v1")
+MBCONV, FUSED_MBCONV, BOTTLENECK, BOTTLENECK_V1 = _OPERATORS
 
 # "same" is TensorFlow's padding: an odd pixel goes to the bottom and the right.
 # "symmetric" is PyTorch's: kernel // 2 on every side. They differ at stride 2.
@@ -42,7 +35,7 @@ class StageSpec:
         se_ratio: squeeze-and-excite width over input width, in [0, 1]; 0 for none.
 
     Raises:
-        InputError: if a value is outside its range.
+        InputError: a value is outside its range.
     """
 
     operator: str
@@ -73,12 +66,12 @@ class StageSpec:
 
     @property
     def is_bottleneck(self) -> bool:
-        """Whether the blocks are those of a ResNet."""
+        """True for the blocks of a ResNet."""
         return self.operator in (BOTTLENECK, BOTTLENECK_V1)
 
     @property
     def has_skip(self) -> bool:
-        """Whether the first block's input can be added to its output unchanged."""
+        """True if the first block adds its input, unchanged, to its output."""
         return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
@@ -115,7 +108,7 @@ class ArchSpec:
         padding: one of `PADDINGS`.
 
     Raises:
-        InputError: if the widths of stages do not match, bottlenecks are mixed with
+        InputError: the widths of stages do not match, bottlenecks are mixed with
             other blocks, or the padding is unknown.
     """
 
@@ -147,7 +140,7 @@ class ArchSpec:
 
     @property
     def is_resnet(self) -> bool:
-        """Whether this is a ResNet: bottlenecks, and no convolution in the head."""
+        """True for a ResNet: bottlenecks, and a head without convolution."""
         return self.head_channels == 0
 
     @property

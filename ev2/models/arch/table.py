@@ -1,7 +1,4 @@
-"""Networks by name: their tables, and compound scaling of one table to another.
-
-Standard library only.
-"""
+"""Networks by name: their tables, and compound scaling of one table to another."""
 
 import dataclasses
 import difflib
@@ -36,8 +33,8 @@ def get(name: str, blocks: Sequence[str] = (), padding: str = "") -> ArchSpec:
         padding: one of `PADDINGS`; "" for the network's own.
 
     Raises:
-        InputError: if the name or the padding is unknown, a block string is malformed,
-            or the stages do not fit.
+        InputError: the name or the padding is unknown, a block string is malformed, or
+            the stages do not fit.
     """
     if name not in _TABLE:
         near = difflib.get_close_matches(str(name), _TABLE, n=3, cutoff=0.4)
@@ -54,7 +51,8 @@ def get(name: str, blocks: Sequence[str] = (), padding: str = "") -> ArchSpec:
 # fmt: off
 # EfficientNetV2-S: paper, Table 4. M, L, XL: released code, effnetv2_configs.py
 # (v2_m_block, v2_l_block, v2_xl_block); the paper has no table of them.
-_V2_S = (  # operator, kernel, expand, stride, channels, layers
+_COLUMNS = ("operator", "kernel", "expand", "stride", "out_channels", "layers")
+_V2_S = (
     (FUSED_MBCONV, 3, 1, 1,  24,  2),
     (FUSED_MBCONV, 3, 4, 2,  48,  4),
     (FUSED_MBCONV, 3, 4, 2,  64,  4),
@@ -137,19 +135,11 @@ def _network(
 ) -> ArchSpec:
     """Returns the network of a table; MBConv has squeeze-and-excite of ratio 0.25."""
     stages, width = [], stem
-    for operator, kernel, expand, stride, channels, layers in table:
-        stage = StageSpec(
-            operator=operator,
-            layers=layers,
-            kernel=kernel,
-            stride=stride,
-            expand=expand,
-            in_channels=width,
-            out_channels=channels,
-            se_ratio=0.25 if operator == MBCONV else 0.0,
-        )
-        stages.append(stage)
-        width = channels
+    for row in table:
+        columns = dict(zip(_COLUMNS, row, strict=True))
+        se_ratio = 0.25 if columns["operator"] == MBCONV else 0.0
+        stages.append(StageSpec(**columns, in_channels=width, se_ratio=se_ratio))
+        width = columns["out_channels"]
     return ArchSpec(
         name=name,
         stem_channels=stem,
@@ -189,32 +179,22 @@ def _resnet(name: str, *layers: int) -> ArchSpec:
 
 
 # fmt: off
+# Width, depth and evaluation size (px) of B0 to B7, V1 and V2, and of Lite0 to Lite4:
+# released code of each.
+_SCALES = (
+    (1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 300),
+    (1.4, 1.8, 380), (1.6, 2.2, 456), (1.8, 2.6, 528), (2.0, 3.1, 600),
+)
+_LITE_SCALES = (*_SCALES[:3], (1.2, 1.4, 280), (1.4, 1.8, 300))
 _TABLE = {spec.name: spec for spec in (
-    # Name, base, width, depth, evaluation size in px: released code.
-    _scaled("efficientnetv2-b0", _V2_BASE, 1.0, 1.0, 224),
-    _scaled("efficientnetv2-b1", _V2_BASE, 1.0, 1.1, 240),
-    _scaled("efficientnetv2-b2", _V2_BASE, 1.1, 1.2, 260),
-    _scaled("efficientnetv2-b3", _V2_BASE, 1.2, 1.4, 300),
+    *(_scaled(f"efficientnetv2-b{i}", _V2_BASE, *s) for i, s in enumerate(_SCALES[:4])),
     # Name, stem, table, evaluation size: Table 4 and released code.
     _network("efficientnetv2-s",  24, _V2_S,  384),
     _network("efficientnetv2-m",  24, _V2_M,  480),
     _network("efficientnetv2-l",  32, _V2_L,  480),
     _network("efficientnetv2-xl", 32, _V2_XL, 512),
-    # Name, base, width, depth, evaluation size: released code of EfficientNet V1.
-    _scaled("efficientnet-b0", _V1_BASE, 1.0, 1.0, 224),
-    _scaled("efficientnet-b1", _V1_BASE, 1.0, 1.1, 240),
-    _scaled("efficientnet-b2", _V1_BASE, 1.1, 1.2, 260),
-    _scaled("efficientnet-b3", _V1_BASE, 1.2, 1.4, 300),
-    _scaled("efficientnet-b4", _V1_BASE, 1.4, 1.8, 380),
-    _scaled("efficientnet-b5", _V1_BASE, 1.6, 2.2, 456),
-    _scaled("efficientnet-b6", _V1_BASE, 1.8, 2.6, 528),
-    _scaled("efficientnet-b7", _V1_BASE, 2.0, 3.1, 600),
-    # Name, width, depth, evaluation size: released code of EfficientNet-Lite.
-    _lite("efficientnet-lite0", 1.0, 1.0, 224),
-    _lite("efficientnet-lite1", 1.0, 1.1, 240),
-    _lite("efficientnet-lite2", 1.1, 1.2, 260),
-    _lite("efficientnet-lite3", 1.2, 1.4, 280),
-    _lite("efficientnet-lite4", 1.4, 1.8, 300),
+    *(_scaled(f"efficientnet-b{i}", _V1_BASE, *s) for i, s in enumerate(_SCALES)),
+    *(_lite(f"efficientnet-lite{i}", *s) for i, s in enumerate(_LITE_SCALES)),
     _network("efficientnetv2-tiny", 16, _V2_TINY, 28, head_channels=256),  # ours
     _resnet("resnet50",  3, 4,  6, 3),
     _resnet("resnet101", 3, 4, 23, 3),

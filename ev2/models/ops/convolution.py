@@ -72,7 +72,7 @@ def _spatial_conv(
 def depthwise_conv(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: str = "same"
 ) -> jax.Array:
-    """As `conv`, channel by channel: kernel `[k, k, 1, C]`, result of C channels."""
+    """Convolves as `conv` channel by channel: kernel `[k, k, 1, C]`, C channels out."""
     pads = pads_of(x.shape, len(kernel), stride, padding)
     return _depthwise_conv(x, kernel, stride, pads)
 
@@ -135,7 +135,7 @@ _depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 def _by_xla(
     x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence | str
 ) -> jax.Array:
-    """XLA's convolution; depthwise if the kernel has one input channel of several."""
+    """Convolves by XLA's operation; depthwise if the kernel has one input channel."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -149,7 +149,7 @@ def _by_xla(
 def _shifted_products(
     x: jax.Array, kernel: jax.Array, *, stride: int, pads: Sequence
 ) -> jax.Array:
-    """One strided view of the padded input per kernel position; sums in float32."""
+    """Sums a strided view of the padded input per kernel position, in float32."""
     dtype = x.dtype
     x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -178,7 +178,7 @@ def _view(
 def _depthwise_input_gradient(
     shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int, pads: Pads
 ) -> jax.Array:
-    """Shifted products of `dy`, dilated by the stride, with the reversed kernel."""
+    """Convolves `dy`, dilated by the stride, with the reversed kernel."""
     side, config = len(kernel), [(0, 0, 0)]
     for size, outputs, (before, _) in zip(shape[1:3], dy.shape[1:3], pads, strict=True):
         low = side - 1 - before
@@ -234,7 +234,7 @@ def _images_at_once(images: int) -> int:
 def _dense_kernel_gradient(
     x: jax.Array, dy: jax.Array, side: int, stride: int, pads: Pads
 ) -> jax.Array:
-    """A product over pixels for each kernel position, summed in float32."""
+    """Computes a product over pixels for each kernel position, in float32."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     (rows, columns), pixels = dy.shape[1:3], dy.reshape(-1, dy.shape[-1])
     products = [
