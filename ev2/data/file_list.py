@@ -5,6 +5,7 @@ split, such as `train` beside `val` or `train.csv` beside `val.csv`.
 """
 
 import csv
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -23,7 +24,7 @@ _COLUMNS = ("path", "label")
 class _ImageList(NamedTuple):
     rows: list[tuple[str, str]]  # name of each image, name of its class
     read: Callable[[str], bytes]  # name -> encoded image
-    display: Callable[[str], str]  # name -> text for people
+    display: Callable[[str], str]  # name -> location, for messages
 
 
 class ListedImages:
@@ -130,14 +131,9 @@ def find_splits(
 
 
 def _list_folder(path: str) -> _ImageList:
-    def locate(name: str) -> str:
-        return os.path.join(path, name)
-
-    return _ImageList(
-        image_folder.list_folder(path),
-        lambda name: image_folder.read_image(locate(name)),
-        locate,
-    )
+    locate = functools.partial(os.path.join, path)
+    rows = image_folder.list_folder(path)
+    return _ImageList(rows, lambda name: image_folder.read_image(locate(name)), locate)
 
 
 def _list_csv(path: str) -> _ImageList:

@@ -58,9 +58,7 @@ def _scan(folder: str) -> list[os.DirEntry]:
 
 
 def read_image(path: str) -> bytes:
-    """Returns the content of the file; b"" if it is missing or may not be read.
-
-    It is then counted and named like a corrupt image.
+    """Returns the content of the file; b"", a corrupt image, if it may not be read.
 
     Raises:
         InputError: the storage fails.

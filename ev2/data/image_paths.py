@@ -1,7 +1,7 @@
 """Finds and reads images by path: files, folders and globs, without classes.
 
-An unreadable path is not an error but an image that is missing from the result;
-`unreadable_reason` explains it.
+An unreadable path is not an error: its image is missing from the result, and
+`unreadable_reason` explains why.
 """
 
 import glob
@@ -87,7 +87,7 @@ class PathSource:
 
 def _read(path: str) -> bytes:
     try:
-        # A pipe or a device could be read but once, or never end.
+        # Reading a pipe or a device might never end.
         return storage.read_file(path) if os.path.isfile(path) else b""
     except OSError:
         return b""

@@ -1,7 +1,7 @@
 """The 1,000 classes of ImageNet1k: WordNet ids and names.
 
-Checkpoints of ImageNet name their classes by WordNet id, as its folders do; output for
-people goes through `readable`. The table `imagenet1k.tsv` holds the ids of ILSVRC2012
+Checkpoints of ImageNet name their classes by WordNet id, as its folders do; `readable`
+gives the names to print. The table `imagenet1k.tsv` holds the ids of ILSVRC2012
 in the order of a network's outputs, each with its names.
 
 Source: WordNet 3.0 (Princeton University). Classes that share their first name have a

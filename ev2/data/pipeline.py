@@ -46,8 +46,7 @@ class Batches:
         source: sources.Source,
         num_steps: int,
         failures: list,
-        *,
-        warns: bool = True,
+        warns: bool,
     ):
         self.num_images = len(source)
         self._iterator = iter(dataset)
@@ -122,7 +121,7 @@ def make_train_data(
         config: keys `seed` and `data.*`.
         stage: `progressive.Stage`; its image size, batch size and RandAugment
             magnitude hold for all batches.
-        first_step: global step of the first batch; each costs the same to start at.
+        first_step: global step of the first batch; starting at any step costs the same.
         process_index: process k of P takes rows [k*B/P, (k+1)*B/P) of each batch.
         process_count: P.
 
@@ -328,7 +327,7 @@ def _batches(
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1
     dataset = dataset.prefetch(BATCHES_AHEAD).with_options(options)
-    return Batches(dataset, source, len(steps), failures, warns=warns)
+    return Batches(dataset, source, len(steps), failures, warns)
 
 
 # labels [b] or [b, L], indices [b]; then of the rows to decode: row, bytes,

@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Returns the location of the image, for people."""
+        """Returns the location of the image, for messages."""
         ...
 
 
@@ -131,15 +131,8 @@ def open_source(config: Any, split: str) -> Source:
     count_key = f"num_{split}_images"
     declared = data[count_key] if split in ("train", "eval") else 0
     source = _open(
-        data.source,
-        data.name,
-        data.path,
-        split,
-        split_name,
-        data.num_classes,
-        declared,
-        data.eval_fraction,
-        data.max_labels,
+        *(data.source, data.name, data.path, split, split_name),
+        *(data.num_classes, declared, data.eval_fraction, data.max_labels),
     )
     _check_declared(f"data.{count_key}", declared, len(source))
     _check_declared("data.num_classes", data.num_classes, len(source.class_names))
@@ -188,8 +181,7 @@ def open_embedded(split: str) -> tfrecord.RecordSource:
     """Opens the images inside the package.
 
     Args:
-        split: "train", "validation", or of the former the first three quarters,
-            "train[:75%]", or the last, "train[75%:]".
+        split: "train", "validation", "train[:75%]" or "train[75%:]".
 
     Raises:
         InputError: another split.
@@ -248,15 +240,13 @@ def _read_labels(path: str) -> tuple[str, ...] | None:
 class SyntheticSource:
     """Images computed from their index: blocks of colour that depend on the class.
 
-    They cost little to make and to decode, so they measure the rest of the program.
-    They can be learnt, so a loss that does not fall shows a fault.
+    They cost little to make and decode, so they measure the rest of the program. They
+    can be learnt, so a loss that does not fall shows a fault.
     """
 
     def __init__(self, num_images: int, num_classes: int, split: str):
-        for key, value in (
-            (f"num_{split}_images", num_images),
-            ("num_classes", num_classes),
-        ):
+        counts = {f"num_{split}_images": num_images, "num_classes": num_classes}
+        for key, value in counts.items():
             if value <= 0:
                 raise errors.InputError(
                     f"data.{key}: {value}, but data.source 'synthetic' has no files to"

@@ -51,7 +51,7 @@ def read_file(path: str) -> bytes:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Writes the file atomically: no reader ever sees a part of it."""
+    """Writes the file atomically: a reader sees all of it or none."""
     if is_remote(path):  # an object appears when it is complete
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(content)
@@ -62,8 +62,8 @@ def write_file(path: str, content: bytes) -> None:
 class Reader:
     """Reads byte ranges of a fixed list of files, from any number of threads.
 
-    Descriptors stay open as long as the reader, so no read can use a descriptor that
-    was closed meanwhile, and perhaps given to another file.
+    Descriptors stay open as long as the reader: a closed one could be given to another
+    file while a thread reads.
     """
 
     def __init__(self, paths: Sequence[str]):

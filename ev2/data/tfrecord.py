@@ -6,6 +6,7 @@ is kept in a file beside the shards, or under `~/.cache/ev2` where the folder is
 read-only. CRCs are not verified: decoding finds damaged images.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -152,7 +153,7 @@ class RecordFiles(Shards):
         return storage.map_parallel(lambda r: self._read_one(*r), list(ranges))
 
     def _read_one(self, shard: int, offset: int, length: int) -> bytes:
-        """Returns a payload; its header must give the length that was indexed."""
+        """Returns a payload, whose header must have the indexed length."""
         start, size = offset - HEADER_BYTES, HEADER_BYTES + length
         record = self._reader.read(shard, start, size)
         if len(record) != size or LENGTH.unpack_from(record)[0] != length:
@@ -226,11 +227,9 @@ def open_records(paths: list[str], *, keep_index: bool = True) -> RecordFiles:
             return RecordFiles(paths, index)
     index = _make_index(paths)
     for index_path in _index_paths(paths):
-        try:
+        with contextlib.suppress(OSError):  # the folder is read-only
             _save_index(index_path, paths, sizes, index)
             break
-        except OSError:  # the folder is read-only
-            continue
     return RecordFiles(paths, index)
 
 
@@ -247,12 +246,9 @@ def _read_positions(path: str) -> tuple[np.ndarray, np.ndarray]:
         if storage.is_remote(path):  # one stream costs less than a request per record
             data = storage.read_file(path)
             return _walk_headers(path, len(data), lambda at, n: data[at : at + n])
-        with open(path, "rb", buffering=0) as file:
-            # pread, not mmap: a page that has to come from disk must not hold the GIL.
-            descriptor = file.fileno()
-            return _walk_headers(
-                path, storage.size(path), lambda at, n: os.pread(descriptor, n, at)
-            )
+        size, reader = storage.size(path), storage.Reader([path])
+        # pread, not mmap: a page that has to come from disk must not hold the GIL.
+        return _walk_headers(path, size, lambda at, n: reader.read(0, at, n))
     except storage.ERRORS as error:
         raise errors.InputError(f"data.path: cannot read {path}: {error}") from None
 
@@ -276,7 +272,7 @@ def _walk_headers(path: str, size: int, read: Callable[[int, int], bytes]):
 
 
 def _index_paths(paths: list[str]) -> list[str]:
-    """Returns the paths to try for the index: beside the shards, the user's cache."""
+    """Returns the paths of the index: beside the shards, or in the user's cache."""
     folder = os.path.dirname(paths[0])
     if not storage.is_remote(folder):
         folder = os.path.abspath(folder)
@@ -295,7 +291,7 @@ def _digest(text: str) -> str:
 
 
 def _load_index(index_path: str, paths: list[str], sizes: list[int]) -> Index | None:
-    """Returns the index, unless it is absent, damaged or of other files."""
+    """Returns the index; None if it is missing, damaged or of other files."""
     try:
         with np.load(index_path, allow_pickle=False) as saved:
             names = [os.path.basename(path) for path in paths]
@@ -308,13 +304,8 @@ def _load_index(index_path: str, paths: list[str], sizes: list[int]) -> Index | 
 
 def _save_index(index_path: str, paths: list[str], sizes: list[int], index: Index):
     stream = io.BytesIO()
-    np.savez(
-        stream,
-        names=np.array([os.path.basename(path) for path in paths]),
-        sizes=np.array(sizes, np.int64),
-        counts=index.counts,
-        offsets=index.offsets,
-        lengths=index.lengths,
-    )
+    names = np.array([os.path.basename(path) for path in paths])
+    columns = dataclasses.asdict(index)
+    np.savez(stream, names=names, sizes=np.array(sizes, np.int64), **columns)
     os.makedirs(os.path.dirname(index_path), exist_ok=True)
     files.write_atomically(index_path, stream.getvalue())

@@ -19,9 +19,9 @@ from ev2.data.prepare import shards
 from ev2.data.tensorflow import tf
 
 LOCAL = "DirectRunner"
-FAILURE = "failure.txt"  # in the state: the error of storage, or
+FAILURE = "failure.txt"  # in the state: the error of storage, or STOPPED
 STOPPED = b"stopped"
-POLL_SECONDS = 1.0  # between two looks for results
+POLL_SECONDS = 1.0  # between two counts of results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class BeamOptions:
     """Runner of Beam and its options.
 
     Attributes:
-        runner: Beam's name of it; "DirectRunner" stays in this process.
-        workers: Threads of the direct runner; 0 = one per core.
-        beam: Further options without their dashes, such as "region=europe-west4".
+        runner: name of the runner; "DirectRunner" stays in this process.
+        workers: threads of the direct runner; 0 = one per core.
+        beam: more options without their dashes, such as "region=europe-west4".
     """
 
     runner: str = LOCAL
@@ -104,7 +104,7 @@ def run(
         out: folder that is filled.
         names: names of the tasks.
         suffix: ending of the results.
-        title: action of the tasks, for people.
+        title: action of the tasks, for the progress bar and messages.
         options: runner of Beam.
 
     Raises:
@@ -121,7 +121,7 @@ def run(
         stopper = _stopped_by_ctrl_c(out) if is_local else contextlib.nullcontext()
         with _progress(out, missing, suffix, title), stopper:
             _run_pipeline(function, missing, options)
-        if not is_local and _failed(out):  # and succeeded when it was retried
+        if not is_local and _failed(out):  # a retry has succeeded
             tf.io.gfile.remove(_failure_path(out))
     except Exception:
         if not _failed(out):
@@ -148,10 +148,10 @@ def _run_pipeline(
 def _attempt(
     task: Callable[[str, str], None], out: str, name: str, *, retried: bool
 ) -> None:
-    """Runs a task; writes a line for people if storage fails.
+    """Runs a task; if storage fails, writes the reason into the state.
 
-    The error is then raised for a runner that retries elsewhere. The direct runner
-    would print a stack trace; it skips the remaining tasks instead.
+    A runner that retries elsewhere gets the error. The direct runner would print a
+    stack trace; it skips the remaining tasks instead.
     """
     if not retried and _failed(out):
         return
@@ -166,9 +166,9 @@ def _attempt(
 
 @contextlib.contextmanager
 def _stopped_by_ctrl_c(out: str) -> Iterator[None]:
-    """Lets running tasks end at the first Ctrl-C and skips the remaining ones.
+    """Finishes running tasks at the first Ctrl-C and skips the remaining ones.
 
-    Threads that are killed inside TensorFlow would crash the process.
+    Killing threads inside TensorFlow would crash the process.
     """
 
     def stop(*_: Any) -> None:
@@ -200,7 +200,7 @@ def _done(out: str, names: Sequence[str], suffix: str) -> set[str]:
 def _progress(
     out: str, names: Sequence[str], suffix: str, title: str
 ) -> Iterator[None]:
-    """Shows the number of results on a terminal, wherever they are made."""
+    """Shows the number of results of all workers on a terminal."""
     bar = tqdm.tqdm(total=len(names), desc=title, unit="task", disable=None)
     stopped = threading.Event()
 

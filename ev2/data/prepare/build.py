@@ -1,4 +1,4 @@
-"""Builds checked shards from a listing; an interrupted preparation can be resumed."""
+"""Builds checked shards from a listing, and resumes an interrupted preparation."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,10 @@ class _DividedImages:
 def prepare(
     listing: Listing, out: str, *, shard_mb: float, options: beam.BeamOptions
 ) -> dict[str, Any]:
-    """Writes the shards of a listing into `out`, or resumes an unfinished one.
+    """Writes the shards of a listing into `out`, or resumes an unfinished preparation.
 
-    The same listing gives the same bytes, whatever the number of workers and of
-    interruptions. The manifest is written last, after all shards have been read again.
+    The same listing gives the same bytes for any number of workers and interruptions.
+    The manifest is written last, after all shards have been read again.
 
     Args:
         listing: the images and the rule of their splits.
@@ -51,8 +51,8 @@ def prepare(
         The manifest.
 
     Raises:
-        InputError: `out` is finished, of another data set or too small; a source
-            fails.
+        InputError: `out` is finished or belongs to another data set, its disk is too
+            small, or a source cannot be read.
         CheckError: a shard, read again, differs from what was written.
     """
     if not 0 < shard_mb < math.inf:
@@ -73,8 +73,8 @@ def _write(
     divided = _divide(listing, out, shard_mb, options)
     print(_format_splits(divided), flush=True)
     parts = {n: p for split in divided.splits.values() for n, p in split.items()}
-    _forget_damaged(out, list(parts))
     for name, part in parts.items():
+        _forget_damaged(out, name)
         if not tf.io.gfile.exists(shards.in_state(out, f"{name}.json")):
             shards.write_state(out, f"{name}.npz", part.to_bytes())
     for task, suffix, title in (
@@ -95,7 +95,7 @@ def _check_held_out(listing: Listing, images: int) -> None:
 
 
 def _make_plan(listing: Listing, shard_mb: float) -> dict[str, Any]:
-    """Returns what a resumed preparation must agree in, and workers need."""
+    """Returns the values that a resumed preparation must share, and workers read."""
     return {
         "dataset": listing.dataset,
         "sources": listing.sources,
@@ -108,26 +108,24 @@ def _make_plan(listing: Listing, shard_mb: float) -> dict[str, Any]:
 
 
 def _check_out(out: str, plan: dict[str, Any]) -> None:
-    """Raises InputError unless `out` is free or was begun with the same plan."""
+    """Raises InputError unless `out` is free or was started with the same plan."""
     try:
         names = storage.list_names(out) if tf.io.gfile.exists(out) else []
     except storage.ERRORS as error:
         raise errors.InputError(f"out: {out!r} is not a folder ({error})") from None
-    # A process begins at this very moment, or was killed then.
-    begins = names == [shards.STATE] and not tf.io.gfile.exists(
-        shards.in_state(out, shards.PLAN)
-    )
-    if not names or begins:
+    # Without a plan, another process is starting at this moment, or was killed then.
+    plan_path = shards.in_state(out, shards.PLAN)
+    if not names or names == [shards.STATE] and not tf.io.gfile.exists(plan_path):
         return
     _check_unfinished(out, names)
     try:
-        begun = shards.read_state(out, shards.PLAN)
+        started = shards.read_state(out, shards.PLAN)
     except (*storage.ERRORS, ValueError):
         raise errors.InputError(
             f"out: {out!r} exists and is not an empty folder; nothing is overwritten,"
             " give a new folder"
         ) from None
-    differ = [key for key, value in plan.items() if begun.get(key) != value]
+    differ = [key for key, value in plan.items() if started.get(key) != value]
     if differ:
         raise errors.InputError(
             f"out: {out!r} was begun with other {' and '.join(differ)}; give the same"
@@ -164,17 +162,18 @@ def _check_space(listing: Listing, out: str) -> None:
 
 
 def _begin(out: str, plan: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """Makes the folder of the state; deletes the half-written files of a killed run.
+    """Makes the folder of the state and deletes files that a killed run left in it.
 
     Returns:
-        The lock that keeps a second process out, to be closed at the end; the kernel
-        drops it with the process. A remote folder cannot be locked.
+        The lock of the folder, to be closed at the end; the kernel releases it with the
+        process. A remote folder cannot be locked.
     """
     state = os.path.join(out, shards.STATE)
     try:
         tf.io.gfile.makedirs(state)
         lock = contextlib.nullcontext() if storage.is_remote(out) else _lock(out, state)
-        _check_unfinished(out, storage.list_names(out))  # another may just have ended
+        # Another process may have finished meanwhile.
+        _check_unfinished(out, storage.list_names(out))
         shards.write_state(out, shards.PLAN, json.dumps(plan).encode())
         for name in storage.list_names(state):
             if name.endswith(".tmp") or name == beam.FAILURE:
@@ -227,7 +226,7 @@ def _divide(
 def _digest(
     images: image_table.ImageTable, out: str, options: beam.BeamOptions
 ) -> np.ndarray:
-    """Reads all images; returns `[N, 32] uint8`, the SHA-256 of each one's bytes."""
+    """Reads all images and returns their SHA-256: `[N, 32] uint8`."""
     names = []
     for first in range(0, len(images), DIGEST_IMAGES):
         name = f"digest-{first // DIGEST_IMAGES:05d}"
@@ -250,7 +249,7 @@ def _digest(
 def _cut(
     split: str, images: image_table.ImageTable, shard_mb: float
 ) -> dict[str, image_table.ImageTable]:
-    """Returns the images of each shard: equal numbers of them, in their order."""
+    """Returns the images of each shard, as equal in number as possible, in order."""
     count = math.ceil(int(images.sizes.sum()) / (shard_mb * 1e6))
     count = max(1, min(count, len(images)))
     if count >= MAX_SHARDS:
@@ -267,36 +266,32 @@ def _cut(
     }
 
 
-def _forget_damaged(out: str, names: list[str]) -> None:
-    """Deletes results of shards that are gone, of another size, or failed the check."""
-    for name in names:
-        result = shards.in_state(out, f"{name}.json")
-        checked = shards.in_state(out, f"{name}.checked")
-        if not tf.io.gfile.exists(result):
-            continue
-        path = os.path.join(out, name)
-        size = shards.read_state(out, f"{name}.json")["bytes"]
-        is_whole = tf.io.gfile.exists(path) and storage.size(path) == size
-        is_checked = tf.io.gfile.exists(checked)
-        if is_checked and storage.read_file(checked):
-            is_whole = False
-        if not is_whole:
-            if is_checked:
-                tf.io.gfile.remove(checked)
-            tf.io.gfile.remove(result)
+def _forget_damaged(out: str, name: str) -> None:
+    """Deletes the results of a shard that is missing, cut, or failed its check."""
+    result = shards.in_state(out, f"{name}.json")
+    checked = shards.in_state(out, f"{name}.checked")
+    if not tf.io.gfile.exists(result):
+        return
+    path = os.path.join(out, name)
+    size = shards.read_state(out, f"{name}.json")["bytes"]
+    is_whole = tf.io.gfile.exists(path) and storage.size(path) == size
+    is_checked = tf.io.gfile.exists(checked)
+    if not is_whole or (is_checked and storage.read_file(checked)):
+        if is_checked:
+            tf.io.gfile.remove(checked)
+        tf.io.gfile.remove(result)
 
 
 def _raise_problems(out: str, names: list[str]) -> None:
-    problems = {}
-    for name in names:
-        problem = storage.read_file(shards.in_state(out, f"{name}.checked"))
-        if problem:
-            problems[name] = problem.decode()
-    if problems:
-        name, problem = next(iter(problems.items()))
+    results = {
+        n: storage.read_file(shards.in_state(out, f"{n}.checked")) for n in names
+    }
+    if problems := [(name, result) for name, result in results.items() if result]:
+        name, problem = problems[0]
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise errors.CheckError(
-            f"{os.path.join(out, name)}{more}: {problem}; run it again to rewrite it"
+            f"{os.path.join(out, name)}{more}: {problem.decode()}; run it again to"
+            " rewrite it"
         )
 
 
@@ -361,7 +356,7 @@ def _format_splits(divided: _DividedImages) -> str:
 
 
 def format_result(manifest: dict[str, Any], out: str) -> str:
-    """Formats the last line for people."""
+    """Returns the last line that the command prints."""
     splits = manifest["splits"].items()
     counts = ", ".join(f"{entry['images']:,} {split}" for split, entry in splits)
     number = sum(len(entry["shards"]) for _, entry in splits)

@@ -42,25 +42,22 @@ def prepare_cars(
     """
     in_memory.check_free(out)
     names = (*ARCHIVES.values(), DEVKIT, TEST_LABELS)
-    paths = in_memory.find_files("archive", archive, dict.fromkeys(names, HINT))
+    paths = in_memory.find_files(archive, dict.fromkeys(names, HINT))
     classes, labels = _read_tables(paths)
     for split, count in counts.items():
-        in_memory.check_count("archive", split, len(labels[split]), count)
-    with in_memory.new_folder(out) as folder:
-        written = {}
-        for split, label_of in labels.items():
-            path = paths[ARCHIVES[split]]
-            images = [
-                in_memory.NamedImage(name, content, label_of[name])
-                for name, content in in_memory.read_members("archive", path, label_of)
-            ]
-            found = len({image.name for image in images})
-            in_memory.check_count(
-                "archive", os.path.basename(path), found, counts[split]
-            )
-            written[split] = in_memory.write_split(folder, split, images)
-        sources = list(paths.values())
-        return in_memory.write_manifest(folder, "cars", classes, written, sources)
+        in_memory.check_count(split, len(labels[split]), count)
+
+    def read(split: str) -> list[in_memory.NamedImage]:
+        path, label_of = paths[ARCHIVES[split]], labels[split]
+        images = [
+            in_memory.NamedImage(name, content, label_of[name])
+            for name, content in in_memory.read_members("archive", path, label_of)
+        ]
+        distinct = len({image.name for image in images})
+        in_memory.check_count(os.path.basename(path), distinct, counts[split])
+        return images
+
+    return in_memory.write_set(out, "cars", classes, labels, read, [*paths.values()])
 
 
 def _read_tables(

@@ -1,9 +1,4 @@
-"""Prepares the embedded images: a part of Fashion-MNIST as PNGs in shards.
-
-    ev2 prepare fashion-mnist --source=/usr/share/datasets/fashion-mnist --out=DIR
-
-writes the images and labels of `ev2/data/fashion_mnist` again.
-"""
+"""Prepares the embedded images, a part of Fashion-MNIST as PNGs in shards."""
 
 import gzip
 import io
@@ -61,10 +56,7 @@ def prepare_fashion_mnist(
         for split, (images, labels) in chosen.items():
             rows = list(zip(map(_encode, images), labels.tolist(), strict=True))
             written = shards.write_split(
-                folder,
-                split,
-                rows,
-                SPLITS[split][1],
+                *(folder, split, rows, SPLITS[split][1]),
                 lambda row: shards.example(row[0], [row[1]]),
             )
             splits[split] = {"images": len(rows), "shards": written}
@@ -78,11 +70,7 @@ def prepare_fashion_mnist(
 def _choose(
     images: np.ndarray, labels: np.ndarray, per_class: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first `per_class` images and labels of each class, in file order.
-
-    Raises:
-        InputError: a class has fewer; `where` names the files.
-    """
+    """Returns the first `per_class` images and labels of each class, in file order."""
     rank = np.zeros(len(labels), np.int64)  # number of images of its class before it
     for label in range(len(CLASSES)):
         of_class = labels == label
@@ -97,12 +85,7 @@ def _choose(
 
 
 def _read_split(source: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[N, H, W] uint8` images and `[N] uint8` labels of one split.
-
-    Raises:
-        InputError: a file is missing, truncated, of another format, or the two files
-            do not fit one another.
-    """
+    """Returns `[N, H, W] uint8` images and `[N] uint8` labels of one split."""
     images = _read_idx(source, f"{prefix}-images-idx3-ubyte", IDX_IMAGES_MAGIC)
     labels = _read_idx(source, f"{prefix}-labels-idx1-ubyte", IDX_LABELS_MAGIC)
     if len(images) != len(labels):

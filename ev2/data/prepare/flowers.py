@@ -41,25 +41,23 @@ def prepare_flowers(
     """
     in_memory.check_free(out)
     hints = {name: f"fetch {PAGE}/{name}" for name in (ARCHIVE, LABELS, SETS)}
-    paths = in_memory.find_files("archive", archive, hints)
+    paths = in_memory.find_files(archive, hints)
     labels, splits = _read_tables(paths, counts)
     images = {
         int(match[1]): (name, content)
         for name, content in in_memory.read_members("archive", paths[ARCHIVE])
         if (match := NAME.match(name))
     }
-    in_memory.check_count("archive", "all splits", len(images), len(labels))
-    with in_memory.new_folder(out) as folder:
-        written = {}
-        for split, numbers in splits.items():
-            chosen = [
-                in_memory.NamedImage(*images[i], int(labels[i - 1]) - 1)
-                for i in numbers
-            ]
-            written[split] = in_memory.write_split(folder, split, chosen)
-        classes = [f"flower {i}" for i in range(1, NUM_CLASSES + 1)]
-        sources = list(paths.values())
-        return in_memory.write_manifest(folder, "flowers", classes, written, sources)
+    in_memory.check_count("all splits", len(images), len(labels))
+    classes = [f"flower {i}" for i in range(1, NUM_CLASSES + 1)]
+
+    def read(split: str) -> list[in_memory.NamedImage]:
+        return [
+            in_memory.NamedImage(*images[i], int(labels[i - 1]) - 1)
+            for i in splits[split]
+        ]
+
+    return in_memory.write_set(out, "flowers", classes, splits, read, [*paths.values()])
 
 
 def _read_tables(
@@ -79,7 +77,7 @@ def _read_tables(
             f" it from {PAGE}"
         ) from None
     for split, count in counts.items():
-        in_memory.check_count("archive", split, len(splits[split]), count)
+        in_memory.check_count(split, len(splits[split]), count)
     numbers = sorted(i for split in splits.values() for i in split)
     is_whole = numbers == list(range(1, len(labels) + 1))
     if not is_whole or labels.min() < 1 or labels.max() > NUM_CLASSES:

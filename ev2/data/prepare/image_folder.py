@@ -15,7 +15,7 @@ def list_folder(*, source: str, out: str, eval_fraction: float) -> listing.Listi
     Args:
         source: the folder, or one that contains train and val.
         out: folder of the shards.
-        eval_fraction: fraction of each class that is held out, without val.
+        eval_fraction: fraction of each class to hold out, without val.
 
     Raises:
         InputError: see `file_list.ListedImages`; or `out` is inside `source`.
@@ -52,7 +52,7 @@ def list_folder(*, source: str, out: str, eval_fraction: float) -> listing.Listi
 
 
 def _locate(images: file_list.ListedImages) -> image_table.ImageTable:
-    """Returns the images by their path inside the folder, each a file of its own."""
+    """Returns the table of the images, each a file, by their path in the folder."""
     paths = [images.name(i) for i in range(len(images))]
     sizes = storage.map_parallel(listing.size_or_0, paths)
     rows = [

@@ -63,7 +63,7 @@ class ImageTable:
         return [flat[end - n : end] for end, n in zip(ends, self.counts, strict=True)]
 
     def digest(self) -> str:
-        """Returns the SHA-256 of everything but the paths: archives may be moved."""
+        """Returns the SHA-256 of all columns but the paths: archives may be moved."""
         columns = (self.files, self.offsets, self.sizes, self.labels, self.counts)
         state = hashlib.sha256(b"\n".join(self.names.tolist()))
         for column in columns:
@@ -118,9 +118,9 @@ def join(parts: Sequence[ImageTable]) -> ImageTable:
 class MergedTable:
     """Images without duplicates, and the number of duplicates by kind."""
 
-    table: ImageTable  # one of each, with the labels of all, sorted
-    same_class: int  # images left out as duplicates in the same class
-    other_classes: int  # images that became a label of a duplicate in another class
+    table: ImageTable  # one image of each group, with all labels of the group, sorted
+    same_class: int  # duplicates in the same class, left out
+    other_classes: int  # duplicates in another class, which became labels
 
 
 def merge_equal(table: ImageTable, digests: np.ndarray) -> MergedTable:

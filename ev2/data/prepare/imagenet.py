@@ -5,12 +5,11 @@ headers.
 """
 
 import collections
-import dataclasses
 import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -32,16 +31,14 @@ IMAGENET21K = {  # edition -> images, numbers of classes that are called so
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class DevKit:
+class _DevKit(NamedTuple):
     """Content of the development kit of ILSVRC2012; classes are WordNet ids."""
 
     classes: tuple[str, ...]  # in the order of their numbers in the kit
     validation: tuple[str, ...]  # class of each validation image, by its number
 
 
-@dataclasses.dataclass(frozen=True)
-class _Archive:
+class _Archive(NamedTuple):
     """One archive, perhaps inside another file."""
 
     name: str  # without folder and ".tar": the class
@@ -62,7 +59,7 @@ def list_imagenet1k(
         minival_images: number of training images to hold out.
 
     Raises:
-        InputError: a file is missing or truncated, or does not fit the others.
+        InputError: a file is missing or truncated, or does not fit another file.
     """
     if not train and not validation or bool(validation) != bool(devkit):
         raise errors.InputError(
@@ -156,27 +153,22 @@ def _find_class_archives(
 ) -> tuple[list[_Archive], list[dict[str, str]]]:
     """Returns the archives of classes, by name, and the other files beside them."""
     if tf.io.gfile.isdir(path):
-        found = [
-            _Archive(name.removesuffix(".tar"), os.path.join(path, name))
-            for name in storage.list_names(path)
+        entries = [
+            (name, os.path.join(path, name)) for name in storage.list_names(path)
         ]
     else:
-        found = [
-            _Archive(
-                os.path.basename(member.name).removesuffix(".tar"),
-                path,
-                member.offset_data,
-                member.size,
-            )
+        entries = [
+            (os.path.basename(member.name), path, member.offset_data, member.size)
             for member in _walk(key, _Archive(path, path))
             if member.isreg()
         ]
-    archives = [archive for archive in found if WORDNET_ID.match(archive.name)]
-    others = [
-        {"name": archive.name, "reason": "not an archive of a class"}
-        for archive in found
-        if not WORDNET_ID.match(archive.name)
-    ]
+    archives, others = [], []
+    for name, *place in entries:
+        archive = _Archive(name.removesuffix(".tar"), *place)
+        if WORDNET_ID.match(archive.name):
+            archives.append(archive)
+        else:
+            others.append({"name": archive.name, "reason": "not an archive of a class"})
     counts = collections.Counter(archive.name for archive in archives)
     twice = sorted(name for name, count in counts.items() if count > 1)
     if len(archives) < 2 or twice:
@@ -189,11 +181,7 @@ def _find_class_archives(
 
 
 def _walk(key: str, archive: _Archive) -> Iterable:
-    """Yields the members of an archive.
-
-    Raises:
-        InputError: it is missing, truncated or compressed, or not an archive.
-    """
+    """Yields the members of an archive; raises InputError if it cannot be read."""
     try:
         yield from tar.walk(archive.path, archive.start, archive.size)
     except (FileNotFoundError, tf.errors.NotFoundError):
@@ -246,7 +234,7 @@ def _list_images(
         reason = _other_reason(member, name)
         if not reason:
             path = os.path.normpath(member.name)
-            if path in rows:  # of equal names the last one counts
+            if path in rows:  # the last of equal names counts, as in unpacking
                 others.append({"name": member.name, "reason": "replaced further on"})
             rows[path] = (member.offset_data, member.size, name)
         elif not member.isdir():
@@ -264,15 +252,8 @@ def _other_reason(member: Any, name: str) -> str:
     return "" if member.size else "empty"
 
 
-def _read_devkit(path: str) -> DevKit:
-    """Reads `ILSVRC2012_devkit_t12.tar.gz`.
-
-    Its numbers of classes are its own: 1 to 1,000 for the classes of the challenge,
-    above them the synsets that contain others.
-
-    Raises:
-        InputError: the file cannot be read, or is not the kit.
-    """
+def _read_devkit(path: str) -> _DevKit:
+    """Reads the kit; it numbers the classes from 1, and broader synsets after them."""
     hint = "give ILSVRC2012_devkit_t12.tar.gz"
     content = dict(in_memory.read_members("devkit", path, (SYNSETS, TRUTH)))
     for name in (SYNSETS, TRUTH):
@@ -291,10 +272,10 @@ def _read_devkit(path: str) -> DevKit:
         raise errors.InputError(
             f"devkit: cannot read {path!r} ({error!r}); {hint}"
         ) from None
-    return DevKit(tuple(synsets.values()), validation)
+    return _DevKit(tuple(synsets.values()), validation)
 
 
-def _check_devkit(path: str, kit: DevKit, classes: tuple[str, ...]) -> None:
+def _check_devkit(path: str, kit: _DevKit, classes: tuple[str, ...]) -> None:
     differ = sorted(set(kit.classes) ^ set(classes))
     if classes and differ:
         raise errors.InputError(
@@ -305,7 +286,7 @@ def _check_devkit(path: str, kit: DevKit, classes: tuple[str, ...]) -> None:
 
 
 def _list_validation(
-    path: str, kit: DevKit, classes: tuple[str, ...], left_out: list[dict[str, str]]
+    path: str, kit: _DevKit, classes: tuple[str, ...], left_out: list[dict[str, str]]
 ) -> image_table.ImageTable:
     """Lists the validation images; a number is a line of the kit's ground truth."""
     rows, others = _list_images("validation", _Archive(path, path))

@@ -10,7 +10,7 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ev2 import errors, files
@@ -59,21 +59,17 @@ def new_folder(out: str) -> Iterator[str]:
         yield os.fspath(folder)
 
 
-def find_files(key: str, folder: str, hints: Mapping[str, str]) -> dict[str, str]:
-    """Returns the paths of files in a folder, by name.
-
-    Args:
-        key: flag of the folder on the command line.
-        folder: the folder.
-        hints: name of each file -> its origin.
+def find_files(archive: str, hints: Mapping[str, str]) -> dict[str, str]:
+    """Returns the paths of the files in the folder `archive` by name.
 
     Raises:
-        InputError: a file is missing; the message has its name and hint.
+        InputError: a file is missing; the message has its name and its hint.
     """
+    paths = {name: os.path.join(archive, name) for name in hints}
     for name, hint in hints.items():
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise errors.InputError(f"{key}: {folder!r} lacks {name}; {hint}")
-    return {name: os.path.join(folder, name) for name in hints}
+        if not os.path.isfile(paths[name]):
+            raise errors.InputError(f"archive: {archive!r} lacks {name}; {hint}")
+    return paths
 
 
 def read_members(
@@ -81,10 +77,7 @@ def read_members(
 ) -> Iterator[tuple[str, bytes]]:
     """Yields base name and content of the files in a tar archive, compressed or not.
 
-    Args:
-        key: flag of the archive on the command line.
-        path: the archive.
-        names: base names to read; None = all.
+    Only `names` are read, all without; `key` is the archive's flag.
 
     Raises:
         InputError: the file is truncated or is not an archive.
@@ -111,7 +104,7 @@ def load_matlab(key: str, path: str, content: Any = None) -> dict[str, Any]:
     """Returns the variables of a .mat file, or of `content`, an open one.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read, or SciPy is missing.
     """
     try:
         import scipy.io
@@ -127,23 +120,33 @@ def load_matlab(key: str, path: str, content: Any = None) -> dict[str, Any]:
         ) from None
 
 
-def check_count(key: str, split: str, found: int, expected: int) -> None:
+def check_count(split: str, count: int, expected: int) -> None:
     """Raises InputError unless a split has the expected number of images."""
-    if found != expected:
+    if count != expected:
         raise errors.InputError(
-            f"{key}: {found:,} images for {split}, and there should be {expected:,}; "
+            f"archive: {count:,} images for {split}, and there should be {expected:,}; "
             "fetch the files again"
         )
 
 
-def write_split(
+def write_set(
+    out: str,
+    dataset: str,
+    classes: Sequence[str],
+    splits: Iterable[str],
+    read: Callable[[str], Sequence[NamedImage]],
+    sources: Sequence[str],
+) -> dict[str, Any]:
+    """Writes the images that `read` returns for each split; returns the manifest."""
+    with new_folder(out) as folder:
+        written = {split: _write_split(folder, split, read(split)) for split in splits}
+        return write_manifest(folder, dataset, classes, written, sources)
+
+
+def _write_split(
     folder: str, split: str, images: Sequence[NamedImage]
 ) -> dict[str, Any]:
-    """Writes the shards of a split, sorted by the SHA-256 of the names.
-
-    Returns:
-        The entry of the split in the manifest.
-    """
+    """Writes a split sorted by the SHA-256 of the names; returns its manifest entry."""
     ordered = sorted(images, key=lambda i: hashlib.sha256(i.name.encode()).digest())
     size = sum(len(image.encoded) for image in ordered)
     count = max(1, math.ceil(size / SHARD_BYTES))
@@ -166,13 +169,13 @@ def write_manifest(
     sources: Sequence[str],
     rule: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes labels.txt and manifest.json; returns the content of the latter.
+    """Writes labels.txt and manifest.json; returns the manifest.
 
     Args:
         folder: folder of the shards.
         dataset: name.
         classes: names of the classes.
-        splits: entry of each split, from `write_split`.
+        splits: manifest entry of each split.
         sources: paths of the original files.
         rule: rule of the splits, in words; None: the set's own, sorted by hash.
     """

@@ -13,20 +13,20 @@ ORDER = "by the SHA-256 of the file name, lowest first"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Images of all splits and everything that the manifest states about them.
+    """Images of all splits, and their metadata in the manifest.
 
     Attributes:
-        dataset: Its name.
-        classes: Names of the classes, WordNet ids if `synsets`.
-        splits: Images of each split, before `held_out` is taken from "train".
-        held_out: Name of the held-out split, or "".
-        held_out_images: Its size; its images are the first of "train" by hash.
-        held_out_flag: Flag of the size on the command line.
-        merge: True if images with equal bytes become one.
-        sources: Name and bytes of each file or folder.
-        left_out: Name and reason of each file that is not an image.
-        rule: The rule of each split, in words.
-        notes: Lines for people, such as counts that differ from the published ones.
+        dataset: name of the data set.
+        classes: names of the classes, WordNet ids if `synsets`.
+        splits: images of each split, before `held_out` is taken from "train".
+        held_out: name of the held-out split, or "".
+        held_out_images: size of the held-out split, the first of "train" by hash.
+        held_out_flag: flag of the size on the command line.
+        merge: makes one record of images with equal bytes.
+        sources: name and bytes of each file or folder.
+        left_out: name and reason of each file that is not an image.
+        rule: rule of each split, in words.
+        notes: remarks, such as counts that differ from the published ones.
     """
 
     dataset: str
@@ -48,11 +48,8 @@ def describe_source(path: str) -> dict[str, Any]:
     name = os.path.basename(os.path.normpath(path))
     if not tf.io.gfile.isdir(path):
         return {"name": name, "bytes": storage.size(path)}
-    paths = [
-        os.path.join(root, file)
-        for root, _, names in tf.io.gfile.walk(path)
-        for file in names
-    ]
+    folders = tf.io.gfile.walk(path)
+    paths = [os.path.join(root, file) for root, _, names in folders for file in names]
     return {"name": name, "bytes": sum(storage.map_parallel(size_or_0, paths))}
 
 

@@ -1,8 +1,8 @@
 """Writes and checks records and shards in ImageNet's layout.
 
-A preparation keeps its state in a folder inside the one that it fills: for each task a
-file `NAME.npz` with the locations of its images, and a file with its result. A task
-with a result is done; results are written last, atomically.
+A preparation keeps its state in a folder inside `out`: for each task a file `NAME.npz`
+with the locations of its images, and a file with its result. A task with a result is
+done; results are written last, atomically.
 """
 
 import functools
@@ -144,12 +144,8 @@ def write_shard(out: str, name: str) -> None:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)  # the disk may be full
         raise
-    made = {
-        "file": name,
-        "records": len(part),
-        "sha256": digest,
-        "bytes": storage.size(temporary),
-    }
+    made = {"file": name, "records": len(part), "sha256": digest}
+    made["bytes"] = storage.size(temporary)
     tf.io.gfile.rename(temporary, os.path.join(out, name), overwrite=True)
     write_state(out, f"{name}.json", json.dumps(made).encode())
 
