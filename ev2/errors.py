@@ -1,4 +1,4 @@
-"""The errors that the command line prints as one line, and their exit codes."""
+"""Errors that the command line prints as one line, and their exit codes."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,8 @@ class Ev2Error(Exception):
     """An error whose message is one line for the user.
 
     Attributes:
-        exit_code: exit code of the command line.
-        advice: ends the line that the command line prints.
+        exit_code: exit code of the command.
+        advice: end of the printed line.
     """
 
     exit_code = 1
@@ -16,23 +16,23 @@ class Ev2Error(Exception):
 
 
 class InputError(Ev2Error, ValueError):
-    """Bad input: one line with the key, its value and what is allowed.
+    """Bad input, found before anything is written or compiled.
 
-    It is raised before anything is written or compiled.
+    The message has the key, its value and the allowed values.
     """
 
     exit_code = 2
 
 
 class CheckError(Ev2Error, RuntimeError):
-    """A written result does not pass its own check; the file stays.
+    """A written result fails its check; the file stays.
 
-    The message has the figure and the allowed bound.
+    The message has the value and the allowed bound.
     """
 
 
 class StoppedError(Ev2Error, RuntimeError):
-    """The run cannot continue, such as on a full disk; saved files stay."""
+    """The run cannot continue, for example on a full disk; saved files stay."""
 
 
 class PreemptedError(Ev2Error, RuntimeError):

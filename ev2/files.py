@@ -14,7 +14,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Writes the file `path`: a reader sees the old content or the new, never a part.
 
     Raises:
-      OSError: the folder cannot be written. The old content is kept.
+      OSError: the folder cannot be written. The old content stays.
     """
     target = epath.Path(path)
     temporary = _temporary_sibling(target)
@@ -53,14 +53,14 @@ def check_new(key: str, path: str | os.PathLike) -> None:
 def check_writable(key: str, path: str | os.PathLike) -> None:
     """Raises InputError if the folder `path`, the value of `key`, cannot be written.
 
-    Where `path` does not exist, its nearest existing parent is tested.
+    If `path` does not exist, its nearest existing parent is tested.
     """
     folder = epath.Path(path).absolute()
     while not _exists(folder):
         folder = folder.parent
     probe = _temporary_sibling(folder / "probe")
     try:
-        probe.write_bytes(b"")  # permissions alone do not tell
+        probe.write_bytes(b"")  # permissions alone are not enough
         probe.unlink()
     except OSError as error:
         raise errors.InputError(

@@ -42,7 +42,7 @@ def match(
       checkpoint: path of the checkpoint, for the error.
 
     Raises:
-      InputError: the checkpoint has no classes, or lacks one of the data's.
+      InputError: the checkpoint has no classes, or lacks a class of the data.
     """
     if not candidates:
         raise errors.InputError(

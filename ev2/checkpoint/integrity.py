@@ -1,6 +1,6 @@
-"""Checksums of checkpoints, and the quarantine of a run's corrupt ones.
+"""Verifies checkpoint checksums and quarantines corrupt checkpoints.
 
-A checkpoint carries the CRC-32 of each of its files, computed when all files are
+A checkpoint holds the CRC-32 of each of its files, computed when all files are
 written and before the checkpoint is committed.
 """
 
@@ -31,7 +31,7 @@ def list_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
 def quarantine(workdir: str) -> None:
     """Moves a run's corrupt checkpoints to `WORKDIR/damaged`, with a warning for each.
 
-    Checkpoints are verified from the newest on, until one is intact. Of the older
+    Checkpoints are verified from the newest until an intact one. Of the older
     checkpoints only the evaluation scores are verified: a resumed run reads them all.
 
     Raises:

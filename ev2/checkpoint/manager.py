@@ -20,7 +20,7 @@ from ev2.checkpoint import integrity
 
 
 def exists(workdir: str) -> bool:
-    """Returns whether the run in `workdir` has a checkpoint."""
+    """Returns True if the run in `workdir` has a checkpoint."""
     folder = pathlib.Path(workdir) / integrity.CHECKPOINTS
     return bool(integrity.list_checkpoints(folder))
 
@@ -44,25 +44,22 @@ class Checkpoints:
         """
         self._folder = pathlib.Path(workdir).absolute() / integrity.CHECKPOINTS
         self._saving: int | None = None  # step of the last save
-        self._in_flight = False  # whether that save may still fail
-        self._failed = False  # whether a save has failed
+        self._in_flight = False  # True while that save may fail
+        self._failed = False  # True after a failed save
+        best = checkpoint_managers.BestN(get_metric_fn=_score, n=keep_best)
+        kept = [checkpoint_managers.LatestN(keep), best]
+        before_commit = ocp.AsyncOptions(
+            post_finalization_callback=self._write_checksums
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=_score,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=before_commit,
+        )
         self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(keep),
-                        checkpoint_managers.BestN(get_metric_fn=_score, n=keep_best),
-                    ]
-                ),
-                best_fn=_score,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._write_checksums
-                ),
-            ),
-            item_names=("state", "meta"),
+            self._folder, options=options, item_names=("state", "meta")
         )
         self._verified = self.latest_step()
 
@@ -71,10 +68,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int:
-        """Returns the step of the highest score, the latest of equal ones.
-
-        Waits for the save in flight.
-        """
+        """Waits for the save in flight; returns the latest step of the best score."""
         self.finish()
         step = self._manager.best_step()
         assert step is not None, "a run is evaluated, and saved, at its end"
@@ -90,8 +84,8 @@ class Checkpoints:
 
         Args:
           step: of a checkpoint of this run.
-          abstract_state: a tree of shapes, dtypes and shardings. The number of devices
-            may differ from the one that the checkpoint was saved on.
+          abstract_state: a tree of shapes, dtypes and shardings, on any number of
+            devices.
 
         Raises:
           InputError: the checkpoint is corrupt or cannot be read.
@@ -120,7 +114,7 @@ class Checkpoints:
         *,
         score: float | None = None,
     ) -> None:
-        """Starts to write `state` under `step`, unless that step is saved already.
+        """Starts to write `state` under `step`, if that step is not saved already.
 
         Args:
           state: the whole training state.
@@ -161,11 +155,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save in flight and releases the manager.
-
-        Raises:
-          StoppedError: the save could not be completed.
-        """
+        """Finishes the save in flight (see `finish`) and releases the manager."""
         self.finish()
         self._manager.close()
 

@@ -1,4 +1,4 @@
-"""Reads and writes weights for use: checkpoints of runs, and published files."""
+"""Loads weights of runs and of published files, and saves converted weights."""
 
 import json
 import os
@@ -17,9 +17,7 @@ from ev2.models import arch
 from ev2.models.model import Model, create_model
 
 # Keys of the metadata's preprocessing that a config has under `data`.
-_DATA_KEYS = (
-    *("mean", "std", "interpolation", "eval_crop", "eval_crop_padding", "exif"),
-)
+_DATA_KEYS = "mean", "std", "interpolation", "eval_crop", "eval_crop_padding", "exif"
 
 
 def load_pretrained(
@@ -32,15 +30,15 @@ def load_pretrained(
         `checkpoints` folder, one checkpoint in it, weights written by `ev2 convert`,
         or a published file, whose format and network are detected (see
         `published.convert`).
-      weights: "ema" for the EMA weights or "raw". Ignored where there is one set.
+      weights: "ema" or "raw". Ignored for files with one set of weights.
 
     Returns:
       The network (float32), `{"params", "batch_stats"}` as float32 NumPy arrays, and
       the metadata (see `make_metadata`).
 
     Raises:
-      InputError: there is no complete checkpoint at `path`, the checkpoint is corrupt,
-        or the published file fits no network.
+      InputError: `path` holds no complete checkpoint, the checkpoint is corrupt, or
+        the published file fits no network.
     """
     errors.check_choice("weights", weights, ("ema", "raw"))
     path = os.fspath(path)
@@ -143,13 +141,9 @@ def make_metadata(
     stages = model.arch.stages
     is_own = stages == arch.get(model.name).stages
     blocks = [] if is_own else list(arch.encode(stages))
+    arguments = {"name": model.name, "num_classes": model.num_classes}
     metadata = {
-        "model": {
-            "name": model.name,
-            "num_classes": model.num_classes,
-            "blocks": blocks,
-            "padding": model.arch.padding,
-        },
+        "model": {**arguments, "blocks": blocks, "padding": model.arch.padding},
         "class_names": list(class_names),
         "config": None,
         **others,

@@ -1,1 +1,1 @@
-"""Measures of trained weights: accuracy over a split, and predictions for images."""
+"""Evaluation of trained weights: accuracy over a split, and predictions for images."""

@@ -54,10 +54,10 @@ def evaluate(
     classes: np.ndarray | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Counts every image of the split exactly once.
+    """Evaluates weights on every image of the split exactly once.
 
-    The last batch is padded and masked. Files that cannot be decoded are left out of
-    `count` and reported in `skipped`.
+    The last batch is padded and masked. Unreadable files are left out of `count` and
+    reported in `skipped`.
 
     Args:
       eval_step: from `compile_eval_step`, with the same `config` and `mesh`.
@@ -66,8 +66,8 @@ def evaluate(
       mesh: devices to run on.
       split: see `pipeline.make_eval_data`.
       classes: `[data classes]` int32, the network's class of each class of the data;
-        None where they are equal.
-      progress: True draws a progress bar on stderr.
+        None if they are equal.
+      progress: draws a progress bar on stderr.
 
     Returns:
       `{name: {"top1", "top5", "count", "skipped", "confusion"}}`, with the fractions
@@ -127,13 +127,13 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Returns the accuracy of a checkpoint, as `ev2 evaluate` prints it.
 
-    The classes of the data are matched to those of the checkpoint by name: they may be
-    fewer and in another order.
+    The classes of the data are matched by name to the classes of the checkpoint: they
+    may be fewer and in another order.
 
     Args:
       path: see `pretrained.load_pretrained`.
-      config: data source and batch size; None for those that the checkpoint was
-        trained with. Model and preprocessing always come from the checkpoint.
+      config: data source and batch size; None for the config of the checkpoint's run.
+        Model and preprocessing always come from the checkpoint.
       weights: "ema" or "raw".
       split: "eval", "train" or "all" (images in a folder without train/ and val/);
         None for "all" in such a folder unless the checkpoint was trained on a folder,
@@ -142,8 +142,8 @@ def evaluate_checkpoint(
       image_size: px; 0 for the image size of the checkpoint.
 
     Raises:
-      InputError: there is no checkpoint or no data at the given paths, a size is out
-        of range, or the checkpoint lacks a class of the data.
+      InputError: the checkpoint or the data is missing, a size is out of range, or the
+        checkpoint lacks a class of the data.
     """
     model, variables, metadata = pretrained.load_pretrained(path, weights=weights)
     merged = _with_preprocessing(metadata, config)
@@ -182,8 +182,8 @@ def check_sizes(**sizes: int) -> None:
 def _default_split(metadata: dict[str, Any], config: ConfigDict) -> str:
     """Returns "all" for an undivided folder, if the run was not trained on a folder.
 
-    The kind of the run's data decides, not its path: copies and links have other
-    paths, and images that were trained on must not count as a test.
+    The kind of the run's data decides, not its path, which differs for copies and
+    links: training images must not count as test images.
     """
     run = metadata["config"]
     trained_on_own = run is not None and run["data"]["source"] in sources.OWN_IMAGES

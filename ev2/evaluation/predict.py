@@ -1,4 +1,4 @@
-"""Predictions for image files: the most probable classes, batch by batch."""
+"""Classifies image files: the most probable classes, batch by batch."""
 
 import contextlib
 import json
@@ -28,17 +28,17 @@ def print_predictions(
 ) -> None:
     """Prints the predictions for all images.
 
-    A progress bar is drawn on stderr where no output can come between its updates.
+    A progress bar is drawn on stderr if no output can come between its updates.
 
     Args:
       path: see `pretrained.load_pretrained`.
       images: files, folders and globs; see `image_paths.find_images`.
-      json_lines: True prints one JSON object per image as soon as it is classified;
-        False prints one table at the end.
+      json_lines: prints one JSON object per image as soon as it is classified, in place
+        of one table at the end.
       batch_size, options: see `predict`.
 
     Raises:
-      InputError: see `predict`; or not a single image could be read.
+      InputError: see `predict`; or none of the images could be read.
     """
     check_options(batch_size=batch_size, **options)
     paths = image_paths.find_images(images)
@@ -111,8 +111,8 @@ def predict(
     """Loads the network and returns the predictions for `paths`, in their order.
 
     A prediction is `{"path", "top": [{"index", "name", "id", "probability"}]}`, most
-    probable class first; "id" is the WordNet id, where the checkpoint has one. An
-    image that cannot be read gives `{"path", "error"}`.
+    probable class first; "id" is the WordNet id, if the checkpoint has one. An
+    unreadable image gives `{"path", "error"}`.
 
     Args:
       path: see `pretrained.load_pretrained`, which also gives the preprocessing.
@@ -123,7 +123,7 @@ def predict(
       image_size: px; 0 for the image size of the checkpoint.
 
     Raises:
-      InputError: there is no checkpoint, it has no classes, or an option is out of
+      InputError: the checkpoint is missing or has no classes, or an option is out of
         range.
     """
     check_options(

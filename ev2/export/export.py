@@ -66,9 +66,9 @@ def export(
         in batches of `BATCH_SIZES`; "bound", the allowed difference; and more.
 
     Raises:
-        InputError: the format is unknown, a package is missing, there is no checkpoint,
-            `out` exists, or `export.json` would replace a file that is not a report.
-            Nothing is computed or written then.
+        InputError: the format is unknown, a package or the checkpoint is missing, `out`
+            exists, or `export.json` would replace a file that is not a report. It is
+            raised before anything is computed or written.
         CheckError: the difference is above the bound, or a tensor of "safetensors"
             has other bits. The export stays.
     """
@@ -117,7 +117,7 @@ def compare(
 ) -> dict[str, Any]:
     """Returns the differences between the logits of the export at `path` and `source`.
 
-    Both are computed on CPU in float32, whatever other devices there are.
+    Both are computed on CPU in float32.
     """
     file_format = FORMATS[format_name]
     differences, largest = {}, 0.0

@@ -15,8 +15,8 @@ def interpret(
 ) -> list[Any]:
     """Returns the outputs of the traced program `closed` for `inputs`.
 
-    Calls are entered. Where a program has a form per platform, the default form is
-    used, in which a depthwise convolution is a grouped convolution.
+    Calls are entered. Of a form per platform the default is taken, in which a depthwise
+    convolution is a grouped convolution.
 
     Args:
         closed: from `jax.make_jaxpr`.
@@ -56,7 +56,7 @@ def bind(equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
 
 
 def is_pointwise(equation: JaxprEqn) -> bool:
-    """Returns whether `equation` is `[N, H, W, C]` times `[C, F]`, over C."""
+    """Returns True for a product of `[N, H, W, C]` and `[C, F]` over C."""
     over_channels = (((3,), (0,)), ((), ()))
     return (
         equation.primitive.name == "dot_general"
@@ -65,21 +65,19 @@ def is_pointwise(equation: JaxprEqn) -> bool:
 
 
 def with_convolutions(function: Callable[[jax.Array], jax.Array]) -> Callable:
-    """Returns `function` with convolutions alone, which other runtimes support best.
+    """Returns `function` in the form that other runtimes support best.
 
     Depthwise convolutions become grouped convolutions, and products over the channels
-    of an image 1x1 convolutions. Values differ by rounding only.
+    of an image become 1x1 convolutions. Values differ by rounding only.
     """
 
     def apply(equation: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         if not is_pointwise(equation):
             return bind(equation, operands)
-        x, kernel = operands
+        x, kernel = operands[0], operands[1][None, None]
         layout = ("NHWC", "HWIO", "NHWC")
         return [
-            lax.conv_general_dilated(
-                x, kernel[None, None], (1, 1), "VALID", dimension_numbers=layout
-            )
+            lax.conv_general_dilated(x, kernel, (1, 1), "VALID", None, None, layout)
         ]
 
     def rewritten(images: jax.Array) -> jax.Array:

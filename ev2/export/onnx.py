@@ -2,13 +2,12 @@
 
     logits = onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
 
-No library does this well: jax2onnx 0.17.1 needs an older orbax-checkpoint than ours,
-does not support `platform_index`, which our depthwise convolutions use, and puts a
-transposition before and after every convolution. The networks need a dozen operations.
+jax2onnx 0.17.1 is no alternative: it needs an older orbax-checkpoint, does not support
+`platform_index`, and transposes before and after every convolution.
 
 Images enter as `[N, S, S, 3]` and are transposed once: the graph works on
-`[N, C, H, W]`, the order of ONNX. Constants are computed here, and a convolution takes
-in the factors and terms per channel that follow it, so that no normalization is left.
+`[N, C, H, W]`, the order of ONNX. Constants are computed here, and factors and terms
+per channel are folded into the convolution before them: no normalization is left.
 """
 
 import dataclasses
@@ -44,14 +43,14 @@ class Value:
 
 @dataclasses.dataclass
 class Convolution:
-    """A convolution that may still take in what follows it.
+    """A convolution into which the following operations may be folded.
 
     Attributes:
         x: name of its input.
         kernel: `[k, k, I, O]` float64.
         bias: `[O]` float64.
         attributes: of the ONNX node.
-        name: of its node, once a later operation has needed it.
+        name: of its node; "" until a later operation needs it.
     """
 
     x: str
@@ -63,11 +62,7 @@ class Convolution:
 
 
 def write(source: Servable, path: os.PathLike) -> None:
-    """Writes the file `path`.
-
-    Raises:
-        InputError: the network has an operation that is not supported here.
-    """
+    """Writes the file `path`; raises InputError for an unsupported operation."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -76,14 +71,10 @@ def write(source: Servable, path: os.PathLike) -> None:
     transposed = graph.node("Transpose", ["images"], perm=(0, 3, 1, 2))
     (result,) = jaxpr.interpret(closed, [Value(transposed, 4)], graph.apply)
     graph.node("Identity", [graph.name(result)], output="logits")
-    interface = {
-        "images": (TensorProto.UINT8, source.image_shape),
-        "logits": (TensorProto.FLOAT, closed.out_avals[0].shape[1:]),
-    }
-    images, logits = (
-        helper.make_tensor_value_info(name, dtype, ["batch", *shape])
-        for name, (dtype, shape) in interface.items()
-    )
+    describe = helper.make_tensor_value_info
+    images = describe("images", TensorProto.UINT8, ["batch", *source.image_shape])
+    classes = closed.out_avals[0].shape[1:]
+    logits = describe("logits", TensorProto.FLOAT, ["batch", *classes])
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, source.model.name, [images], [logits], graph.constants
@@ -186,13 +177,8 @@ class _Graph:
         self, x, kernel, *, window_strides, padding, feature_group_count, **params
     ):
         assert set(params["rhs_dilation"]) == set(params["lhs_dilation"]) == {1}
-        return self._convolution(
-            x,
-            kernel,
-            strides=window_strides,
-            pads=_pads(padding),
-            group=feature_group_count,
-        )
+        sizes = {"strides": window_strides, "pads": _pads(padding)}
+        return self._convolution(x, kernel, **sizes, group=feature_group_count)
 
     def _dot_general(self, x, kernel, *, dimension_numbers, **_):
         if dimension_numbers == (((1,), (0,)), ((), ())) and x.rank == 2:

@@ -1,4 +1,4 @@
-"""The function that is exported: uint8 images to logits, with the weights."""
+"""The function to export, from uint8 images to logits, with its weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def from_checkpoint(
         image_size: px; 0 for the size that the network is evaluated at.
 
     Raises:
-        InputError: there is no checkpoint at `path`.
+        InputError: `path` holds no checkpoint.
     """
     model, variables, metadata = pretrained.load_pretrained(path, weights=weights)
     preprocessing = metadata["preprocessing"]

@@ -1,9 +1,9 @@
 """A TensorFlow Lite file, made by TensorFlow's converter from the StableHLO program.
 
-The file has built-in operators alone: no Flex, no custom ones. The converter is given
-convolutions (`jaxpr.with_convolutions`), because it refuses a product of a rank-4 array
-at batch 1, and a batch of 1, because it writes out every broadcast over a free batch.
-Normalizations then fold into the convolutions.
+The file has built-in operators alone: no Flex and no custom operators. The converter
+gets convolutions (`jaxpr.with_convolutions`), because it refuses a product of a rank-4
+array at batch 1, and a batch of 1, because it writes out every broadcast over a free
+batch. It folds normalizations into the convolutions.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""One run for people to look at: figures and an HTML page."""
+"""The report of a run: figures and an HTML page."""

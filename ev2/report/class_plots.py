@@ -1,4 +1,4 @@
-"""Figures of single classes: confusion matrix, accuracy by class, training images."""
+"""Draws figures of classes: confusion matrix, accuracy by class, training images."""
 
 import dataclasses
 import functools
@@ -110,15 +110,10 @@ def _number_cells(axes, percent: np.ndarray) -> None:
     for (row, column), value in np.ndenumerate(percent):
         if not value > 0:
             continue
-        axes.text(
-            column,
-            row,
-            f"{value:.0f}" if value >= 9.95 else f"{value:.1f}",
-            ha="center",
-            va="center",
-            fontsize=plots.SMALL_PT if row == column else plots.SMALL_PT - 1,
-            color="white" if value > 35 else plots.TEXT,
-        )
+        text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+        size = plots.SMALL_PT if row == column else plots.SMALL_PT - 1
+        color = "white" if value > 35 else plots.TEXT
+        axes.text(column, row, text, ha="center", va="center", size=size, color=color)
 
 
 def class_accuracy(

@@ -1,4 +1,4 @@
-"""The report as one HTML page, from `report.html.j2`: values in, a string out."""
+"""Renders the report as one HTML page from `report.html.j2`."""
 
 import base64
 import io
@@ -69,7 +69,7 @@ def _status(run: Run) -> str:
 
 
 def _tiles(run: Run) -> Iterator[tuple[str, str, str]]:
-    """Yields label, value and detail of the key figures that are known."""
+    """Yields label, value and detail of the available key figures."""
     result, when = run.final, "test images"
     if result is None and run.evals:
         result, when = run.evals[-1], f"at epoch {run.evals[-1]['epoch']:.1f}"

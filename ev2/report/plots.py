@@ -1,4 +1,4 @@
-"""Curves of a run as matplotlib figures: a run in, a figure out, no global state.
+"""Draws the curves of a run as matplotlib figures, without global state.
 
 Figures of single classes are in `class_plots`.
 """
@@ -46,7 +46,7 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN) -> mpl_figure.Figur
 
 
 def style_axes(axes: mpl_axes.Axes, title: str = "") -> None:
-    """Gives axes the style of the report: title with unit, light grid, no box."""
+    """Sets the report's style of axes: title with unit, light grid, no box."""
     axes.set_facecolor("none")
     axes.set_title(title, loc="left", fontsize=TEXT_PT, color=TEXT)
     for side in ("top", "left", "right"):
@@ -305,21 +305,14 @@ def _shade(panels, stages) -> None:
 def _legend(axes) -> None:
     if not axes.get_legend_handles_labels()[1]:
         return
-    axes.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.01, 0.985),
-        ncol=3,
-        frameon=False,
-        fontsize=SMALL_PT,
-        labelcolor=TEXT,
-        handlelength=1.6,
-        columnspacing=1.2,
-        borderaxespad=0.3,
-    )
+    spacing = {"handlelength": 1.6, "columnspacing": 1.2, "borderaxespad": 0.3}
+    style = {"frameon": False, "fontsize": SMALL_PT, "labelcolor": TEXT}
+    anchor = (1.01, 0.985)
+    axes.legend(loc="lower right", bbox_to_anchor=anchor, ncol=3, **style, **spacing)
 
 
 def _epoch_axis(axes, run: Run) -> None:
-    """Spans the whole plan, so that an unfinished run shows what is missing."""
+    """Spans the whole plan, so that the missing part of an unfinished run is empty."""
     ends = [r["epoch"] for r in (*run.train, *run.evals)] + list(_edges(run.stages))
     if max(ends) > 0:
         axes.set_xlim(0, max(ends))

@@ -24,7 +24,7 @@ def _by_class(draw: Callable[..., mpl_figure.Figure]) -> Callable:
     return lambda run: draw(run.confusion, run.class_names)
 
 
-# File name of each figure: the attribute of a run that it needs, and its function.
+# File name of each figure: the attribute of the run that it draws, and its function.
 FIGURES: dict[str, tuple[str, Callable[[Run], mpl_figure.Figure]]] = {
     "progressive": ("stages", plots.progressive_learning),
     "learning_curves": ("train", plots.learning_curves),
@@ -39,10 +39,10 @@ FIGURES: dict[str, tuple[str, Callable[[Run], mpl_figure.Figure]]] = {
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes `plots/*.png` and `report.html` of a run and returns the page's path.
 
-    The run may be unfinished: the report shows the values it has and names the missing
-    ones. The page needs no other file and no network, and fits phones. Sample images
-    come anew from the training pipeline; if the data cannot be read any more, the page
-    gives the reason. Files are replaced atomically; other files are left alone.
+    The run may be unfinished: the report then lacks values, and lists them. The page
+    needs no other file and no network, and fits phones. Sample images are read from the
+    training data; if that fails, the page gives the reason. Files are replaced
+    atomically.
 
     Raises:
         InputError: `workdir` is not the folder of a run, or not writable.

@@ -43,7 +43,7 @@ class Converted:
         variables: `{"params", "batch_stats"}`, float32 NumPy arrays.
         preprocessing: see `preprocessing.of_published`.
         class_names: from the file, or else WordNet ids for 1,000 classes, or numbers.
-        has_both: whether the file holds EMA and raw weights.
+        has_both: True if the file holds EMA and raw weights.
         report: JSON values: "model", "format", "matched" and "transposed" (counts),
             "skipped" (`{"name", "reason"}` of unused tensors), "missing" (names that
             the file lacks) and "notes" (what was folded).
@@ -86,10 +86,9 @@ def convert(
     Args:
         path: see `formats.FORMATS`.
         name: of the network; "" detects it by the names and shapes of all tensors.
-        averaged: whether to read EMA weights instead of raw ones, where a file has
-            both.
+        averaged: reads EMA weights instead of raw ones, if the file has both.
         num_classes: logits; None for the file's. 0 leaves the classifier out.
-        new_head: whether to leave the file's classifier out and initialize a new one.
+        new_head: leaves the file's classifier out and initializes a new one.
         padding: "symmetric" for timm's networks without "tf_" in their name, which a
             file does not record; "" for the format's usual one. A file written by `ev2
             export` records its padding, network and preprocessing.
@@ -97,8 +96,8 @@ def convert(
             `preprocessing.parse`.
 
     Raises:
-        InputError: the file cannot be read, or is of another network: the message
-            names the first tensor that does not fit, with both shapes.
+        InputError: the file cannot be read, or belongs to another network: the message
+            has the first tensor that does not fit, with both shapes.
     """
     chosen = preprocessing.parse(overrides or {})
     file = formats.read(path, averaged=averaged)
@@ -225,10 +224,10 @@ def _check_network(source: _Source, model: Model) -> None:
 
 
 def _find_problem(source: _Source, model: Model) -> str:
-    """Returns the first reason why the file is not of the network; "" if it is.
+    """Returns the first difference between the file and the network, or "".
 
-    The shape of the classifier is not compared. With a new head, layers that somebody
-    put behind the network are ignored.
+    The shape of the classifier is not compared. With a new head, added layers behind
+    the network are ignored.
     """
     try:
         tensors = source.tensors(model)
@@ -249,9 +248,10 @@ def _find_problem(source: _Source, model: Model) -> str:
         return f"it also has {extra[0]} (and {len(extra) - 1} more)"
     shapes = _shapes(model)
     for tensor in needed:
-        found, needs = in_file[tensor.name].shape, shapes[tensor.path]
-        if found != tensor.published_shape(needs):
-            return f"{tensor.name} is {found}, not {tensor.published_shape(needs)}"
+        shape = in_file[tensor.name].shape
+        expected = tensor.published_shape(shapes[tensor.path])
+        if shape != expected:
+            return f"{tensor.name} is {shape}, not {expected}"
     return ""
 
 
@@ -329,9 +329,9 @@ def _is_normalization(name: str) -> bool:
 
 
 def _keras_normalization(file: formats.PublishedFile) -> dict[str, Any]:
-    """Returns mean and standard deviation of a Keras file's input layer, if it has one.
+    """Returns mean and standard deviation of a Keras file's input layer, if present.
 
-    The layer sees pixels / 255. Keras's published V1 files hold the standard deviation
+    The layer takes pixels / 255. Keras's published V1 files hold the standard deviation
     in place of the variance, and divide by its root once more.
     """
     mean = file.tensors.get("normalization/mean")

@@ -1,7 +1,7 @@
 """Reads published weight files as arrays by name.
 
-Names are freed of what differs between files: the model's scope of a released
-checkpoint, and what versions of Keras add or rename.
+Names lose their differences between files: the model's scope of a released checkpoint,
+and the additions and renamings of Keras's versions.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class PublishedFile:
         kind: "released", "keras" or "torch".
         tensors: arrays by name.
         left_out: names that are not weights of a network, each with the reason.
-        has_both: whether the file holds EMA and raw weights.
+        has_both: True if the file holds EMA and raw weights.
         metadata: of a file that `ev2 export` wrote: "model", "preprocessing" and
             "class_names" of its checkpoint.
     """
@@ -54,7 +54,7 @@ class PublishedFile:
 
 
 def is_published(path: str) -> bool:
-    """Returns whether `path` looks like a published weight file, without reading it."""
+    """Returns True if `path` looks like a published weight file, without reading it."""
     return _find_reader(path) is not None
 
 
@@ -63,12 +63,11 @@ def read(path: str, *, averaged: bool = True) -> PublishedFile:
 
     Args:
         path: see `FORMATS`.
-        averaged: whether to read EMA weights instead of raw ones, where a file has
-            both.
+        averaged: reads EMA weights instead of raw ones, if the file has both.
 
     Raises:
-        InputError: there is no such file, its format is unknown, it is corrupt, it is
-            a pickle that would run code, or it has no EMA weights.
+        InputError: the file is missing, corrupt, of unknown format or a pickle that
+            would run code, or it has no EMA weights.
     """
     reader = _find_reader(path)
     if reader is None:
@@ -237,8 +236,7 @@ def _read_torch(path: str, averaged: bool) -> PublishedFile:
 
 def _torch_file(tensors: dict[str, np.ndarray], **options: Any) -> PublishedFile:
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    counts = ("num_batches_tracked", "n_averaged")
-    counters = [name for name in tensors if name.endswith(counts)]
+    counters = [n for n in tensors if n.endswith(("num_batches_tracked", "n_averaged"))]
     for name in counters:
         del tensors[name]
     left_out = dict.fromkeys(counters, "a counter")

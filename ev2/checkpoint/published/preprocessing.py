@@ -21,14 +21,13 @@ _RANGES = {"image_size": (8, 4096), "mean": (0, 255), "std": (1, 255)}
 # Evaluation size, interpolation, and how much larger the short side is resized than
 # the central crop, px. Source: torchvision 0.29, the `transforms` of its IMAGENET1K_V1.
 _TORCHVISION = {
-    "efficientnet-b0": (224, "bicubic", 32),
-    "efficientnet-b1": (240, "bicubic", 16),
-    "efficientnet-b2": (288, "bicubic", 0),
-    "efficientnet-b3": (300, "bicubic", 20),
-    "efficientnet-b4": (380, "bicubic", 4),
-    "efficientnet-b5": (456, "bicubic", 0),
-    "efficientnet-b6": (528, "bicubic", 0),
-    "efficientnet-b7": (600, "bicubic", 0),
+    **{
+        f"efficientnet-b{i}": (size, "bicubic", padding)
+        for i, (size, padding) in enumerate(
+            ((224, 32), (240, 16), (288, 0), (300, 20), (380, 4), (456, 0))
+            + ((528, 0), (600, 0))
+        )
+    },
     "efficientnetv2-s": (384, "bilinear", 0),
     "efficientnetv2-m": (480, "bilinear", 0),
     "efficientnetv2-l": (480, "bicubic", 0),
@@ -39,13 +38,13 @@ def of_published(scheme: str, arch: architectures.ArchSpec) -> dict[str, Any]:
     """Returns the preprocessing of the weights published under a naming scheme.
 
     Args:
-        scheme: a key of `names.SCHEMES`.
+        scheme: a key of `tensor_names.SCHEMES`.
         arch: the network.
 
-    Source: released code (preprocessing.py; its V1 and EfficientNet-Lite parents in
-    their place); the code of torchvision and Keras.
+    Source: released code (preprocessing.py; of V1 and EfficientNet-Lite, the code of
+    their own releases); the code of torchvision and Keras.
     """
-    found = {
+    values = {
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "interpolation": "bicubic",
@@ -55,21 +54,21 @@ def of_published(scheme: str, arch: architectures.ArchSpec) -> dict[str, Any]:
         "image_size": arch.eval_image_size,
     }
     if scheme in ("torch_resnet", "keras_resnet"):
-        found |= {"interpolation": "bilinear"}
+        values |= {"interpolation": "bilinear"}
         if scheme == "keras_resnet":
-            found |= {"mean": _CAFFE_MEAN, "std": (1.0,) * 3}
+            values |= {"mean": _CAFFE_MEAN, "std": (1.0,) * 3}
     elif scheme == "torchvision" and arch.name in _TORCHVISION:
         size, interpolation, padding = _TORCHVISION[arch.name]
-        found |= {"image_size": size, "interpolation": interpolation}
-        found |= {"eval_crop_padding": padding}
+        values |= {"image_size": size, "interpolation": interpolation}
+        values |= {"eval_crop_padding": padding}
         if arch.name == "efficientnetv2-l":
-            found |= {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+            values |= {"mean": (127.5,) * 3, "std": (127.5,) * 3}
     elif arch.activation == "relu6" and arch.padding == "same":
-        found |= {"mean": (127.0,) * 3, "std": (128.0,) * 3}
+        values |= {"mean": (127.0,) * 3, "std": (128.0,) * 3}
     elif arch.name.startswith("efficientnetv2-") and "-b" not in arch.name:
-        found |= {"mean": (128.0,) * 3, "std": (128.0,) * 3}
-        found |= {"interpolation": "bilinear", "eval_crop": "resize"}
-    return found
+        values |= {"mean": (128.0,) * 3, "std": (128.0,) * 3}
+        values |= {"interpolation": "bilinear", "eval_crop": "resize"}
+    return values
 
 
 def parse(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Reads the tensors of a PyTorch file (`.pth`) without PyTorch.
 
 A `.pth` file is a pickle, which may name any function to call on loading. Here a
-pickle can name only the functions that describe tensors, and they are replaced by our
-own. `torch.load(weights_only=True)` does the same, but PyTorch is gigabytes to install.
-
-Both forms are read: the zip archive of PyTorch 1.6 and later, and the stream of
-pickles before it.
+pickle can name only the functions that describe tensors, and our own run in their
+place, as in `torch.load(weights_only=True)`. Both forms are read: the zip archive of
+PyTorch 1.6 and later, and the stream of pickles before it.
 """
 
 import collections
@@ -23,16 +21,10 @@ import numpy as np
 _MAX_PICKLE_BYTES = 100_000_000  # of names and shapes: real ones take kilobytes
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "ShortStorage": np.int16,
-    "IntStorage": np.int32,
-    "LongStorage": np.int64,
-    "BoolStorage": np.bool_,
+    **{"HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16},
+    **{"FloatStorage": np.float32, "DoubleStorage": np.float64},
+    **{"CharStorage": np.int8, "ShortStorage": np.int16, "IntStorage": np.int32},
+    **{"LongStorage": np.int64, "ByteStorage": np.uint8, "BoolStorage": np.bool_},
 }
 
 
@@ -62,13 +54,13 @@ _RAW = ("state_dict", "model")
 
 
 def read(path: str, *, averaged: bool = True) -> tuple[dict[str, np.ndarray], bool]:
-    """Returns the tensors of a state dict by name, and whether there are two of them.
+    """Returns a state dict, and True if the file has both EMA and raw weights.
 
     Training scripts store a state dict under a key of their own, and some store the
     EMA weights beside it; `averaged` chooses between the two.
 
     Raises:
-        UnsafeError: the file names a function or class that is not a tensor's.
+        UnsafeError: the file names a function or class that tensors do not need.
         ValueError: the file is truncated, is not a PyTorch file, or has no tensors.
     """
     try:
@@ -157,7 +149,7 @@ def _read_storage(file: BinaryIO, storage: _Storage | None) -> np.ndarray:
 
 
 def _find_state_dict(loaded: Any, averaged: bool) -> tuple[dict[str, _View], bool]:
-    """Returns the chosen state dict, and whether the file has EMA and raw weights."""
+    """Returns the chosen state dict, and True if the file has EMA and raw weights."""
     state = loaded if isinstance(loaded, dict) else {}
     sets = [key for key in (*_AVERAGED, *_RAW) if isinstance(state.get(key), dict)]
     both = any(k in sets for k in _AVERAGED) and any(k in sets for k in _RAW)

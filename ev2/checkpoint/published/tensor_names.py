@@ -57,8 +57,8 @@ class PublishedTensor:
         path: in our variables, from "params" or "batch_stats" on.
         kind: "conv", "depthwise", "dense" or "vector".
         framework: "torch" or "tensorflow", which decides the order of the axes.
-        folded: whether our network has no such tensor: the bias of a convolution,
-            which the normalization behind it can take up.
+        folded: True for the bias of a convolution, which our network lacks; the
+            normalization behind it takes it up.
     """
 
     name: str
@@ -69,12 +69,12 @@ class PublishedTensor:
 
     @property
     def transposed(self) -> bool:
-        """Returns whether the file has the axes in another order."""
+        """True if the file has the axes in another order."""
         return self.kind in _AXES[self.framework]
 
     @property
     def is_classifier(self) -> bool:
-        """Returns whether the tensor is the classifier's kernel or bias."""
+        """True for the classifier's kernel or bias."""
         return self.path[1] == "classifier"
 
     def to_ours(self, values: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ class Scheme:
         prefix: of a block's modules, from the indices of stage, block in the stage and
             block in the network, all from 0.
         epsilon: of the batch normalization that the weights were trained with.
-        conv_bias: whether convolutions in front of a normalization have biases.
+        conv_bias: True if convolutions in front of a normalization have biases.
     """
 
     framework: str

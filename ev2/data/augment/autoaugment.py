@@ -40,15 +40,14 @@ POLICY_V0 = (
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
 OPERATIONS_PER_IMAGE = 2
-# Uniform numbers: the pair, then four for each operation, of which the first decides
-# whether it is applied.
+# Uniform numbers: the pair, then four for each operation, whose first one applies it.
 NUM_DRAWS = 1 + OPERATIONS_PER_IMAGE * randaugment.DRAWS_PER_LAYER
 
 
 def released_levels(magnitude: float, image_size: int) -> randaugment.Levels:
     """Returns RandAugment's released table with 250 px of translation at magnitude 10.
 
-    So the one translation of the policy, 225 px, leaves nothing of a smaller image.
+    The one translation of the policy, 225 px, leaves nothing of a smaller image.
     """
     levels = randaugment.released_levels(magnitude, image_size)
     return dataclasses.replace(
@@ -83,7 +82,7 @@ def make_autoaugment(
         ],
         image_size,
     )
-    # Number 0 leaves the image alone.
+    # Number 0 is the identity.
     numbers = tf.reshape([1 + distinct.index(step) for step in steps], [-1, 2])
     chances = tf.constant([[chance for _, chance, _ in pair] for pair in POLICY_V0])
 

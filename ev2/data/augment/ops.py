@@ -1,13 +1,14 @@
 """The sixteen operations of both augmentations: `[H, W, 3] uint8` images in and out.
 
-Each takes a physical quantity (degrees, pixels, bits). The image's sides are static, so
-that the same code runs eagerly and in a graph.
+An operation takes a physical quantity (degrees, pixels, bits). The image's sides are
+static, so that the same code runs eagerly and in a graph.
 
 Source: AutoAugment (arXiv 1805.09501), Table 6, and PIL, whose results they equal.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ev2.data.tensorflow import tf
 
@@ -112,8 +113,7 @@ def contrast(
 ) -> tf.Tensor:
     """Changes the contrast about a grey level: 0 is the level everywhere, 1 the image.
 
-    The level is the rounded mean of the image's grey version, unless `mean` is
-    given.
+    Without `mean`, the level is the rounded mean of the image's grey version.
     """
     if mean is None:
         level = tf.floor(tf.reduce_mean(grey(image)) + 0.5)
@@ -183,11 +183,7 @@ def translate_y(image: tf.Tensor, pixels: tf.Tensor | float) -> tf.Tensor:
 
 @_compiled
 def cutout(
-    image: tf.Tensor,
-    half: int,
-    y: tf.Tensor,
-    x: tf.Tensor,
-    fill: tf.Tensor | int = FILL,
+    image: tf.Tensor, half: int, y: tf.Tensor, x: tf.Tensor, fill: Any = FILL
 ) -> tf.Tensor:
     """Fills rows y-half..y+half-1 and columns x-half..x+half-1, as far as inside.
 

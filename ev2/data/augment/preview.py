@@ -1,4 +1,4 @@
-"""Preview sheet of an augmentation: every operation by magnitude, on one image."""
+"""Draws an augmentation's preview sheet: each operation by magnitude, on one image."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ def write_preview(config: Any, out: str, image: str = "") -> None:
             exists or cannot be written.
     """
     files.check_new("out", out)
-    tf.get_logger().setLevel("ERROR")  # each magnitude is traced anew, as intended
+    tf.get_logger().setLevel("ERROR")  # it warns that each magnitude is traced
     magnitudes, rows = make_rows(config, image)
     title = (
         f"{_TITLES[config.data.augment]}, {config.data.randaugment_variant} arithmetic,"
@@ -137,12 +137,8 @@ def _quantity(name: str, levels: randaugment.Levels, direction: float) -> str:
 
 
 def _read(path: str, size: int, interpolation: str) -> np.ndarray:
-    preprocessing = {
-        "interpolation": interpolation,
-        "eval_crop": "center",
-        "eval_crop_padding": 0,
-        "exif": True,
-    }
+    crop = {"eval_crop": "center", "eval_crop_padding": 0, "exif": True}
+    preprocessing = {"interpolation": interpolation, **crop}
     batches = pipeline.make_predict_data(
         preprocessing, [path], image_size=size, batch_size=1
     )

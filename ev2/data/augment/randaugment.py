@@ -1,4 +1,4 @@
-"""RandAugment: a few operations drawn for each image, as strong as the magnitude.
+"""RandAugment: a few operations drawn for each image, whose magnitude is one number.
 
 Two tables define the strength of every operation by magnitude: "standard", ours, and
 "released", the arithmetic of the released code. Magnitude 10 is the end of the scale;
@@ -92,23 +92,21 @@ LEVELS = {"standard": standard_levels, "released": released_levels}
 def make_operations(levels: Levels) -> dict[str, Callable]:
     """Returns the operations by name, as functions of (image, draws `[4] float32`).
 
-    Of the draws in [0, 1), the second gives the direction (sign or factor), the third
+    Of the draws in [0, 1), the second chooses the direction (sign or factor), the third
     and fourth the centre of cutout.
     """
 
-    def signed(operation: Callable, quantity: float) -> Callable:
+    def drawn(operation: Callable, low: float, high: float, **options) -> Callable:
         def apply(image, draws):
-            return operation(image, tf.where(draws[1] < 0.5, -quantity, quantity))
+            return operation(image, tf.where(draws[1] < 0.5, low, high), **options)
 
         return apply
+
+    def signed(operation: Callable, quantity: float) -> Callable:
+        return drawn(operation, -quantity, quantity)
 
     def factored(operation: Callable, **options) -> Callable:
-        def apply(image, draws):
-            return operation(
-                image, tf.where(draws[1] < 0.5, *levels.factors), **options
-            )
-
-        return apply
+        return drawn(operation, *levels.factors, **options)
 
     def fixed(operation: Callable, *quantity: int) -> Callable:
         return lambda image, draws: operation(image, *quantity)
@@ -149,7 +147,7 @@ def make_randaugment(
 
     Args:
         variant: "standard" or "released".
-        magnitude: 0 or more; 10 is the scale's end, not a limit.
+        magnitude: 0 or more; 10 is the end of the scale, but not a limit.
         layers: operations per image.
         image_size: side of the image, px.
     """
