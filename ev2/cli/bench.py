@@ -53,14 +53,8 @@ def infer(values: flags.Values) -> None:
     """Measures the latency of inference, live and exported."""
     from ev2.bench import latency
 
-    figures = latency.measure(
-        model=values.model,
-        checkpoint=values.checkpoint,
-        batch_size=values.batch,
-        image_size=values.image_size,
-        formats=values.formats,
-    )
-    _show(values, latency, figures)
+    options = flags.pick(values, "model", "checkpoint", "image_size", "formats")
+    _show(values, latency, latency.measure(batch_size=values.batch, **options))
 
 
 @command(

@@ -135,6 +135,11 @@ def _last_line(error: Exception) -> str:
     return line
 
 
+def pick(values: Values, *names: str) -> dict[str, Any]:
+    """Returns the values of the flags `names`, as keyword arguments."""
+    return {name: values[name].value for name in names}
+
+
 def parse_integers(key: str, texts: Sequence[str]) -> list[int]:
     """Returns the values of a list flag as integers, or raises InputError."""
     try:

@@ -92,12 +92,8 @@ def imagenet21k(values: flags.Values) -> None:
     """Writes an archive of class archives as shards; duplicates become multi-label."""
     from ev2.data.prepare import imagenet
 
-    _run_beam(
-        values,
-        imagenet.list_imagenet21k,
-        source=values.source,
-        validation_images=values.validation_images,
-    )
+    options = flags.pick(values, "source", "validation_images")
+    _run_beam(values, imagenet.list_imagenet21k, **options)
 
 
 @command(
@@ -116,13 +112,8 @@ def folder(values: flags.Values) -> None:
     """Writes a directory of class directories as shards: train and validation."""
     from ev2.data.prepare import image_folder
 
-    _run_beam(
-        values,
-        image_folder.list_folder,
-        source=values.source,
-        out=values.out,
-        eval_fraction=values.eval_fraction,
-    )
+    options = flags.pick(values, "source", "out", "eval_fraction")
+    _run_beam(values, image_folder.list_folder, **options)
 
 
 @command(
@@ -136,13 +127,9 @@ def fashion_mnist(values: flags.Values) -> None:
     """Writes the embedded shards again, or more images, from the original files."""
     from ev2.data.prepare import fashion_mnist
 
-    manifest = fashion_mnist.prepare_fashion_mnist(
-        values.source,
-        values.out,
-        train_per_class=values.train_per_class,
-        eval_per_class=values.eval_per_class,
-    )
-    _show(values, manifest)
+    counts = flags.pick(values, "train_per_class", "eval_per_class")
+    write = fashion_mnist.prepare_fashion_mnist
+    _show(values, write(values.source, values.out, **counts))
 
 
 @command(

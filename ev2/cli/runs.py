@@ -26,12 +26,8 @@ def train(values: flags.Values) -> None:
     from ev2.train import loop, multihost
 
     steps = _parse_steps(values.profile)
-    with multihost.joined(
-        distributed=values.distributed,
-        coordinator=values.coordinator,
-        num_processes=values.num_processes,
-        process=values.process,
-    ):
+    processes = ("distributed", "coordinator", "num_processes", "process")
+    with multihost.joined(**flags.pick(values, *processes)):
         results = loop.train_and_evaluate(values.config, values.workdir, profile=steps)
         is_first = jax.process_index() == 0
     if not is_first:
@@ -102,13 +98,8 @@ def search(values: flags.Values) -> None:
         raise errors.InputError(
             f"search: a package is missing ({error}); pip install 'ev2[nas]'"
         ) from error
-    result = search.search(
-        values.config,
-        values.workdir,
-        storage=values.storage or "",
-        name=values.name,
-        workers=values.workers,
-    )
+    options = flags.pick(values, "name", "workers") | {"storage": values.storage or ""}
+    result = search.search(values.config, values.workdir, **options)
     flags.write_json(values.json, result)
 
 

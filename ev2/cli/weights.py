@@ -28,14 +28,8 @@ def evaluate(values: flags.Values) -> None:
 
     if values.config is not None:
         validate.check_config(values.config)
-    results = evaluate.evaluate_checkpoint(
-        values.checkpoint,
-        values.config,
-        weights=values.weights,
-        split=values.split,
-        batch_size=values.batch_size,
-        image_size=values.image_size,
-    )
+    options = flags.pick(values, "weights", "split", "batch_size", "image_size")
+    results = evaluate.evaluate_checkpoint(values.checkpoint, values.config, **options)
     print(json.dumps(results))
 
 
@@ -53,14 +47,9 @@ def predict(values: flags.Values, images: Sequence[str]) -> None:
     """Classifies images: the most probable classes and their names."""
     from ev2.evaluation import predict
 
+    options = flags.pick(values, "weights", "top", "batch_size", "image_size")
     predict.print_predictions(
-        values.checkpoint,
-        images,
-        json_lines=values.json,
-        weights=values.weights,
-        top=values.top,
-        batch_size=values.batch_size,
-        image_size=values.image_size,
+        values.checkpoint, images, json_lines=values.json, **options
     )
 
 
@@ -99,15 +88,13 @@ def convert(values: flags.Values, sources: Sequence[str]) -> None:
     from ev2.checkpoint import pretrained
     from ev2.checkpoint.published import convert
 
-    given = {flag.name: values[flag.name].value for flag in _PREPROCESSING}
+    given = flags.pick(values, *(flag.name for flag in _PREPROCESSING))
     report = pretrained.convert_published(
         sources[0],
         values.out,
         name=values.model or "",
         averaged=not values.raw,
-        num_classes=values.num_classes,
-        new_head=values.new_head,
-        padding=values.padding,
+        **flags.pick(values, "num_classes", "new_head", "padding"),
         overrides={name: v for name, v in given.items() if v is not None},
     )
     flags.show(values.json, report, convert.format_report(report, values.out))

@@ -21,8 +21,7 @@ def list_folder(root: str) -> list[tuple[str, str]]:
     """
     if not os.path.isdir(root):
         raise errors.InputError(f"data.path: {root!r} is not a folder")
-    names = [entry.name for entry in _scan(root) if entry.is_dir()]
-    names = sorted(name for name in names if not name.startswith("."))
+    names = sorted(e.name for e in _scan(root) if e.is_dir() and e.name[0] != ".")
     if len(names) < 2:
         found = f"one class folder, {names[0]!r}" if names else "no class folders"
         raise errors.InputError(

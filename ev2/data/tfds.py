@@ -1,8 +1,7 @@
 """Opens datasets that TensorFlow Datasets has prepared, record by record.
 
-Only files on disk are used: nothing is downloaded or generated. TFDS names the files
-of a split and its features; the records are read through the same index as any TFRecord
-shard, or by array_record's own reader.
+Nothing is downloaded or generated. TFDS gives the files and features of a split; the
+records are read like any TFRecord shard, or by array_record's own reader.
 """
 
 import difflib
@@ -60,10 +59,9 @@ def _open_builder(name: str, data_dir: str) -> Any:
     if not name:
         raise errors.InputError("data.name: ''; give the name of a TFDS dataset")
     arguments = {"data_dir": data_dir} if data_dir else {}
+    open_builder = tensorflow_datasets.core.read_only_builder.builder_from_files
     try:
-        return tensorflow_datasets.core.read_only_builder.builder_from_files(
-            name, **arguments
-        )
+        return open_builder(name, **arguments)
     except tensorflow_datasets.core.DatasetNotFoundError:
         pass
     except ValueError as error:
@@ -97,10 +95,8 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     named: dict[str, Any] = dict(info.features)
     image: Any = named.get(image_key)
     label: Any = named.get(label_key)
-    if (
-        not isinstance(image, features.Image)
-        or image.get_tensor_info().dtype != np.uint8
-    ):
+    is_image = isinstance(image, features.Image)
+    if not is_image or image.get_tensor_info().dtype != np.uint8:
         raise errors.InputError(
             f"data.name: {name!r} has no 8-bit image under {image_key!r}; choose a"
             " dataset for image classification"

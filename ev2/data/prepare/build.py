@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -128,7 +129,7 @@ def _check_out(out: str, plan: dict[str, Any]) -> None:
     differ = [key for key, value in plan.items() if started.get(key) != value]
     if differ:
         raise errors.InputError(
-            f"out: {out!r} was begun with other {' and '.join(differ)}; give the same"
+            f"out: {out!r} was started with other {' and '.join(differ)}; give the same"
             " sources and flags to resume, or a new folder"
         )
 
@@ -149,14 +150,12 @@ def _check_space(listing: Listing, out: str) -> None:
         written = sum(entry.stat().st_size for entry in os.scandir(home))
     while not os.path.isdir(home):
         home = os.path.dirname(home)
-    splits = listing.splits.values()
-    needed = sum(
-        int(images.sizes.sum()) + RECORD_BYTES * len(images) for images in splits
-    )
-    free = shutil.disk_usage(home).free
-    if needed - written > free:
+    tables = listing.splits.values()
+    total = sum(int(t.sizes.sum()) + RECORD_BYTES * len(t) for t in tables)
+    needed, free = total - written, shutil.disk_usage(home).free
+    if needed > free:
         raise errors.InputError(
-            f"out: {(needed - written) / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB"
+            f"out: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB"
             f" are free in {home!r}; make room or give another folder"
         )
 
@@ -203,12 +202,8 @@ def _divide(
     if listing.merge:
         images = splits["train"]
         merged = image_table.merge_equal(images, _digest(images, out, options))
-        counts = {
-            "pictures": len(images),
-            "records": len(merged.table),
-            "same_class": merged.same_class,
-            "other_classes": merged.other_classes,
-        }
+        counts = {"pictures": len(images), "records": len(merged.table)}
+        counts |= {key: getattr(merged, key) for key in ("same_class", "other_classes")}
         splits["train"] = merged.table
         _check_held_out(listing, len(merged.table))
     ordered = {s: images.take(images.hash_order()) for s, images in splits.items()}
@@ -229,18 +224,11 @@ def _digest(
     """Reads all images and returns their SHA-256: `[N, 32] uint8`."""
     names = []
     for first in range(0, len(images), DIGEST_IMAGES):
-        name = f"digest-{first // DIGEST_IMAGES:05d}"
+        names.append(f"digest-{first // DIGEST_IMAGES:05d}")
         rows = np.arange(first, min(first + DIGEST_IMAGES, len(images)))
-        shards.write_state(out, f"{name}.npz", images.take(rows).to_bytes())
-        names.append(name)
-    beam.run(
-        shards.digest_images,
-        out,
-        names,
-        suffix=".sha256",
-        title="hashing images",
-        options=options,
-    )
+        shards.write_state(out, f"{names[-1]}.npz", images.take(rows).to_bytes())
+    titles = {"suffix": ".sha256", "title": "hashing images"}
+    beam.run(shards.digest_images, out, names, **titles, options=options)
     paths = [shards.in_state(out, f"{name}.sha256") for name in names]
     content = b"".join(storage.read_file(path) for path in paths)
     return np.frombuffer(content, np.uint8).reshape(-1, 32)
@@ -257,12 +245,10 @@ def _cut(
             f"shard_mb: {shard_mb} gives {count} shards of {split}, at most"
             f" {MAX_SHARDS - 1} are possible; give more"
         )
-    bounds = [len(images) * i // count for i in range(count + 1)]
+    bounds = itertools.pairwise(len(images) * i // count for i in range(count + 1))
     return {
-        shards.shard_name(split, i, count): images.take(
-            np.arange(bounds[i], bounds[i + 1])
-        )
-        for i in range(count)
+        shards.shard_name(split, i, count): images.take(np.arange(first, end))
+        for i, (first, end) in enumerate(bounds)
     }
 
 
@@ -330,11 +316,8 @@ def _format_listing(listing: Listing) -> str:
         size = images.sizes.sum() / 1e9
         lines.append(f"{split:<12}{len(images):>12,} images {size:>10.2f} GB")
     if listing.left_out:
-        first = listing.left_out[0]
-        lines.append(
-            f"{len(listing.left_out):,} left out, first {first['name']}"
-            f" ({first['reason']})"
-        )
+        first = "{name} ({reason})".format(**listing.left_out[0])
+        lines.append(f"{len(listing.left_out):,} left out, first {first}")
     return "\n".join([*lines, *(f"note: {note}" for note in listing.notes)])
 
 
