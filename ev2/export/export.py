@@ -88,6 +88,8 @@ def write_checked(
     with files.atomic_path(out) as temporary:
         FORMATS[format_name].write(source, temporary)
     written = time.monotonic()
+    packages = dict.fromkeys(("jax", *FORMATS[format_name].packages))
+    versions = {name: importlib.metadata.version(name) for name in packages}
     report = {
         "format": format_name,
         **compare(source, format_name, out),
@@ -96,7 +98,7 @@ def write_checked(
         "model": source.model.name,
         "classes": source.model.num_classes,
         "images": ["batch", *source.image_shape],
-        "versions": _versions(format_name),
+        "versions": {"ev2": ev2.__version__, **versions},
         "write_seconds": round(written - started, 3),
         "check_seconds": round(time.monotonic() - written, 3),
     }
@@ -162,23 +164,15 @@ def _check_report(out: pathlib.Path) -> None:
         raise errors.InputError(
             f"out: {str(out)!r} is the path of the report; choose another name"
         )
-    if not os.path.lexists(path):
-        return
     try:
         is_report = "max_abs_difference" in json.loads(path.read_text())
     except (OSError, ValueError, TypeError):
         is_report = False
-    if not is_report:
+    if os.path.lexists(path) and not is_report:
         raise errors.InputError(
             f"out: the report would replace {str(path)!r}, which is not an export's "
             "report; choose another folder"
         )
-
-
-def _versions(format_name: str) -> dict[str, str]:
-    packages = dict.fromkeys(("jax", *FORMATS[format_name].packages))
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"ev2": ev2.__version__, **versions}
 
 
 def _size(path: pathlib.Path) -> int:

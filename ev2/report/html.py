@@ -114,15 +114,13 @@ def _sample_row(
     sample: class_plots.Samples, class_names: Sequence[str]
 ) -> dict[str, Any]:
     coarse = sample.image_size < JPEG_FROM_PX
+    kind = "png" if coarse else "jpeg"
+    options = {"optimize": True} if coarse else {"quality": 88, "subsampling": 0}
     tiles = []
     for image, label in zip(sample.images, sample.labels, strict=True):
         buffer = io.BytesIO()
-        if coarse:
-            Image.fromarray(image).save(buffer, "png", optimize=True)
-        else:
-            Image.fromarray(image).save(buffer, "jpeg", quality=88, subsampling=0)
-        uri = _data_uri("png" if coarse else "jpeg", buffer.getvalue())
-        tiles.append((uri, class_names[label]))
+        Image.fromarray(image).save(buffer, kind, **options)
+        tiles.append((_data_uri(kind, buffer.getvalue()), class_names[label]))
     return {"title": sample.title, "coarse": coarse, "tiles": tiles}
 
 

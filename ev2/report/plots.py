@@ -233,15 +233,10 @@ def _plot_logged(axes, train, key: str, scale: float, label: str | None = None) 
     """Plots every logged point; with many points, their running mean on top."""
     epochs, values = _column(train, "epoch"), scale * _column(train, key)
     many = len(values) > SMOOTH_FROM_POINTS
-    axes.plot(
-        epochs,
-        values,
-        color=TRAIN,
-        linewidth=0.7 if many else 1.4,
-        alpha=0.35 if many else 1.0,
-        marker="o" if len(values) == 1 else "",
-        label=None if many or not len(values) else label,
-    )
+    style = {"linewidth": 0.7, "alpha": 0.35} if many else {"linewidth": 1.4}
+    marker = "o" if len(values) == 1 else ""
+    shown = None if many or not len(values) else label
+    axes.plot(epochs, values, color=TRAIN, marker=marker, label=shown, **style)
     if not many:
         return
     window = max(5, len(values) // 60)
@@ -259,17 +254,10 @@ def _plot_test_accuracy(axes, evals, labels: dict[str, str]) -> None:
     styles = {"ema": ("-o", EMA, EMA, 4), "raw": ("--s", RAW, "white", 3)}
     for key, label in labels.items():
         style, color, fill, order = styles[key]
-        axes.plot(
-            epochs,
-            [100 * record[key]["top1"] for record in evals],
-            style,
-            color=color,
-            markersize=4,
-            markerfacecolor=fill,
-            clip_on=False,  # the last point is on the edge
-            label=label,
-            zorder=order,
-        )
+        top1 = [100 * record[key]["top1"] for record in evals]
+        look = {"color": color, "markersize": 4, "markerfacecolor": fill}
+        look["clip_on"] = False  # the last point is on the edge
+        axes.plot(epochs, top1, style, label=label, zorder=order, **look)
     last = 100 * evals[-1]["ema"]["top1"]
     annotate(axes, (epochs[-1], last), f"{last:.2f}", ha="right", xytext=(0, 5))
     low, high = axes.get_ylim()

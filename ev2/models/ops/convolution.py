@@ -33,9 +33,8 @@ def pads_of(shape: tuple[int, ...], kernel: int, stride: int, padding: str) -> P
     """
     if padding == "symmetric":
         return (kernel // 2, kernel // 2), (kernel // 2, kernel // 2)
-    rows, columns = lax.padtype_to_pads(
-        shape[1:3], (kernel,) * 2, (stride,) * 2, "SAME"
-    )
+    sizes = (kernel, kernel), (stride, stride)
+    rows, columns = lax.padtype_to_pads(shape[1:3], *sizes, "SAME")
     return rows, columns
 
 
@@ -82,10 +81,6 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array
     return _by_xla(x, kernel, stride=stride, pads=pads)
 
 
-def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
-    return _conv(x, kernel, stride, pads), (x, kernel)
-
-
 def _conv_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     x, kernel = saved
     plain_conv = functools.partial(_by_xla, stride=stride, pads=pads)
@@ -100,7 +95,7 @@ def _conv_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     return dx, lax.platform_dependent(x, dy, cpu=products, default=plain)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(lambda *inputs: (_conv(*inputs), inputs[:2]), _conv_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -112,13 +107,10 @@ def _depthwise_conv(
     return lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads):
-    return _depthwise_conv(x, kernel, stride, pads), (x, kernel)
-
-
 def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
+    grouped = functools.partial(_by_xla, stride=stride, pads=pads)
+
     def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array):
-        grouped = functools.partial(_by_xla, stride=stride, pads=pads)
         return jax.vjp(grouped, x, kernel)[1](dy)
 
     def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array):
@@ -129,7 +121,9 @@ def _depthwise_backward(stride: int, pads: Pads, saved: Any, dy: jax.Array):
     return lax.platform_dependent(*saved, dy, cpu=shifted, default=plain)
 
 
-_depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise_conv.defvjp(
+    lambda *inputs: (_depthwise_conv(*inputs), inputs[:2]), _depthwise_backward
+)
 
 
 def _by_xla(
@@ -223,8 +217,8 @@ def _depthwise_kernel_gradient(
 def _images_at_once(images: int) -> int:
     """Returns the number of neighbouring images that one expression adds up.
 
-    It is the largest divisor that also leaves each device whole groups: a sum over
-    images of several devices would move the maps between them.
+    The largest divisor that leaves each device whole groups: a sum over images of
+    several devices would move the maps between them.
     """
     divisors = [n for n in range(1, _MAX_IMAGES_AT_ONCE + 1) if images % n == 0]
     even = [n for n in divisors if images // n % jax.device_count() == 0]

@@ -151,10 +151,6 @@ def fast_project(
     return _product(y.astype(x.dtype), kernel)
 
 
-def _project_forward(activation: Activation, *inputs: Any):
-    return fast_project(activation, *inputs), inputs
-
-
 def _project_backward(activation: Activation, saved: Any, dy: jax.Array):
     x, affine, gate, kernel = saved
     x = lax.optimization_barrier(x)
@@ -175,7 +171,10 @@ def _project_backward(activation: Activation, saved: Any, dy: jax.Array):
     return dx, daffine, dgate, dkernel
 
 
-fast_project.defvjp(_project_forward, _project_backward)
+fast_project.defvjp(
+    lambda activation, *inputs: (fast_project(activation, *inputs), inputs),
+    _project_backward,
+)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
