@@ -18,6 +18,7 @@ from absl import logging
 import ev2
 from ev2 import errors
 from ev2.cli import commands, flags, help, recipe_keys
+from ev2.train import memory
 
 
 def run() -> NoReturn:
@@ -113,7 +114,8 @@ def _check_arguments(command: commands.Command, words: Sequence[str]) -> None:
 
 
 def _set_up_process() -> None:
-    """Sets up logging and the directory of JAX's compilation cache."""
+    """Sets up memory, logging and the directory of JAX's compilation cache."""
+    memory.keep_freed()
     absl_flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

@@ -23,6 +23,7 @@ from ev2 import errors, files
 from ev2.models import arch
 from ev2.tpu import cache as tpu_cache
 from ev2.tpu import compile as tpu_compile
+from ev2.train import memory
 from ev2.train import workdir as workdirs
 
 COST = "cost.json"
@@ -145,4 +146,5 @@ def _alone(path: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     sys.exit(main(sys.argv[1:]))
