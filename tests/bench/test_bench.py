@@ -108,10 +108,10 @@ def test_input_measures_each_size_of_the_recipe(in_this_process):
 
 
 @pytest.mark.slow
-def test_memory_of_a_hundred_thousand_pictures(tmp_path):
+def test_memory_of_a_hundred_thousand_images(tmp_path):
     """An epoch of 100,000 JPEGs in 100 shards, RandAugment on, stays below 1.5 GB."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 48, 64, 3), np.uint8)
-    encoded = [tf.io.encode_jpeg(picture).numpy() for picture in noise]
+    encoded = [tf.io.encode_jpeg(image).numpy() for image in noise]
     for split, shards in (("train", 100), ("validation", 1)):
         for shard in range(shards):
             path = f"{tmp_path}/{split}-{shard:05d}-of-{shards:05d}"

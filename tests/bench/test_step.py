@@ -55,7 +55,7 @@ def test_a_row_has_medians_and_quartiles():
     }
 
 
-def test_the_verb_measures_our_step_here(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_our_step_here(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step, "run_in_process", lambda function, case: function(case))
     monkeypatch.setattr(timing, "MAX_CALLS", 3)
     monkeypatch.setattr(timing, "MIN_CALLS", 2)
@@ -121,7 +121,7 @@ def test_libraries_are_installed_and_have_the_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--model=x", "--size=128"], "model: 'x' is not known"),
         (["--model=s", "--size=4"], "size: 4 is not allowed"),
@@ -131,7 +131,7 @@ def test_libraries_are_installed_and_have_the_network(monkeypatch):
         (["--size=128"], "model: missing"),
     ],
 )
-def test_the_verb_refuses(flags, said, capsys):
+def test_the_command_refuses(flags, message, capsys):
     assert cli.main(["bench", "step", *flags]) == 2
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1

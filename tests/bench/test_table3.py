@@ -40,7 +40,7 @@ class FakeCompiler:
 
 
 @pytest.fixture(name="run")
-def run_verb(tmp_path, monkeypatch):
+def run_command(tmp_path, monkeypatch):
     """`ev2 bench fused` by the fake compiler: its JSON and the requests."""
 
     def run(speeds, *flags):
@@ -77,7 +77,7 @@ def test_only_the_first_rows_are_fused():
     assert [row.layers for row in rows] == [row.layers for row in own]
 
 
-def test_the_verb_compiles_four_networks_beside_the_paper(run, capsys):
+def test_the_command_compiles_four_networks_beside_the_paper(run, capsys):
     figures, requests = run({0: 524.0, 3: 724.0, 5: 654.0, 7: 127.0})
     assert len(requests) == 4
     assert {(j.image_size, j.batch_size, j.slice_name) for j in requests} == (
@@ -136,7 +136,7 @@ def test_what_does_not_fit_says_so_and_has_no_rank(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag, said",
+    "flag, message",
     [
         ("--tpu=v3-33", "there is no slice 'v3-33'"),
         ("--tpu=v4-8", "tpu: 'v4-8' is not allowed"),
@@ -146,8 +146,8 @@ def test_what_does_not_fit_says_so_and_has_no_rank(run, capsys):
         ("--batch=32", "tpu: libtpu, the compiler, is not installed"),
     ],
 )
-def test_the_verb_refuses(flag, said, monkeypatch, capsys):
+def test_the_command_refuses(flag, message, monkeypatch, capsys):
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["bench", "fused", flag]) == 2
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1

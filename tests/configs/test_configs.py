@@ -55,7 +55,7 @@ RECIPES |= {
 }
 
 # Of recipes that declare no count: ImageNet1k, Fashion-MNIST as shipped, and a folder
-# of 40 pictures less a tenth.
+# of 40 images less a tenth.
 NUM_TRAIN_IMAGES = {"tfds": 1_281_167, "embedded": 12_000, "folder": 36}
 
 

@@ -1,8 +1,8 @@
 """pytest tests/configs/test_recipes.py; pytest -m slow tests/configs/test_recipes.py
 
 Every recipe takes two steps: the small ones here, all of them in the slow tests, with
-the network at its true width and depth on four pictures of 32 px. On 2 cores shared
-with three other jobs those of ImageNet1k took 69 minutes, nearly all of it compiling,
+the network at its true width and depth on four images of 32 px. On 2 cores shared
+with three other processes the ImageNet1k ones took 69 minutes, mostly for compiling,
 and about 8 GB (XL). Those of the chain at their own size, with one layer a row: 25
 minutes of processor time. Some of all at their own size and depth, where memory allows.
 """
@@ -29,7 +29,7 @@ ARGS = [(model, recipe) for recipe, rows in imagenet1k.ROWS.items() for model in
 def _parts(config, num_classes, size=SIZE):
     config = config.copy_and_resolve_references()
     config.loss.mix_group_images = BATCH
-    config.model.bn_group_images = 0  # the recipe's group does not fit four pictures
+    config.model.bn_group_images = 0  # the recipe's group does not fit four images
     model = tiny.create_model(config, num_classes)
     optimizer = optim.make_optimizer(config)
     create = lambda: states.create_state(model, optimizer, config, size)  # noqa: E731
@@ -37,7 +37,7 @@ def _parts(config, num_classes, size=SIZE):
 
 
 def _batch(size=SIZE, max_labels=1):
-    """With several labels, picture i has classes 0 to i."""
+    """With several labels, image i has classes 0 to i."""
     random = np.random.default_rng(0)
     label = np.arange(BATCH, dtype=np.int32)
     if max_labels > 1:
@@ -174,7 +174,7 @@ def _available_gib():
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "arg", "gib"), TRUE_SIZES)
 def test_recipes_take_steps_at_their_true_size(module, arg, gib):
-    """Network, classes and picture size are the recipe's; the pictures are four."""
+    """Network, classes and image size are the recipe's; the images are four."""
     if _available_gib() < gib:
         pytest.skip(f"about {gib} GiB of memory are needed, less is free")
     config = _trained(module.get_config(arg))

@@ -133,7 +133,7 @@ def test_a_grid_over_two_workers(sweeps):
     assert code == 0 and "6 trials: 6 done" in out
 
 
-def test_a_killed_worker_s_trial_goes_on_elsewhere(sweeps):
+def test_a_killed_worker_s_trial_resumes_elsewhere(sweeps):
     sweeps.define(method="grid", keys={"optimizer.lr": [0.01, 0.02]})
     sweeps.play("test -e $run/begun || { touch $run/begun; exec sleep 60; }")
     (sweeps.out / "trials/0001").mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_killed_worker_s_trial_goes_on_elsewhere(sweeps):
     assert "trial 0 of 2: again, optimizer.lr=0.01" in err
 
 
-def test_told_to_stop_it_saves_and_the_same_command_goes_on(sweeps):
+def test_sigterm_saves_and_the_same_command_resumes(sweeps):
     sweeps.define(method="grid", keys={"optimizer.lr": [0.01]})
     sweeps.play(
         "trap 'echo saved > $run/saved; exit 75' TERM\n"
@@ -382,7 +382,7 @@ def test_trials_on_a_node(sweeps, on_node):
 
 
 @pytest.mark.slow  # waits for the node as for a real one
-def test_a_job_on_a_node_is_told_to_save_and_goes_on(sweeps, on_node):
+def test_a_job_on_a_node_saves_on_sigterm_and_resumes(sweeps, on_node):
     wait = "trap 'touch $FAKE_GCLOUD/saved; exit 75' TERM; touch $FAKE_GCLOUD/begun\n"
     wait += "test -e $FAKE_GCLOUD/saved || while :; do sleep 0.1; done\n"
     folder, words = on_node(wait + JOB)

@@ -241,7 +241,7 @@ def test_written_config_says_what_it_is(folder):
         assert words in said
 
 
-def test_reward_picture():
+def test_reward_plot():
     done = results.rank(ROWS[:5])
     failed = [row for row in ROWS if row["state"] == "failed"]
     higher = make_row(12, 0.65, 0.4, 0.01, 100, state="pruned")
@@ -260,7 +260,7 @@ def test_reward_picture():
     assert [text.get_text() for text in axes.texts] == ["0.8000"]
 
 
-def test_pareto_picture():
+def test_pareto_plot():
     done = results.rank(ROWS)
     figure = plots.pareto(done, results.find_front(ROWS), REFERENCE)
     axes = figure.axes[0]
@@ -276,24 +276,24 @@ def test_pareto_picture():
     np.testing.assert_allclose(points.get_array(), [0.2, 0.4, 0.2, 0.3, 0.1])
 
 
-def test_shares_of_choices():
+def test_fractions_of_choices():
     rows = [make_row(1, arch=TINY), *(make_row(n, arch=WIDER) for n in (2, 3, 4))]
-    shares = {
+    fractions = {
         key: plots.count_fractions(SPACE, rows, key) for key in ("layers", "kernel")
     }
     # Offsets -2 to 2; one layer is the backbone's own, and three are two more.
-    np.testing.assert_array_equal(shares["layers"][1], [0, 0, 0.25, 0, 0.75])
-    np.testing.assert_array_equal(shares["layers"][2], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(fractions["layers"][1], [0, 0, 0.25, 0, 0.75])
+    np.testing.assert_array_equal(fractions["layers"][2], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(
-        shares["kernel"], [[1, 0], [0.25, 0.75], [1, 0], [1, 0]]
+        fractions["kernel"], [[1, 0], [0.25, 0.75], [1, 0], [1, 0]]
     )
 
 
-def test_shares_are_of_networks_that_have_the_stage():
+def test_fractions_are_of_networks_that_have_the_stage():
     rows = [make_row(1, arch=JOINT.encode(_smaller()))]
-    shares = plots.count_fractions(JOINT, rows, "operator")
-    np.testing.assert_array_equal(shares[5], [1, 0])
-    assert np.isnan(shares[6]).all()  # EfficientNetV2-S has six
+    fractions = plots.count_fractions(JOINT, rows, "operator")
+    np.testing.assert_array_equal(fractions[5], [1, 0])
+    assert np.isnan(fractions[6]).all()  # EfficientNetV2-S has six
 
 
 def _smaller() -> dict:
@@ -302,7 +302,7 @@ def _smaller() -> dict:
     return {"backbone": "efficientnetv2-s", **choices}
 
 
-def test_choices_picture():
+def test_choices_plot():
     rows = [make_row(n, 1 - n / 10, 0.5, 0.1, 9, arch=TINY) for n in (1, 2, 3, 4)]
     rows[0]["arch"] = WIDER  # the best two of four are "the best third"
     figure = plots.choices(SPACE, rows)
@@ -325,7 +325,7 @@ def test_choices_picture():
     ],
     ids=["one", "ties"],
 )
-def test_pictures_of_unusual_searches(tmp_path, rows):
+def test_plots_of_unusual_searches(tmp_path, rows):
     write(tmp_path, rows, count=1)
     assert sorted(p.name for p in tmp_path.glob("*.png")) == PLOTS
 

@@ -75,7 +75,7 @@ def test_the_figures_of_every_stage_and_the_hours():
     assert total["versions"] == tpu_cache.get_versions()
 
 
-def test_a_size_that_comes_twice_is_compiled_once():
+def test_a_repeated_size_is_compiled_once():
     config, compiler = imagenet1k.get_config("s"), FakeCompiler()
     config.progressive.image_size = (128, 128)
     forecast.forecast(config, ["v3-32"], compile_one=compiler)
@@ -97,9 +97,9 @@ def test_the_largest_batch_that_fits(most, expected):
         assert largest["images_per_second_per_device"] == pytest.approx(speed)
     # 15 multiples of 8 below 128: four questions, and the one that did not fit.
     assert len(compiler.requests) <= 5
-    said = scaling.format_stages(table)
-    assert "does not fit" in said.splitlines()[-2]
-    assert f"{expected} images" in said or "no batch" in said
+    text = scaling.format_stages(table)
+    assert "does not fit" in text.splitlines()[-2]
+    assert f"{expected} images" in text or "no batch" in text
 
 
 def test_the_search_asks_only_for_batches_that_groups_divide():
@@ -139,7 +139,7 @@ def test_scaling_is_strong_and_weak():
     )
 
 
-def test_the_table_for_people():
+def test_the_printed_table():
     table = forecast.forecast(
         imagenet1k.get_config("s"), ["v4-8"], compile_one=FakeCompiler()
     )
@@ -159,12 +159,12 @@ def test_a_time_that_is_not_the_compilers_is_marked():
         ["v3-32"],
         compile_one=FakeCompiler(seconds_from="lower bound"),
     )
-    said = scaling.format_stages(table)
-    assert ">24.6" in said and "192 px: the compiler's time is not a positive" in said
+    text = scaling.format_stages(table)
+    assert ">24.6" in text and "192 px: the compiler's time is not a positive" in text
 
 
 @pytest.mark.parametrize(
-    "names, changes, said",
+    "names, changes, message",
     [
         (["v3-33"], {}, "tpu: there is no slice 'v3-33'"),
         (["v3-32", "x"], {}, "tpu: 'x' is not a slice"),
@@ -178,12 +178,14 @@ def test_a_time_that_is_not_the_compilers_is_marked():
         ),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_compiled(names, changes, said):
+def test_what_cannot_run_is_refused_before_anything_is_compiled(
+    names, changes, message
+):
     config, compiler = imagenet1k.get_config("s"), FakeCompiler()
     config.update_from_flattened_dict(changes)
     with pytest.raises(errors.InputError) as error:
         forecast.forecast(config, names, compile_one=compiler)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not compiler.requests
 
 
@@ -202,7 +204,7 @@ def test_processes_follow_memory_and_cores(monkeypatch):
     assert forecast.count_processes() == 4
 
 
-def test_the_verb(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tpu, "check_installed", lambda: None)
     compiler = FakeCompiler()
@@ -225,7 +227,7 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--tpu=v3-32", "--plot=x.png"], "plot: 'x.png'"),
         (["--tpu=v3-32", "--batch_size=0"], "batch_size: 0"),
@@ -235,11 +237,11 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
         (["--tpu=v3-32"], "tpu: libtpu, the compiler, is not installed"),
     ],
 )
-def test_the_verb_refuses(flags, said, monkeypatch, capsys):
+def test_the_command_refuses(flags, message, monkeypatch, capsys):
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config=configs/imagenet1k.py:s", *flags]) == 2
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_shapes_have_the_chips_that_names_count(short):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, message",
     [
         ("v3-33", "'v3-33'; nearest: v3-32 and v3-64"),
         ("v5litepod-1024", "'v5litepod-1024'; nearest: v5litepod-256"),
@@ -49,7 +49,7 @@ def test_shapes_have_the_chips_that_names_count(short):
         ("v3-", "'v3-' is not a slice"),
     ],
 )
-def test_names_that_no_slice_has(name, said):
+def test_names_that_no_slice_has(name, message):
     with pytest.raises(errors.InputError) as error:
         slices.find(name)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,6 +1,6 @@
 """pytest tests/train/test_initialize.py
 
-Runs that start from trained weights: what is taken, refused, frozen, and said.
+Runs that start from trained weights: what is taken, refused, frozen and printed.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ BATCH, SIZE = 16, 16
 
 @pytest.fixture(scope="module")
 def source_folder(tmp_path_factory):
-    """A run of ten named classes whose averages are twice its raw weights."""
+    """A run of ten named classes whose EMA weights are twice its raw weights."""
     workdir = tmp_path_factory.mktemp("source") / "run"
     config = tiny.make_config(
         **{
@@ -49,16 +49,14 @@ def _read(path, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_the_weights_asked_for_go_into_state_and_averages(
-    source_folder, tmp_path, weights
-):
+def test_the_weights_asked_for_go_into_state_and_ema(source_folder, tmp_path, weights):
     config, source = _read(source_folder, tmp_path, **{"init.weights": weights})
     model = tiny.create_model(config)
-    found, said = initial.select_weights(model, NAMES, source)
+    found, line = initial.select_weights(model, NAMES, source)
     _, expected, _ = pretrained.load_pretrained(source_folder, weights=weights)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     which = {"ema": "EMA", "raw": "raw"}[weights]
-    assert said == f"from the {which} weights of {source_folder}, with its classifier"
+    assert line == f"from the {which} weights of {source_folder}, with its classifier"
     fresh = states.create_state(model, optim.make_optimizer(config), config, SIZE)
     state = initial.start_from(fresh, found, jax.devices()[0])
     jax.tree.map(np.testing.assert_array_equal, state.params, expected["params"])
@@ -80,11 +78,11 @@ def test_the_weights_asked_for_go_into_state_and_averages(
 def test_other_classes_have_a_new_classifier(source_folder, tmp_path, names, reason):
     config, source = _read(source_folder, tmp_path)
     model = tiny.create_model(config, len(names))
-    found, said = initial.select_weights(model, names, source)
+    found, line = initial.select_weights(model, names, source)
     assert ("classifier" in found["params"]) == (not reason)
     assert found["params"].keys() >= {"stem", "head"}
     head = f"a new classifier: {reason}" if reason else "its classifier"
-    assert said.endswith(f"of {source_folder}, with {head}")
+    assert line.endswith(f"of {source_folder}, with {head}")
     fresh = states.create_state(model, optim.make_optimizer(config), config, SIZE)
     state = initial.start_from(fresh, found, jax.devices()[0])
     drawn = fresh if reason else dataclasses.replace(fresh, params=found["params"])
@@ -120,9 +118,6 @@ def test_what_is_left_open_is_the_checkpoints(source_folder, tmp_path, caplog):
         ({"init.checkpoint": "required"}, "init.checkpoint: this recipe starts from"),
         ({"data.mean": ()}, r"data.mean: \(\) stands for the value of init.checkpoint"),
         ({"data.interpolation": ""}, "data.interpolation: '' stands for the value"),
-        ({"init.freeze": "backbone"}, "init.freeze: 'backbone' is not allowed"),
-        ({"init.freeze": "head"}, "init.freeze: 'head'"),
-        ({"init.freeze_bn": True}, "init.freeze_bn: True is not allowed"),
         ({"init.layer_decay": 0.0}, "init.layer_decay: 0.0 is not allowed"),
         ({"init.weights": "best"}, "init.weights: 'best'"),
     ],

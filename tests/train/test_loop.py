@@ -108,7 +108,7 @@ def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, s
     "step",  # within a stage, and at its end
     [pytest.param(3, marks=pytest.mark.slow), 4],
 )
-def test_sigterm_saves_and_goes_on(tmp_path, monkeypatch, whole_run, step):
+def test_sigterm_saves_and_resumes(tmp_path, monkeypatch, whole_run, step):
     workdir, results = whole_run
     add, former = logbook.Logger.add, signal.getsignal(signal.SIGTERM)
     steps_done = iter(range(1, 9))
@@ -252,7 +252,7 @@ def test_another_config_in_the_same_folder_is_refused(whole_run):
     assert before == after
 
 
-def test_a_run_starts_from_the_averaged_weights_of_another(whole_run, tmp_path):
+def test_a_run_starts_from_the_ema_weights_of_another(whole_run, tmp_path):
     workdir, _ = whole_run
     _, variables, _ = pretrained.load_pretrained(str(workdir))
     config = tiny.make_config(
@@ -274,9 +274,9 @@ def make_photographs(folder):
         (folder / name).mkdir(parents=True)
         for i in range(16):
             noise = random.integers(-50, 50, (40, 48, 3))
-            picture = Image.fromarray((level + noise).astype(np.uint8))
+            image = Image.fromarray((level + noise).astype(np.uint8))
             mode = {3: "L", 4: "CMYK"}.get(i, "RGB")
-            picture.convert(mode).save(folder / name / f"{i}.jpg", quality=90)
+            image.convert(mode).save(folder / name / f"{i}.jpg", quality=90)
     cut = folder / "dark" / "5.jpg"
     cut.write_bytes(cut.read_bytes()[:600])
     return cut
@@ -296,8 +296,8 @@ def _folder_config(folder):
     )
 
 
-def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_picture(tmp_path, caplog):
-    folder, workdir = tmp_path / "pictures", tmp_path / "run"
+def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_image(tmp_path, caplog):
+    folder, workdir = tmp_path / "images", tmp_path / "run"
     cut = make_photographs(folder)
     results = train.train_and_evaluate(_folder_config(folder), str(workdir))
     stages = json.loads((workdir / "stages.json").read_text())
@@ -306,7 +306,7 @@ def test_a_folder_with_a_truncated_a_grey_and_a_cmyk_picture(tmp_path, caplog):
     assert results["train_skipped"] == max(s["skipped"] for s in stages["stages"])
     assert results["ema"]["count"] + results["ema"]["skipped"] == 8
     assert str(cut) in caplog.text
-    # More pictures are other data: the finished run is not touched.
+    # More images are other data: the finished run is not touched.
     source._open.cache_clear()  # another process would list the folder anew
     (folder / "dark" / "new.jpg").write_bytes((folder / "dark" / "0.jpg").read_bytes())
     before = (workdir / "eval.json").read_text()

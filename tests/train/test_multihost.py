@@ -101,7 +101,7 @@ def test_several_processes_end_as_one(alone, count):
         )
     results = [json.loads((run / "eval.json").read_text()) for run in (alone, workdir)]
     assert results[0]["ema"] == results[1]["ema"]
-    assert np.load(workdir / "confusion.npy").sum() == 19  # every picture once
+    assert np.load(workdir / "confusion.npy").sum() == 19  # every image once
     # Logs and reports are of process 0 alone.
     assert "report: " in several.said(0) and (workdir / "report.html").exists()
     assert "img/s" not in several.said(1) and "report" not in several.said(1)
@@ -127,16 +127,16 @@ def test_sigterm_to_one_saves_at_the_same_step_on_all(alone):
 
 
 @pytest.mark.slow
-def test_a_corrupt_picture_counts_once_whoever_meets_it(alone, tmp_path):
-    make_photographs(tmp_path / "pictures")
-    keys = {"source": "folder", "path": tmp_path / "pictures", "eval_fraction": 0.25}
+def test_a_corrupt_image_counts_once_whoever_meets_it(alone, tmp_path):
+    make_photographs(tmp_path / "images")
+    keys = {"source": "folder", "path": tmp_path / "images", "eval_fraction": 0.25}
     keys |= dict.fromkeys(("num_train_images", "num_eval_images", "num_classes"), 0)
     flags = [f"--config.data.{key}={value}" for key, value in keys.items()]
     # Twelve epochs: in some of them either process has the cut one.
     flags += ["--config.steps=18", "--config.progressive.stages=1"]
     two = crowd.Crowd(alone.parent / "corrupt", 2, *flags)
     assert two.wait() == [0, 0], two.said()
-    cut = str(tmp_path / "pictures/dark/5.jpg")
+    cut = str(tmp_path / "images/dark/5.jpg")
     stages = json.loads((two.workdir / "stages.json").read_text())["stages"]
     results = json.loads((two.workdir / "eval.json").read_text())
     in_training = cut in two.said(0) and cut in two.said(1)
