@@ -1,4 +1,4 @@
-"""What progressive learning and pretraining gain, on small data: chains of three seeds.
+"""Gains of progressive learning and pretraining on small data, with three seeds.
 
     ev2 chain --config=configs/comparisons.py:sizes --workdir=runs/sizes
     ev2 chain --config=configs/comparisons.py:table13 --workdir=runs/table13

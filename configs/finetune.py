@@ -1,4 +1,4 @@
-"""Your own images, from weights that others trained: a few hundred do.
+"""Your own images, from trained weights: a few hundred images are enough.
 
     ev2 train --config=configs/finetune.py --config.data.path=DIR --workdir=runs/mine \\
       --config.init.checkpoint=runs/lite0

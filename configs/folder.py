@@ -3,7 +3,7 @@
     ev2 train --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine
     ev2 train --config=configs/folder.py:efficientnetv2-s ...   (another network)
 
-DIR/CLASS/PICTURE.jpg, or DIR/train/CLASS/... beside DIR/val/CLASS/...; without
+DIR/CLASS/IMAGE.jpg, or DIR/train/CLASS/... beside DIR/val/CLASS/...; without
 train and val a tenth of each class is held out, chosen by file name. Classes, counts
 and steps follow from the folder, so 40 images work, and so do a million.
 

@@ -52,7 +52,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclasses.dataclass(frozen=True)
 class NetworkRow:
-    """What differs between networks; a pair is (first stage, last stage)."""
+    """Settings that differ between networks; a pair is (first stage, last stage)."""
 
     name: str
     image_size: tuple[int, int]  # px
@@ -168,7 +168,7 @@ def _use_v1_preprocessing(config: ConfigDict) -> None:
 
 
 def _use_released_settings(config: ConfigDict) -> None:
-    """What the released code's defaults do differently for every network."""
+    """Settings that the released code uses for every network."""
     config.progressive.schedule = "progressive"  # there B0..B3 as well
     config.progressive.size_rule = "released"
     config.model.bn_momentum = 0.9

@@ -50,7 +50,7 @@ def get_config(arg: str = "s") -> ConfigDict:
 
 
 def use_trained_weights(config: ConfigDict) -> None:
-    """What fine-tuning and transfer share: one size, small steps, a shorter average."""
+    """Settings that fine-tuning and transfer share: one size, a low rate, a shorter EMA."""
     config.init.checkpoint = "required"
     config.data.mean = config.data.std = ()
     config.data.interpolation = ""
@@ -68,7 +68,7 @@ def use_trained_weights(config: ConfigDict) -> None:
 
 
 def use_released_settings(config: ConfigDict) -> None:
-    """What the released code's fine-tunes, to ImageNet1k and others, do differently."""
+    """Settings of the released code's fine-tuning, to ImageNet1k and other data."""
     config.data.mean = config.data.std = (127.5, 127.5, 127.5)
     config.data.interpolation = "bilinear"
     config.optimizer.schedule = "constant"

@@ -1,4 +1,4 @@
-"""Training-aware architecture search (paper, section 3): which network, not how long.
+"""Training-aware architecture search (paper, section 3).
 
     ev2 search --config=configs/search.py:tiny --workdir=runs/search
     ev2 search --config=configs/search.py:imagenet --workdir=DIR --storage=...

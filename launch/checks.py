@@ -1,4 +1,4 @@
-"""What is refused before anything is created or spent: one line, key and value."""
+"""Refusals before anything is created or paid: one line with key and value."""
 
 import difflib
 import pathlib
@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
     """Raises InputError if Cloud would not take `name` for a node."""
     if not _NAME.fullmatch(name):
         raise errors.InputError(
-            f"name: {name!r} is no name for a node; give lower-case letters, digits "
+            f"name: {name!r} is not a name for a node; give lower-case letters, digits "
             "and hyphens, a letter first"
         )
 
@@ -35,14 +35,14 @@ def find_folder(bucket: str, workdir: str) -> str:
     """Returns the run's folder within the bucket, such as "runs/NAME".
 
     Raises:
-      InputError: `bucket` is no bucket, or `workdir` no folder in it.
+      InputError: `bucket` is not a bucket, or `workdir` is not a folder in it.
     """
     if not _BUCKET.fullmatch(bucket.rstrip("/")):
-        raise errors.InputError(f"bucket: {bucket!r} is no bucket; give gs://NAME")
+        raise errors.InputError(f"bucket: {bucket!r} is not a bucket; give gs://NAME")
     folder = workdir.removeprefix(f"{bucket.rstrip('/')}/").strip("/")
     if folder == workdir.strip("/") or not re.fullmatch(r"[-\w./=]+", folder):
         raise errors.InputError(
-            f"workdir: {workdir!r} is no folder in the bucket; give "
+            f"workdir: {workdir!r} is not a folder in the bucket; give "
             f"{bucket.rstrip('/')}/runs/NAME"
         )
     return folder
@@ -149,7 +149,7 @@ def find_commit(cloud: gcloud.Gcloud, source: str, *, allow_dirty: bool) -> str:
     Files that git does not know are never shipped.
 
     Raises:
-      InputError: `source` is no checkout, or is changed without `allow_dirty`.
+      InputError: `source` is not a checkout, or is changed without `allow_dirty`.
     """
     head = _git(source, "rev-parse", "HEAD").strip()
     changed = _git(source, "status", "--porcelain").splitlines()

@@ -72,7 +72,7 @@ class Gcloud:
         on_bytes: Callable[[bytes], None],
         limit_s: float | None = None,
     ) -> int | None:
-        """Runs `gcloud ARGS` and hands over its stdout as it comes.
+        """Runs `gcloud ARGS` and yields its stdout line by line.
 
         Its stderr goes to ours.
 
@@ -108,7 +108,7 @@ class Gcloud:
             time.sleep(seconds)
 
     def note(self, text: str) -> None:
-        """Says what happens: a comment among the commands of a dry run."""
+        """Prints progress; in a dry run as a comment among the commands."""
         if self.dry_run:
             print(f"# {text}")
         else:

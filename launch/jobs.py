@@ -24,7 +24,7 @@ class Preempted(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long things are waited for, in seconds.
+    """Time limits, in seconds.
 
     Attributes:
       preflight_s: for all workers to meet.
@@ -43,7 +43,7 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is run where.
+    """The run that workers start, and its place in the bucket.
 
     Attributes:
       bucket: "gs://NAME".
@@ -175,7 +175,7 @@ def _try(
 
 
 def _becomes_lost(cloud: gcloud.Gcloud, job: Job, pace: Pace) -> bool:
-    """Whether the node is gone, or stays neither gone nor ready."""
+    """True if the node is gone, or stays neither gone nor ready."""
     end = time.monotonic() + _MAX_WAIT_S
     while True:
         node = find_node(cloud, job, assume=nodes.READY)

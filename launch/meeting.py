@@ -1,4 +1,4 @@
-"""Whether all workers of a node see each other, before anything is trained."""
+"""Checks that all workers of a node reach each other before a run starts."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _SLACK = 0.5
 
 
 def check(cloud: gcloud.Gcloud, place: nodes.Place, count: int, limit_s: float) -> str:
-    """Lets all workers meet, says what each reports, and returns what is wrong.
+    """Connects all workers, prints their reports and returns the problems.
 
     Args:
       count: how many workers the node has.
@@ -36,7 +36,7 @@ def check(cloud: gcloud.Gcloud, place: nodes.Place, count: int, limit_s: float) 
 
 
 def _read(text: str) -> dict[int, dict[str, Any]]:
-    """Reports by worker; what else ssh and the workers say is left out."""
+    """Reports by worker; other output of ssh and the workers is left out."""
     reports = {}
     for line in text.splitlines():
         try:

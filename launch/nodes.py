@@ -7,7 +7,7 @@ import time
 from launch import gcloud
 
 READY = "READY"
-# A node in one of these does not come back: it is deleted and made anew.
+# A node in one of these does not come back: it is deleted and created again.
 _LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
 _QUEUE_ENDS = ("FAILED", "SUSPENDING", "SUSPENDED")
 
@@ -34,7 +34,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What kind of node: enough to make it again after a preemption.
+    """The kind of a node: enough to create it again after a preemption.
 
     Attributes:
       queued: asked for as a queued resource of the node's own name.
@@ -101,7 +101,7 @@ def describe(cloud: gcloud.Gcloud, place: Place, *, assume: Node) -> Node | None
 
 
 def is_lost(node: Node | None) -> bool:
-    """Whether a node that was there is gone for good."""
+    """True if an existing node is gone for good."""
     return node is None or node.state in _LOST
 
 

@@ -52,7 +52,7 @@ def worker_number() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """What must be equal on all workers; "source" is a hash of the package's code."""
+    """Values that must be equal on all workers; "source" is a hash of the code."""
     from ev2.train import workdir as run_folder
 
     found = run_folder.versions()
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def _watch_child(script: str) -> dict[str, Any]:
-    """What the child found, or {"error": ...} with the last thing it was doing."""
+    """The child's report, or {"error": ...} with its last activity."""
     child = subprocess.Popen(
         [sys.executable, script, "--child", *sys.argv[1:]],
         stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ docs/tpu-pods.md goes from an empty project to a fetched checkpoint. With --dry_
 command prints what it would run, and runs nothing.
 
 Exit codes: 0 done, 2 bad input (one line; nothing was created), 1 Cloud or a worker
-failed, 75 preempted and saved (resume goes on), 130 Ctrl-C (the job goes on); else what
+failed, 75 preempted and saved (resume continues it), 130 Ctrl-C (the job keeps running); else what
 the job itself ended with.
 """
 

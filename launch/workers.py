@@ -1,4 +1,4 @@
-"""What workers are told to do: shell scripts, as text.
+"""Shell scripts that workers run, as text.
 
 A worker keeps everything in its home:
 

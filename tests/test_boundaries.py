@@ -5,6 +5,7 @@ Holds the imports of ev2 to the plan of its packages, by reading the source.
 
 import ast
 import dataclasses
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -107,6 +108,11 @@ def package_of(module: str) -> str:
 
 def test_every_package_has_its_rule():
     assert {package_of(module) for module in MODULES} - {""} == set(ALLOWED)
+
+
+def test_rules_make_no_circle():
+    graph = {package: allowed.split() for package, allowed in ALLOWED.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("package", ALLOWED)

@@ -1,4 +1,4 @@
-"""The commands by name, in modules of this package that are imported when used."""
+"""The commands by name, each in a module that is imported when the command runs."""
 
 import difflib
 import importlib
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ev2 import errors
 from ev2.cli import flags
 
-# Heading in the help: its commands. "bench step" is the function `step` of its module.
+# Heading in the help: its commands. "bench step" is in the module bench_step.
 GROUPS = {
     "Train": ("train", "chain", "search", "plan", "report"),
     "Use trained weights": ("evaluate", "predict", "convert", "export"),
@@ -22,7 +22,6 @@ GROUPS = {
         *("bench parity", "bench fused", "bench calibration", "bench controllers"),
     ),
 }
-_MODULES = dict(zip(GROUPS, ("runs", "weights", "prepare", "bench"), strict=True))
 COMMANDS = {name: heading for heading, names in GROUPS.items() for name in names}
 
 
@@ -60,7 +59,8 @@ def command(
 
 def load(name: str) -> Command:
     """Returns the command called `name`, one of COMMANDS."""
-    module = importlib.import_module(f"ev2.cli.{_MODULES[COMMANDS[name]]}")
+    path = name.replace(" ", "_").replace("-", "_")
+    module = importlib.import_module(f"ev2.cli.{path}")
     return getattr(module, name.split()[-1].replace("-", "_"))
 
 

@@ -124,7 +124,7 @@ class Logger:
                 for line in logged
                 if line["split"] == "train" and line["stage"] == stage["index"]
             ]
-            if lines:
+            if lines or "train_seconds" in stage:
                 stage["train_seconds"] = sum(line["seconds"] for line in lines)
                 # A second start may or may not meet the same corrupt images again.
                 skipped = [line["skipped"] for line in lines]

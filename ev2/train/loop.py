@@ -94,19 +94,24 @@ def train_and_evaluate(
 
         results: dict[str, Any] | None = None  # of the last evaluation
         stages = stack.enter_context(contextlib.closing(next_stage.stages(listener)))
+        stack.callback(faulthandler.cancel_dump_traceback_later)
+        profiler = stack.enter_context(contextlib.ExitStack())
         try:
             for ready in stages:
                 stage, train_step = ready.stage, ready.train_step
                 steps = range(ready.first_step, stage.last_step)
-                for step, batch in zip(steps, logger.start_stage(ready), strict=True):
+                batches = logger.start_stage(ready)
+                _expect_step_within(config.stall_seconds)
+                for step, batch in zip(steps, batches, strict=True):
                     if profile and step == profile.start:
                         jax.profiler.start_trace(f"{workdir}/{PROFILE_FOLDER}")
+                        profiler.callback(jax.profiler.stop_trace)
                     state, sums = train_step(
                         state, batch, run.hyperparameters(stage, step)
                     )
                     if profile and step + 1 == profile.stop:
                         jax.block_until_ready(sums)
-                        jax.profiler.stop_trace()
+                        profiler.close()
                     done = step + 1
                     logger.add(stage, sums)
                     next_stage.check(stage.last_step - done)
@@ -128,32 +133,31 @@ def train_and_evaluate(
                         score = early_stopping.score(results, config.eval.metric)
                         scores.append(score)
                     if saves:
-                        saved_meta = {**meta, "scores": list(scores)}
-                        checkpoints.save(state, done, saved_meta, score=score)
+                        metadata = {**meta, "scores": list(scores)}
+                        checkpoints.save(state, done, metadata, score=score)
                     if stops:
                         message = f"stopped after step {done}, which is saved"
                         raise errors.PreemptedError(message)
-                    _expect_step_within(config.stall_seconds)
                     is_over = early_stopping.is_over(scores, config.eval.patience)
                     if is_over:
                         break
+                    _expect_step_within(config.stall_seconds)
                 faulthandler.cancel_dump_traceback_later()  # compiling may take long
                 logger.finish_stage(stage, done)
                 if is_over:
                     break
+
+            profiler.close()
+            checkpoints.finish()  # the result is of weights that are saved
+            best = checkpoints.best_step() if config.eval.patience else done
+            if best != done:
+                logger.print(f"taking step {best}, the best by {config.eval.metric}")
+                state = checkpoints.restore(best, run.abstract_state)
+            if results is None or best != done or config.eval.split:
+                results = evaluate_state("eval")
         except KeyboardInterrupt as error:
             message = _explain_stop(done, checkpoints.latest_step())
             raise KeyboardInterrupt(message) from error
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-        checkpoints.finish()  # the result is of weights that are saved
-        best = checkpoints.best_step() if config.eval.patience else done
-        if best != done:
-            logger.print(f"the best by {config.eval.metric} is step {best}, taken")
-            state = checkpoints.restore(best, run.abstract_state)
-        if results is None or best != done or config.eval.split:
-            results = evaluate_state("eval")
         result = {
             name: {k: v for k, v in results[name].items() if k != "confusion"}
             for name in ("ema", "raw")
@@ -175,7 +179,9 @@ def _expect_step_within(seconds: float) -> None:
     Nothing is closed then, for that could wait for whatever stands still.
     """
     if seconds:
-        stderr = sys.__stderr__  # a file of the system, whatever replaces sys.stderr
+        stderr = (
+            sys.__stderr__ or sys.stderr
+        )  # a file of the system, whatever replaces sys.stderr
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 
 

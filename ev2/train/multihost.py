@@ -166,7 +166,7 @@ def check_same(what: str, text: str) -> None:
     other = next((i for i, value in enumerate(sums) if value != sums[0]), None)
     if other is not None:
         raise errors.InputError(
-            f"{what}: process {other} of {len(sums)} has another than process 0; "
+            f"{what}: process {other} of {len(sums)} differs from process 0; "
             "start the same commit with the same flags and data on all of them"
         )
 

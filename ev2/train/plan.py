@@ -29,7 +29,13 @@ def make_plan(config: ConfigDict) -> dict[str, Any]:
     num_train_images = _count_train_images(config)
     stages = progressive.make_stages(config, num_train_images)
     learning_rate = optimizer.make_learning_rate(config, stages, num_train_images)
-    return tabulate_stages(config.model.name, stages, learning_rate, num_train_images)
+    return tabulate_stages(
+        config.model.name,
+        stages,
+        learning_rate,
+        num_train_images,
+        config.optimizer.warmup_epochs,
+    )
 
 
 def tabulate_stages(
@@ -37,6 +43,7 @@ def tabulate_stages(
     stages: Sequence[progressive.Stage],
     learning_rate: Callable[[int], float],
     num_train_images: int,
+    warmup_epochs: float,
 ) -> dict[str, Any]:
     """Returns stages as JSON-ready values.
 
@@ -46,7 +53,7 @@ def tabulate_stages(
     `learning_rate` at the first and the last step of the stage, and
     `peak_learning_rate` within it.
     """
-    last = stages[-1]
+    last, warmup = stages[-1], warmup_epochs * num_train_images
     return {
         "model": model_name,
         "num_train_images": num_train_images,
@@ -67,12 +74,24 @@ def tabulate_stages(
                     learning_rate(stage.last_step - 1),
                 ],
                 "peak_learning_rate": max(
-                    map(learning_rate, range(stage.first_step, stage.last_step))
+                    map(learning_rate, _peak_steps(stage, warmup))
                 ),
             }
             for stage in stages
         ],
     }
+
+
+def _peak_steps(stage: progressive.Stage, warmup_images: float) -> list[int]:
+    """Steps of which one has the stage's highest learning rate.
+
+    The rate rises until the end of the warm-up and never after it.
+    """
+    last_step = stage.last_step - 1
+    end = stage.first_step + int(
+        (warmup_images - stage.first_image) // stage.batch_size
+    )
+    return [min(max(s, stage.first_step), last_step) for s in (0, end, end + 1)]
 
 
 def _count_train_images(config: ConfigDict) -> int:

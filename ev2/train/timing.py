@@ -48,9 +48,9 @@ def time_train_step(
     max_seconds: float = MAX_SECONDS,
     alone: contextlib.AbstractContextManager | None = None,
 ) -> list[float]:
-    """Returns the seconds of training steps on one device here, pictures there already.
+    """Returns the seconds of training steps on one device, with the images on it.
 
-    It is the step that `ev2 train` runs, on random pictures.
+    It is the step that `ev2 train` runs, on random images.
 
     Args:
         config: the recipe, or the part of it that `tpu.step_config` keeps.
@@ -58,7 +58,7 @@ def time_train_step(
         image_size: px.
         batch_size: images.
         max_seconds: see `time_calls`.
-        alone: entered for the time that counts, compiling not among it, if given.
+        alone: entered while steps are timed, after compiling.
     """
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = programs.make_model(config, num_classes)
@@ -88,7 +88,7 @@ def time_train_step(
 def make_batch(
     num_classes: int, *, image_size: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns random pictures and labels, a batch as the data has them."""
+    """Returns random images and labels in the layout of a batch."""
     rng, shape = np.random.default_rng(0), (batch_size, image_size, image_size, 3)
     return {
         "image": rng.integers(0, 256, shape, np.uint8),

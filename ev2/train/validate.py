@@ -81,7 +81,9 @@ RULES = {
     "batch_size": _integer(1),
     "epochs": _FROM_ZERO,
     "steps": _integer(0),
-    "stall_seconds": _FROM_ZERO,
+    "stall_seconds": Rule(
+        lambda v: _is_number(v) and 0 <= v <= 1e6, "seconds, 0 (never) to 1e6"
+    ),
     "model.dtype": _choice(*arch.DTYPES),
     "model.bn_momentum": _FRACTION,
     "model.bn_group_images": _integer(0),
@@ -164,7 +166,8 @@ def check_config(config: Any) -> None:
     for key, rule in {**RULES, **strengths}.items():
         value = _value(config, key)
         section, _, name = key.rpartition(".")
-        if section == "data" and value == LEFT_TO_CHECKPOINT.get(name):
+        is_left = section == "data" and name in LEFT_TO_CHECKPOINT
+        if is_left and value == LEFT_TO_CHECKPOINT[name]:
             continue  # see `train.initialize`
         if not rule.accepts(value):
             _refuse(key, value, rule.allowed)

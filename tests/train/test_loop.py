@@ -6,6 +6,8 @@ The loop end to end: stages, compiles, resume bit for bit, refusals before any w
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -49,7 +51,8 @@ def _lines(workdir):
 def whole_run(tmp_path_factory):
     """An uninterrupted run; returns its folder and results."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, train.train_and_evaluate(tiny.make_config(), str(workdir))
+    config = tiny.make_config()
+    return workdir, train.train_and_evaluate(config, str(workdir), profile=range(3, 6))
 
 
 def test_a_run_leaves_everything_it_promises(whole_run):
@@ -72,9 +75,42 @@ def test_a_run_leaves_everything_it_promises(whole_run):
     confusion = np.load(workdir / "confusion.npy")
     assert confusion.shape == (10, 10) and confusion.sum() == 19
     assert list(workdir.glob("events.out.tfevents.*"))
+    assert list((workdir / "profile").rglob("*.xplane.pb"))  # of two stages
 
 
-@pytest.mark.parametrize("stop", [1, 3, pytest.param(4, marks=pytest.mark.slow)])
+STALLS = """
+import sys, time
+from ev2.train import loop, setup
+from tests.helpers import tiny_run
+make = setup.Experiment.hyperparameters
+def hyperparameters(run, stage, step):
+    if step == 3:
+        time.sleep(60)
+    return make(run, stage, step)
+setup.Experiment.hyperparameters = hyperparameters
+loop.train_and_evaluate(tiny_run.make_config(**{"stall_seconds": 1.0}), sys.argv[1])
+"""
+
+
+def test_a_stalled_step_ends_the_process_with_its_stacks(tmp_path):
+    command = [sys.executable, "-c", STALLS, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "Timeout" in run.stderr and "in hyperparameters" in run.stderr
+
+
+def test_steps_to_profile_must_exist(tmp_path):
+    with pytest.raises(errors.InputError, match="profile: steps 6 to 9; the run has 8"):
+        config = tiny.make_config()
+        train.train_and_evaluate(config, str(tmp_path), profile=range(6, 9))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "stop", [1, pytest.param(3, marks=SLOW), pytest.param(4, marks=SLOW)]
+)
 def test_a_stopped_run_ends_in_the_same_bits(whole_run, tmp_path, monkeypatch, stop):
     add = logbook.Logger.add
 

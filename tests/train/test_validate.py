@@ -38,11 +38,12 @@ def test_every_key_has_a_rule():
     assert keys - FREE == set(validate.RULES) | strengths
 
 
+@pytest.mark.parametrize("value", [["?"], None])
 @pytest.mark.parametrize("key", validate.RULES)
-def test_every_rule_refuses_another_type(key):
+def test_every_rule_refuses_another_type(key, value):
     config = default_config()
     with config.ignore_type():
-        config.update_from_flattened_dict({key: ["?"]})
+        config.update_from_flattened_dict({key: value})
     with pytest.raises(errors.InputError, match=f"^{key}: .* is not allowed; give "):
         validate.check_config(config)
 
