@@ -50,7 +50,7 @@ def get_config(arg: str = "s") -> ConfigDict:
 
 
 def use_trained_weights(config: ConfigDict) -> None:
-    """Settings that fine-tuning and transfer share: one size, a low rate, a shorter EMA."""
+    """Settings of fine-tuning and transfer: one size, a low rate, a shorter EMA."""
     config.init.checkpoint = "required"
     config.data.mean = config.data.std = ()
     config.data.interpolation = ""

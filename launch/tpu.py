@@ -6,8 +6,8 @@ docs/tpu-pods.md goes from an empty project to a fetched checkpoint. With --dry_
 command prints what it would run, and runs nothing.
 
 Exit codes: 0 done, 2 bad input (one line; nothing was created), 1 Cloud or a worker
-failed, 75 preempted and saved (resume continues it), 130 Ctrl-C (the job keeps running); else what
-the job itself ended with.
+failed, 75 preempted and saved (resume continues it), 130 Ctrl-C (the job keeps
+running); otherwise the job's own exit code.
 """
 
 import dataclasses
