@@ -281,7 +281,7 @@ def refusals():
         ),
         ([*create, "--nonsense"], {}, "flags: Unknown command line flag 'nonsense'"),
         ([*create, "--spot", "--reserved"], {}, "exclude each other"),
-        (["status", "--name=Pod", *PLACE[1:]], {}, "name: 'Pod' is no name"),
+        (["status", "--name=Pod", *PLACE[1:]], {}, "name: 'Pod' is not a name"),
         ([*create, "--bucket=bucket"], {}, "bucket: 'bucket' is not a bucket"),
         ([*create, "--workdir=gs://other/x"], {}, "workdir: 'gs://other/x' is no"),
         (create, {"login": ""}, "nobody is logged in; run gcloud auth login"),
