@@ -125,7 +125,7 @@ def test_stopped_and_resumed(imagenet1k, prepared, tmp_path, monkeypatch, capsys
     (out / first).unlink()
     (out / shards.STATE / f"{rest[0]}.abc.tmp").write_bytes(b"half")
     assert _prepare(imagenet1k[0], out, "--minival_images=5") == 2
-    assert "begun with other rule" in capsys.readouterr().err
+    assert "started with other rule" in capsys.readouterr().err
     assert _prepare(imagenet1k[0], out) == 0
     assert not set(written[4:]) & set(rest) and first in written[4:]
     assert [(p.stat().st_ino, p.stat().st_mtime_ns) for p in finished] == [
