@@ -1,4 +1,4 @@
-"""The whole method in minutes: a tiny EfficientNetV2 on the embedded Fashion-MNIST.
+"""The whole workflow in minutes: a tiny EfficientNetV2 on the embedded Fashion-MNIST.
 
     ev2 train --config=configs/demo.py --workdir=runs/demo      (or: make demo)
 

@@ -222,12 +222,12 @@ def _optimizer() -> ConfigDict:
     # After warm-up: "exponential" (staircase) | "cosine" (to 0 at the end) |
     # "constant".
     optimizer.schedule = "exponential"
-    optimizer.warmup_epochs = 5.0  # linear from 0; length not in the paper, released
-    optimizer.decay_rate = 0.97  # exponential: factor per `decay_epochs`,
+    optimizer.warmup_epochs = 5.0  # linear from 0; the length is the released code's
+    optimizer.decay_rate = 0.97  # of "exponential": factor per `decay_epochs`
     optimizer.decay_epochs = 2.4  # counted from step 0, not from the end of warm-up
     optimizer.decay = 0.9  # fraction of the mean square kept per step
     optimizer.momentum = 0.9  # fraction of the last update kept per step
-    optimizer.epsilon = 1e-3  # added inside the root; paper silent, released
+    optimizer.epsilon = 1e-3  # added inside the root; the released code's
     # L2 in the loss, weight_decay * sum(w^2) / 2 over kernels; no bias, no BN.
     optimizer.weight_decay = 1e-5
     optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping

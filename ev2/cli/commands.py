@@ -82,7 +82,8 @@ def find(words: Sequence[str]) -> str:
     advice = f"choose one of {', '.join(known)}"
     if close := difflib.get_close_matches(typed, known, n=1, cutoff=0.7):
         advice = f"did you mean '{start}{close[0]}'?"
-    raise errors.InputError(f"command: '{start}{typed}' is not known; {advice}")
+    given = f"{start}{typed}".strip()
+    raise errors.InputError(f"command: {given!r} is not known; {advice}")
 
 
 def list_followers(word: str) -> list[str]:

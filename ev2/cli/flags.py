@@ -92,7 +92,7 @@ def parse(
         flag.add(values, argv)
     rest = read(values, argv)
     for flag in definitions:
-        if check_required and flag.required and values[flag.name].value is None:
+        if check_required and flag.required and values[flag.name].value in (None, ""):
             raise errors.InputError(f"{flag.name}: missing; give --{flag.name}=...")
     return values, rest
 

@@ -108,7 +108,7 @@ def random_box(shape, *, seed, area, aspect) -> list[tf.Tensor]:
     Returns:
         (y, x, height, width), scalars int32.
 
-    Source: tables.md, input pipeline (area 5 % to 100 %, TensorFlow's aspects).
+    Source: the released code (area 5 % to 100 %, TensorFlow's aspects).
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -134,7 +134,7 @@ def center_box(shape: tf.Tensor, *, image_size: int, padding: int) -> list[tf.Te
     Returns:
         (y, x, height, width), scalars int32.
 
-    Source: tables.md, input pipeline, evaluation below 320 px, with a padding of 32.
+    Source: the released code, evaluation below 320 px, with a padding of 32.
     """
     height, width = shape[0], shape[1]
     short = tf.cast(tf.minimum(height, width), tf.float32)

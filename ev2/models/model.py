@@ -132,9 +132,9 @@ def _init(model: Model, rng: jax.Array, image_size: int) -> Variables:
 def draw_kernels(rng: jax.Array, params: Any) -> Any:
     """Returns fresh `params` with every kernel drawn at random.
 
-    A fresh kernel holds the standard deviation of its law. It is multiplied by standard
-    normal draws in convolutions (rank 4) and by uniform draws on [-1, 1) in a dense
-    layer (rank 2). Biases and scales stay as they are.
+    Before this call a kernel holds the scale of its distribution. It is multiplied by
+    standard normal draws in convolutions (rank 4) and by uniform draws on [-1, 1) in a
+    dense layer (rank 2). Biases and scales stay as they are.
 
     One draw serves all convolutions, because XLA on CPU takes long to compile each.
 

@@ -24,7 +24,7 @@ class ReadyStage(NamedTuple):
 
     stage: progressive.Stage
     first_step: int  # first step to take, later than the stage's after a resume
-    train_step: Callable[..., Any]
+    train_step: Callable[..., Any]  # `step.make_train_step`, compiled
     flops: float  # per step and device; 0 = unknown
     compile_seconds: float
     batches: setup.TrainData

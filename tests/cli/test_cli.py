@@ -99,6 +99,7 @@ def test_functions_of_the_package_have_signatures_and_docstrings():
         (["trian"], "command: 'trian' is not known; did you mean 'train'?"),
         (["fly"], "command: 'fly' is not known; choose one of train, chain"),
         (["plan"], "config"),
+        (["report", "--workdir="], "workdir: missing; give --workdir=..."),
         (["plan", "--config=/nowhere.py"], "/nowhere.py"),
         (["plan", DEMO, "--config.optimizer.lrr=1"], "key 'lrr' is not known"),
         (["plan", DEMO, "--config.batch_size=many"], "batch_size"),

@@ -1,8 +1,8 @@
 """The released code's RandAugment in NumPy, from its rules; independent of ev2.
 
 Images are `[H, W, 3] uint8`, numbers float32 as there. A direction is -1 or 1, the
-centre is that of cutout. Source: tables.md, "RandAugment layers" and "magnitudes above
-10", and the arithmetic of google/automl, efficientnetv2/autoaugment.py.
+centre is that of cutout. Source: the arithmetic of google/automl,
+efficientnetv2/autoaugment.py.
 """
 
 import math

@@ -59,7 +59,7 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A published file, read, and the choices of the user."""
+    """A loaded published file and the options of the user."""
 
     path: str
     file: formats.PublishedFile

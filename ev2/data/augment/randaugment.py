@@ -4,8 +4,8 @@ Two tables define the strength of every operation by magnitude: "standard", ours
 "released", the arithmetic of the released code. Magnitude 10 is the end of the scale;
 the recipes go beyond it, to 25.
 
-Source: RandAugment (arXiv 1909.13719); tables.md, rows "RandAugment layers" and
-"magnitudes above 10" for the released code's numbers.
+Source: RandAugment (arXiv 1909.13719); google/automl, efficientnetv2/autoaugment.py,
+for the released code's numbers.
 """
 
 import dataclasses
