@@ -1,5 +1,5 @@
 # make demo      train on the embedded images and write a report
-# make test      run the default tests, under 8 minutes on 2 cores
+# make test      run the default tests, about 9 minutes on 2 cores
 # make test-all  run the default and the slow tests
 # make lint      check format, lint and types; changes nothing
 # make docs      build the documentation into site/; a warning is an error

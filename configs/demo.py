@@ -2,9 +2,8 @@
 
     ev2 train --config=configs/demo.py --workdir=runs/demo      (or: make demo)
 
-Hardware: 2 CPU cores (Intel Xeon, AVX-512; jax 0.10.2). Time: 5 min 37 s with the
-installation of wheels already downloaded.
-Top-1 on the 2,000 test images, EMA weights: 88.65 % (one run, seed 0).
+Hardware: 2 CPU cores (AMD EPYC; jax 0.10.2). Time: 3 min 5 s, installed before.
+Top-1 on the 2,000 test images, EMA weights: 89.45 % (one run, seed 0).
 Source: none; the schedule is the paper's Algorithm 1 at toy size.
 """
 
