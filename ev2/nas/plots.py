@@ -59,9 +59,14 @@ def reward(
         (failed, np.full(len(failed), low), "x", plots.TEXT, "failed (0)"),
     ):
         if rows:  # no label without trials
-            numbers, style = _column(rows, "trial"), {"color": color, "label": label}
-            style |= {"markersize": 5, "clip_on": False, "zorder": 3}
-            axes.plot(numbers, values, marker, **style)
+            axes.plot(
+                *(_column(rows, "trial"), values, marker),
+                color=color,
+                label=label,
+                markersize=5,
+                clip_on=False,
+                zorder=3,
+            )
     best = done[0]["trial"], done[0]["reward"]
     side = "left" if best[0] < last / 10 else "center"  # off the numbers of the axis
     plots.annotate(axes, best, f"{best[1]:.4f}", ha=side, xytext=(0, 6))

@@ -152,6 +152,7 @@ def _find_class_archives(
     key: str, path: str
 ) -> tuple[list[_Archive], list[dict[str, str]]]:
     """Returns the archives of classes, by name, and the other files beside them."""
+    entries: list[tuple[Any, ...]]
     if tf.io.gfile.isdir(path):
         entries = [
             (name, os.path.join(path, name)) for name in storage.list_names(path)
